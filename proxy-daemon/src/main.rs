@@ -1,0 +1,2 @@
+//! The proxy-daemon program.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The eBPF programs of proxy-daemon.
+#![no_std]

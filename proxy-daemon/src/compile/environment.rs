@@ -1,0 +1,30 @@
+//! What must be known besides Services and EndpointSlices?
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::config::Policy;
+
+/// Everything `compile` reads that is not a Service or an EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Environment {
+    /// The settings.
+    pub policy: Policy,
+    /// Our Node's name, as NODE-1 makes it.
+    pub node_name: Arc<str>,
+    /// Our Node's zone. Spec: TOPO-3.
+    pub zone: Option<Arc<str>>,
+    /// Our Node's IPv4 address. Spec: NODE-2.
+    pub node_ip_v4: Option<Ipv4Addr>,
+    /// Our Node's IPv6 address. Spec: NODE-2.
+    pub node_ip_v6: Option<Ipv6Addr>,
+    /// Our Node's pod networks. Spec: DL-2.
+    pub pod_cidrs: Box<[IpNet]>,
+    /// Every address assigned to an interface of this node, of both families.
+    pub local_addresses: BTreeSet<IpAddr>,
+    /// The networks of all ServiceCIDR objects. Spec: REJ-6.
+    pub service_cidrs: BTreeSet<IpNet>,
+}

@@ -1,0 +1,5 @@
+//! What do the cluster's objects mean for packets?
+
+mod environment;
+
+pub use environment::Environment;

@@ -1,0 +1,63 @@
+//! Which settings change what happens to packets?
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::forwarding::{InterfaceName, MarkBit};
+
+/// The settings that `compile` reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Who counts as POD. Spec: §5.2.
+    pub detect_local: DetectLocal,
+    /// Whether every ClusterIP connection is masqueraded. Spec: SRC-4.
+    pub masquerade_all: bool,
+    /// The mark that asks for masquerading. Spec: SRC-10.
+    pub masquerade_bit: MarkBit,
+    /// Which of the node's addresses accept NodePort traffic. Spec: NP-2.
+    pub node_port_addresses: NodePortAddresses,
+    /// The feature gate `AllowServiceExternalIPs`. Spec: EXT-4.
+    pub allow_external_ips: bool,
+    /// Whether conntrack is not liberal, so that INVALID packets must be dropped. Spec: CT-7.
+    pub drop_invalid: bool,
+}
+
+impl Default for Policy {
+    /// What holds without any flag.
+    fn default() -> Self {
+        Self {
+            detect_local: DetectLocal::ClusterCidr { v4: None, v6: None },
+            masquerade_all: false,
+            masquerade_bit: MarkBit::DEFAULT,
+            node_port_addresses: NodePortAddresses::Primary,
+            allow_external_ips: true,
+            drop_invalid: true,
+        }
+    }
+}
+
+/// How pods' packets are told from others'.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// By the cluster's pod network; a family without one has no detector. Spec: DL-1, DL-5.
+    ClusterCidr {
+        /// The IPv4 pod network.
+        v4: Option<Ipv4Net>,
+        /// The IPv6 pod network.
+        v6: Option<Ipv6Net>,
+    },
+    /// By the pod networks of our Node. Spec: DL-2.
+    NodeCidr,
+    /// By the interface they enter through. Spec: DL-3.
+    BridgeInterface(InterfaceName),
+    /// By the first letters of that interface's name. Spec: DL-4.
+    InterfaceNamePrefix(InterfaceName),
+}
+
+/// Which of the node's addresses accept NodePort traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// The node IPs. Spec: NP-3.
+    Primary,
+    /// Those in one of these networks; a family without any accepts all but loopback. Spec: NP-2.
+    Networks(Box<[IpNet]>),
+}

@@ -1,0 +1,27 @@
+//! How is input that cannot be used told to people?
+
+use std::fmt;
+
+/// One fault of one object: what it is, where it is, and what was done about it.
+///
+/// Bad input is never an error of ours: it is a value beside the result, so that the object's good
+/// parts and its neighbours are served.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Diagnostic {
+    /// The object, as `Kind namespace/name`; with file and line where it came from a file.
+    pub object: String,
+    /// The field, as a path such as `spec.ports[1].port`; empty for the whole object.
+    pub field: String,
+    /// What is wrong and what we do instead, as a sentence without a full stop.
+    pub message: String,
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.field.is_empty() {
+            write!(f, "{}: {}", self.object, self.message)
+        } else {
+            write!(f, "{}: {}: {}", self.object, self.field, self.message)
+        }
+    }
+}

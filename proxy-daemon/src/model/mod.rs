@@ -1,0 +1,17 @@
+//! What does the cluster look like, in our words?
+//!
+//! Slim structs that hold only what SPEC's SVC-6 and the EndpointSlice areas read. Invariants: no
+//! Kubernetes type, no I/O; a value that exists is valid, what could not be used was a diagnostic of
+//! whoever made it. Next: [`crate::compile`] turns these into a forwarding state.
+
+mod diagnostic;
+mod endpoint;
+mod ids;
+mod node;
+mod service;
+
+pub use diagnostic::Diagnostic;
+pub use endpoint::{Endpoint, EndpointSlice, Hints, SlicePort};
+pub use ids::{ObjectName, ServiceName, SliceName};
+pub use node::{Node, ServiceCidr};
+pub use service::{AffinityTimeout, Service, ServiceKind, ServicePortSpec, TrafficPolicy};

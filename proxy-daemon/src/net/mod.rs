@@ -1,0 +1,275 @@
+//! Which words about addresses and ports do all layers share?
+//!
+//! Invariants: nothing here knows Kubernetes, a datapath or I/O. A value of one family cannot hold an
+//! address of the other: what is generic over [`Family`] is instantiated once per family.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU16;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+mod parse;
+
+pub use parse::{AddressError, parse_address, parse_network};
+
+/// A transport protocol that Services can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum L4Proto {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl L4Proto {
+    /// Every protocol, in the order in which they are listed.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
+    /// The protocol's number in the IP header.
+    ///
+    /// Source: IANA protocol numbers.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+
+    /// The protocol with this number in the IP header, if Services can have it.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+
+    /// The name in lower case, as tools print it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+impl fmt::Display for L4Proto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A port that is not zero.
+///
+/// Unit: port number, 1 to 65,535, host byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port(NonZeroU16);
+
+impl Port {
+    /// The port with this number; `None` for 0.
+    pub const fn new(number: u16) -> Option<Self> {
+        match NonZeroU16::new(number) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
+    }
+
+    /// The number, in host byte order.
+    pub const fn get(self) -> u16 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An IP family as a value; as a type it is [`V4`] or [`V6`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IpFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl IpFamily {
+    /// Both families, IPv4 first.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// The name that Kubernetes and kube-proxy's metrics use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
+    /// The other family.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+}
+
+impl fmt::Display for IpFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// An IP family as a type, so that addresses of the two cannot be mixed.
+pub trait Family:
+    Copy + fmt::Debug + Default + Eq + Ord + Send + Sync + std::hash::Hash + 'static
+{
+    /// An address of the family.
+    type Addr: Copy
+        + fmt::Debug
+        + fmt::Display
+        + Eq
+        + Ord
+        + Send
+        + Sync
+        + std::hash::Hash
+        + Into<IpAddr>
+        + 'static;
+    /// A network of the family.
+    type Net: Copy
+        + fmt::Debug
+        + fmt::Display
+        + Eq
+        + Ord
+        + Send
+        + Sync
+        + std::hash::Hash
+        + Into<IpNet>
+        + 'static;
+
+    /// The family as a value.
+    const FAMILY: IpFamily;
+    /// Bytes in an address.
+    const ADDR_LEN: usize;
+
+    /// The address, if it is of this family.
+    fn addr(address: IpAddr) -> Option<Self::Addr>;
+    /// The network, if it is of this family.
+    fn net(network: IpNet) -> Option<Self::Net>;
+    /// The network that holds just this address.
+    fn host_net(address: Self::Addr) -> Self::Net;
+    /// Whether the address lies in the network.
+    fn contains(network: &Self::Net, address: Self::Addr) -> bool;
+    /// The first address of the network and its prefix length in bits.
+    fn prefix(network: &Self::Net) -> (Self::Addr, u8);
+    /// Appends the address in network byte order.
+    fn write_addr(address: Self::Addr, to: &mut Vec<u8>);
+    /// Reads an address in network byte order; `None` if there are not [`Self::ADDR_LEN`] bytes.
+    fn read_addr(bytes: &[u8]) -> Option<Self::Addr>;
+}
+
+/// IPv4.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct V4;
+
+/// IPv6.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct V6;
+
+impl Family for V4 {
+    type Addr = Ipv4Addr;
+    type Net = Ipv4Net;
+    const FAMILY: IpFamily = IpFamily::V4;
+    const ADDR_LEN: usize = 4;
+
+    fn addr(address: IpAddr) -> Option<Ipv4Addr> {
+        match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    fn net(network: IpNet) -> Option<Ipv4Net> {
+        match network {
+            IpNet::V4(network) => Some(network),
+            IpNet::V6(_) => None,
+        }
+    }
+
+    fn host_net(address: Ipv4Addr) -> Ipv4Net {
+        Ipv4Net::from(address)
+    }
+
+    fn contains(network: &Ipv4Net, address: Ipv4Addr) -> bool {
+        network.contains(&address)
+    }
+
+    fn prefix(network: &Ipv4Net) -> (Ipv4Addr, u8) {
+        (network.network(), network.prefix_len())
+    }
+
+    fn write_addr(address: Ipv4Addr, to: &mut Vec<u8>) {
+        to.extend_from_slice(&address.octets());
+    }
+
+    fn read_addr(bytes: &[u8]) -> Option<Ipv4Addr> {
+        <[u8; 4]>::try_from(bytes).ok().map(Ipv4Addr::from)
+    }
+}
+
+impl Family for V6 {
+    type Addr = Ipv6Addr;
+    type Net = Ipv6Net;
+    const FAMILY: IpFamily = IpFamily::V6;
+    const ADDR_LEN: usize = 16;
+
+    fn addr(address: IpAddr) -> Option<Ipv6Addr> {
+        match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(address),
+        }
+    }
+
+    fn net(network: IpNet) -> Option<Ipv6Net> {
+        match network {
+            IpNet::V4(_) => None,
+            IpNet::V6(network) => Some(network),
+        }
+    }
+
+    fn host_net(address: Ipv6Addr) -> Ipv6Net {
+        Ipv6Net::from(address)
+    }
+
+    fn contains(network: &Ipv6Net, address: Ipv6Addr) -> bool {
+        network.contains(&address)
+    }
+
+    fn prefix(network: &Ipv6Net) -> (Ipv6Addr, u8) {
+        (network.network(), network.prefix_len())
+    }
+
+    fn write_addr(address: Ipv6Addr, to: &mut Vec<u8>) {
+        to.extend_from_slice(&address.octets());
+    }
+
+    fn read_addr(bytes: &[u8]) -> Option<Ipv6Addr> {
+        <[u8; 16]>::try_from(bytes).ok().map(Ipv6Addr::from)
+    }
+}

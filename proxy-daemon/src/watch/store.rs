@@ -1,0 +1,242 @@
+//! Which objects are there now, and which changed since somebody last looked?
+//!
+//! Invariants: keys are dirty, values are current, so that any order, duplication or batching of
+//! events ends in the same state; an object that is replaced by an equal one is not dirty (SVC-12,
+//! EPS-17); memory of a Service without object and slices is freed (EPS-19).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::model::{EndpointSlice, Node, Service, ServiceCidr, ServiceName, SliceName};
+
+/// The kinds that must have been listed before anything is drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Services.
+    Service,
+    /// EndpointSlices.
+    EndpointSlice,
+    /// Our own Node.
+    Node,
+    /// ServiceCIDRs, which nobody waits for (REJ-7).
+    ServiceCidr,
+}
+
+/// Whether an update changed anything that somebody could see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Changed {
+    /// It did: a sync is due.
+    Yes,
+    /// It did not.
+    No,
+}
+
+/// One Service as it is now: its object, if it exists, and its slices.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceInput {
+    /// The Service; `None` if it is not there, or is one that we do not serve.
+    pub service: Option<Arc<Service>>,
+    /// Its EndpointSlices, by name.
+    pub slices: Vec<Arc<EndpointSlice>>,
+}
+
+/// What changed since the last drain, as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// The Services of which the object or a slice changed.
+    pub services: BTreeMap<ServiceName, ServiceInput>,
+    /// Our Node, if it changed.
+    pub node: Option<Arc<Node>>,
+    /// All ServiceCIDRs, if any of them changed.
+    pub service_cidrs: Option<Vec<Arc<ServiceCidr>>>,
+    /// How many object updates this holds, for metrics and the log line.
+    pub n_updates: usize,
+}
+
+/// The objects of the cluster and what changed since the last drain.
+#[derive(Debug, Default)]
+pub struct Store {
+    listed: BTreeSet<Kind>,
+    services: BTreeMap<ServiceName, Entry>,
+    owner: BTreeMap<SliceName, ServiceName>,
+    node: Option<Arc<Node>>,
+    service_cidrs: BTreeMap<Arc<str>, Arc<ServiceCidr>>,
+    dirty: Dirty,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Arc<Service>>,
+    slices: BTreeMap<SliceName, Arc<EndpointSlice>>,
+}
+
+#[derive(Debug, Default)]
+struct Dirty {
+    services: BTreeSet<ServiceName>,
+    node: bool,
+    service_cidrs: bool,
+    n_updates: usize,
+}
+
+impl Store {
+    /// Says that a kind's first list is complete.
+    pub fn set_listed(&mut self, kind: Kind) {
+        self.listed.insert(kind);
+    }
+
+    /// Whether Services and EndpointSlices were listed, so that draining makes sense. Spec: SYNC-12.
+    pub fn is_complete(&self) -> bool {
+        self.listed.contains(&Kind::Service) && self.listed.contains(&Kind::EndpointSlice)
+    }
+
+    /// Puts or, with `None`, removes a Service.
+    pub fn set_service(&mut self, name: &ServiceName, service: Option<Arc<Service>>) -> Changed {
+        let current = self
+            .services
+            .get(name)
+            .and_then(|entry| entry.service.as_ref());
+        if current == service.as_ref() {
+            return Changed::No;
+        }
+        self.services.entry(name.clone()).or_default().service = service;
+        self.forget_if_empty(name);
+        self.touch(name.clone())
+    }
+
+    /// Puts or, with `None`, removes an EndpointSlice; one that names another Service moves (EPS-18).
+    pub fn set_slice(&mut self, name: &SliceName, slice: Option<Arc<EndpointSlice>>) -> Changed {
+        let old_owner = self.owner.get(name).cloned();
+        let new_owner = slice.as_ref().map(|slice| slice.service.clone());
+        let current = old_owner
+            .as_ref()
+            .and_then(|owner| self.services.get(owner)?.slices.get(name));
+        if current == slice.as_ref() {
+            return Changed::No;
+        }
+        if let Some(owner) = old_owner.filter(|owner| Some(owner) != new_owner.as_ref()) {
+            if let Some(entry) = self.services.get_mut(&owner) {
+                entry.slices.remove(name);
+            }
+            self.forget_if_empty(&owner);
+            self.dirty.services.insert(owner);
+            self.owner.remove(name);
+        }
+        if let Some(slice) = slice {
+            let owner = slice.service.clone();
+            self.owner.insert(name.clone(), owner.clone());
+            self.services
+                .entry(owner.clone())
+                .or_default()
+                .slices
+                .insert(name.clone(), slice);
+            self.dirty.services.insert(owner);
+        }
+        self.dirty.n_updates += 1;
+        Changed::Yes
+    }
+
+    /// Puts our Node. A Node that is deleted is not told: the last copy stays (HZ-5, TOPO-9).
+    pub fn set_node(&mut self, node: Arc<Node>) -> Changed {
+        if self.node.as_ref() == Some(&node) {
+            return Changed::No;
+        }
+        self.node = Some(node);
+        self.dirty.node = true;
+        self.dirty.n_updates += 1;
+        Changed::Yes
+    }
+
+    /// Puts or, with `None`, removes a ServiceCIDR.
+    pub fn set_service_cidr(&mut self, name: &Arc<str>, cidr: Option<Arc<ServiceCidr>>) -> Changed {
+        if self.service_cidrs.get(name) == cidr.as_ref() {
+            return Changed::No;
+        }
+        match cidr {
+            Some(cidr) => self.service_cidrs.insert(Arc::clone(name), cidr),
+            None => self.service_cidrs.remove(name),
+        };
+        self.dirty.service_cidrs = true;
+        self.dirty.n_updates += 1;
+        Changed::Yes
+    }
+
+    /// The names of the Services that exist, for a relist to find what was deleted meanwhile (LIFE-4).
+    pub fn service_names(&self) -> impl Iterator<Item = &ServiceName> {
+        self.services
+            .iter()
+            .filter(|(_, entry)| entry.service.is_some())
+            .map(|(name, _)| name)
+    }
+
+    /// The names of the EndpointSlices that exist.
+    pub fn slice_names(&self) -> impl Iterator<Item = &SliceName> {
+        self.owner.keys()
+    }
+
+    /// The names of the ServiceCIDRs that exist.
+    pub fn service_cidr_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.service_cidrs.keys()
+    }
+
+    /// Our Node, if it was seen.
+    pub fn node(&self) -> Option<&Arc<Node>> {
+        self.node.as_ref()
+    }
+
+    /// Whether a drain would return anything.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.services.is_empty() || self.dirty.node || self.dirty.service_cidrs
+    }
+
+    /// Makes the next drain return every Service: for when what all of them depend on has changed.
+    pub fn mark_all(&mut self) {
+        self.dirty.services.extend(self.services.keys().cloned());
+    }
+
+    /// Takes what changed since the last drain. Must not be called before [`Store::is_complete`].
+    pub fn drain(&mut self) -> Drained {
+        let dirty = std::mem::take(&mut self.dirty);
+        let services = dirty.services.into_iter().map(|name| {
+            let input = self
+                .services
+                .get(&name)
+                .map(Entry::input)
+                .unwrap_or_default();
+            (name, input)
+        });
+        Drained {
+            services: services.collect(),
+            node: self.node.clone().filter(|_| dirty.node),
+            service_cidrs: dirty
+                .service_cidrs
+                .then(|| self.service_cidrs.values().cloned().collect()),
+            n_updates: dirty.n_updates,
+        }
+    }
+
+    fn touch(&mut self, name: ServiceName) -> Changed {
+        self.dirty.services.insert(name);
+        self.dirty.n_updates += 1;
+        Changed::Yes
+    }
+
+    fn forget_if_empty(&mut self, name: &ServiceName) {
+        if self
+            .services
+            .get(name)
+            .is_some_and(|e| e.service.is_none() && e.slices.is_empty())
+        {
+            self.services.remove(name);
+        }
+    }
+}
+
+impl Entry {
+    fn input(&self) -> ServiceInput {
+        ServiceInput {
+            service: self.service.clone(),
+            slices: self.slices.values().cloned().collect(),
+        }
+    }
+}

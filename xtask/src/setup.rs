@@ -1,0 +1,166 @@
+//! Which system packages does the project need, and how do they get here?
+//!
+//! Invariants: idempotent; takes a few milliseconds when nothing is missing; installs nothing but the packages named here.
+
+use crate::sh;
+use anyhow::{Context as _, Result, bail};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Debian's name of each package, and how to notice on other systems that it is there.
+const PACKAGES: &[(&str, Probe)] = &[
+    ("pkg-config", Probe::Program("pkg-config")),
+    ("libmnl-dev", Probe::Library("libmnl")),
+    ("libnftnl-dev", Probe::Library("libnftnl")),
+    ("nftables", Probe::Program("nft")),
+    ("conntrack", Probe::Program("conntrack")),
+    ("iproute2", Probe::Program("ip")),
+];
+
+enum Probe {
+    Program(&'static str),
+    Library(&'static str),
+}
+
+impl Probe {
+    fn present(&self) -> bool {
+        match self {
+            Self::Program(name) => sh::which(name).is_some(),
+            Self::Library(name) => sh::program("pkg-config")
+                .args(["--exists", name])
+                .status()
+                .is_ok_and(|status| status.success()),
+        }
+    }
+}
+
+/// The verb: installs what is missing and says so.
+pub(crate) fn run() -> Result<bool> {
+    ensure()?;
+    println!("everything the project needs is installed");
+    Ok(true)
+}
+
+/// Installs what is missing; silent and quick when nothing is.
+pub(crate) fn ensure() -> Result<()> {
+    let debian = is_debian(&std::fs::read_to_string("/etc/os-release").unwrap_or_default())
+        && sh::which("apt-get").is_some();
+    let mut missing = if debian {
+        missing_on_debian()?
+    } else {
+        missing_elsewhere()
+    };
+    if sh::which("cc").is_none() {
+        missing.push("gcc");
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !debian {
+        bail!(
+            "missing: {}\nThis is not Debian or Ubuntu, so please install them by hand, for example\n  \
+             Fedora:  dnf install gcc pkgconf libmnl-devel libnftnl-devel nftables conntrack-tools iproute\n  \
+             Arch:    pacman -S gcc pkgconf libmnl libnftnl nftables conntrack-tools iproute2\n  \
+             Alpine:  apk add gcc musl-dev pkgconf libmnl-dev libnftnl-dev nftables conntrack-tools iproute2",
+            missing.join(" ")
+        );
+    }
+    install(&missing)
+}
+
+fn install(missing: &[&str]) -> Result<()> {
+    eprintln!("installing what is missing: {}", missing.join(" "));
+    let sudo = if sh::is_root() {
+        None
+    } else {
+        Some(sh::which("sudo").with_context(|| {
+            format!(
+                "not root, and no sudo here; run as root: apt-get update && apt-get install {}",
+                missing.join(" ")
+            )
+        })?)
+    };
+    let apt = || {
+        let mut command = sh::program(sudo.as_deref().unwrap_or_else(|| Path::new("env")));
+        if sudo.is_some() {
+            command.arg("env");
+        }
+        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+        // Another apt may be at work, as on a machine that has just booted: wait for it rather than fail.
+        command.args(["-q", "-o", "DPkg::Lock::Timeout=300"]);
+        command
+    };
+    // A source that cannot be reached need not matter to our packages; the install below decides.
+    if !sh::echo_run(apt().arg("update"))? {
+        eprintln!("apt-get update failed; trying with the lists as they are");
+    }
+    sh::must_run(
+        apt()
+            .args(["install", "-y", "--no-install-recommends"])
+            .args(missing),
+    )
+}
+
+fn is_debian(os_release: &str) -> bool {
+    os_release
+        .lines()
+        .filter_map(|l| l.strip_prefix("ID=").or_else(|| l.strip_prefix("ID_LIKE=")))
+        .flat_map(|v| v.trim_matches('"').split_whitespace())
+        .any(|id| id == "debian" || id == "ubuntu")
+}
+
+fn missing_on_debian() -> Result<Vec<&'static str>> {
+    let output = sh::program("dpkg-query")
+        .args(["--show", "--showformat=${Package} ${db:Status-Status}\\n"])
+        .args(PACKAGES.iter().map(|(name, _)| name))
+        .output()
+        .context("cannot start dpkg-query")?;
+    // It exits with 1 when it does not know one of the names, and still lists the others.
+    let installed = installed(&String::from_utf8_lossy(&output.stdout));
+    Ok(PACKAGES
+        .iter()
+        .filter(|(name, probe)| !installed.contains(*name) && !replaced(name, probe))
+        .map(|(name, _)| *name)
+        .collect())
+}
+
+/// Debian may provide pkg-config by another package (pkgconf).
+fn replaced(name: &str, probe: &Probe) -> bool {
+    name == "pkg-config" && probe.present()
+}
+
+fn installed(dpkg_query: &str) -> BTreeSet<String> {
+    dpkg_query
+        .lines()
+        .filter_map(|l| l.strip_suffix(" installed"))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn missing_elsewhere() -> Vec<&'static str> {
+    PACKAGES
+        .iter()
+        .filter(|(_, probe)| !probe.present())
+        .map(|(name, _)| *name)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debian_and_what_is_like_it_are_recognised() {
+        assert!(is_debian("PRETTY_NAME=\"x\"\nID=debian\n"));
+        assert!(is_debian("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n"));
+        assert!(!is_debian("ID=fedora\nVERSION_ID=42\n"));
+        assert!(!is_debian(""));
+    }
+
+    #[test]
+    fn only_installed_packages_count() {
+        let listed =
+            installed("nftables installed\nconntrack config-files\niproute2 not-installed\n");
+        assert_eq!(listed.into_iter().collect::<Vec<_>>(), ["nftables"]);
+    }
+}

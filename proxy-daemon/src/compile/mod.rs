@@ -1,5 +1,133 @@
 //! What do the cluster's objects mean for packets?
+//!
+//! [`compile`] is the whole of it as a function; [`Compiler`] is the same function, told only what
+//! changed. Invariants: pure (no clock, log, randomness or I/O); it cannot fail, what cannot be used is
+//! a [`Diagnostic`]; the result depends on the current objects and environment, never on the order in
+//! which they came (property test in `tests.rs`).
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::forwarding::{Changes, ForwardingState};
+use crate::model::{Diagnostic, ServiceName};
+use crate::net::{Family, V4, V6};
+use crate::watch::ServiceInput;
+
+mod backends;
+mod claims;
+mod context;
 mod environment;
+mod family;
+mod frontends;
+#[cfg(test)]
+mod tests;
 
+use context::Context;
 pub use environment::Environment;
+use family::FamilyCompiler;
+
+/// Compiles everything at once.
+pub fn compile(
+    services: &BTreeMap<ServiceName, ServiceInput>,
+    environment: &Environment,
+) -> (ForwardingState<V4>, ForwardingState<V6>, Vec<Diagnostic>) {
+    let mut whole = Compiler::new(environment);
+    let Compiled { diagnostics, .. } = whole.apply(services.clone(), environment);
+    (whole.v4.into_state(), whole.v6.into_state(), diagnostics)
+}
+
+/// What one call of [`Compiler::apply`] changed.
+#[derive(Debug)]
+pub struct Compiled {
+    /// What changed for IPv4.
+    pub v4: Changes<V4>,
+    /// What changed for IPv6.
+    pub v6: Changes<V6>,
+    /// Faults found in what was compiled now, such as frontends that two Services claim (SVC-14).
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// The forwarding states of both families, and what is needed to bring them up to date.
+///
+/// The unit of work is the Service: a changed slice costs its Service's ports, and those of other
+/// Services only where they claim the same frontend.
+#[derive(Debug)]
+pub struct Compiler {
+    services: BTreeMap<ServiceName, ServiceInput>,
+    v4: FamilyCompiler<V4>,
+    v6: FamilyCompiler<V6>,
+}
+
+impl Compiler {
+    /// A compiler that knows no Service yet.
+    pub fn new(environment: &Environment) -> Self {
+        Self {
+            services: BTreeMap::new(),
+            v4: FamilyCompiler::new(environment),
+            v6: FamilyCompiler::new(environment),
+        }
+    }
+
+    /// The IPv4 forwarding state.
+    pub fn v4(&self) -> &ForwardingState<V4> {
+        self.v4.state()
+    }
+
+    /// The IPv6 forwarding state.
+    pub fn v6(&self) -> &ForwardingState<V6> {
+        self.v6.state()
+    }
+
+    /// Takes in the Services that changed, as they are now, and the environment as it is now.
+    pub fn apply(
+        &mut self,
+        changed: BTreeMap<ServiceName, ServiceInput>,
+        environment: &Environment,
+    ) -> Compiled {
+        let names: Vec<ServiceName> = changed.keys().cloned().collect();
+        for (name, input) in changed {
+            // Slices without a Service wait in the store, which hands them over with it (EPS-15).
+            if input.service.is_some() {
+                self.services.insert(name, input);
+            } else {
+                self.services.remove(&name);
+            }
+        }
+        let mut diagnostics = Vec::new();
+        let v4 = self
+            .v4
+            .apply(&self.services, &names, environment, &mut diagnostics);
+        let v6 = self
+            .v6
+            .apply(&self.services, &names, environment, &mut diagnostics);
+        diagnostics.sort();
+        diagnostics.dedup();
+        Compiled {
+            v4,
+            v6,
+            diagnostics,
+        }
+    }
+}
+
+/// Compiles one Service for one family, as if it were alone: collisions are decided by the caller.
+fn compile_service<F: Family>(
+    input: &ServiceInput,
+    context: &Context<F>,
+) -> Vec<Arc<crate::forwarding::ServicePort<F>>> {
+    let Some(service) = &input.service else {
+        return Vec::new();
+    };
+    let Some(cluster_ip) = context::cluster_ip::<F>(service) else {
+        return Vec::new();
+    };
+    let ports = service.ports.iter();
+    ports
+        .map(|port| {
+            let sets = backends::compile_backends(&input.slices, port, context);
+            Arc::new(frontends::compile_port(
+                service, port, cluster_ip, sets, context,
+            ))
+        })
+        .collect()
+}

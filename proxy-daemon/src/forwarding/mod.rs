@@ -2,13 +2,19 @@
 //!
 //! A [`ForwardingState`] says everything, for one family: who counts as a pod, which frontends there
 //! are, where each source class goes and whether its source is masqueraded. Invariants: it depends on
-//! no neighbour, holds no Kubernetes object, and leaves no decision to a datapath. [`eval`] gives it
-//! its meaning: what `eval` says of a packet, every datapath must do.
+//! no neighbour, holds no Kubernetes object, and leaves no decision to a datapath. [`Oracle`] gives it
+//! its meaning: what it says of a packet, every datapath must do.
 
+mod eval;
+mod packet;
 mod state;
+mod table;
 
+pub use eval::Oracle;
+pub use packet::{Because, Decision, Hop, Packet, Transport, Verdict};
 pub use state::{
     Backend, BackendSet, Change, Changes, Detector, Exposure, ForwardingState, Frontend,
     FrontendAddress, FrontendKey, Globals, InterfaceName, MarkBit, Route, Routes, ServicePort,
     ServicePortId, SourceClass,
 };
+pub use table::table;

@@ -123,6 +123,11 @@ impl ServicePortId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// A name that sorts before all others, for ranges.
+    pub fn lowest() -> Self {
+        Self(Arc::default())
+    }
 }
 
 impl fmt::Display for ServicePortId {

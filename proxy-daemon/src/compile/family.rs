@@ -1,0 +1,224 @@
+//! How is one family's forwarding state brought up to date?
+//!
+//! Two steps: each changed Service is compiled as if it were alone (`wanted`); then every ServicePort
+//! that claims a frontend whose claims changed gets what it won. The state holds the result.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::claims::{Claim, Claims};
+use super::context::{Context, compile_globals};
+use super::{Environment, compile_service};
+use crate::forwarding::{
+    Change, Changes, ForwardingState, FrontendKey, ServicePort, ServicePortId,
+};
+use crate::model::{Diagnostic, ServiceName};
+use crate::net::Family;
+use crate::watch::ServiceInput;
+
+#[derive(Debug)]
+pub(super) struct FamilyCompiler<F: Family> {
+    context: Context<F>,
+    state: ForwardingState<F>,
+    wanted: BTreeMap<ServicePortId, Wanted<F>>,
+    ids: BTreeMap<ServiceName, Vec<ServicePortId>>,
+    claims: Claims<F>,
+}
+
+/// A ServicePort with every frontend it claims.
+#[derive(Debug)]
+struct Wanted<F: Family> {
+    port: Arc<ServicePort<F>>,
+    /// Unit: seconds since 1970-01-01 UTC.
+    created: i64,
+}
+
+impl<F: Family> Wanted<F> {
+    fn claims(&self) -> impl Iterator<Item = (FrontendKey<F>, Claim)> {
+        self.port.frontends.iter().map(|(key, frontend)| {
+            (
+                *key,
+                Claim::new(frontend.exposure, self.created, self.port.id.clone()),
+            )
+        })
+    }
+}
+
+impl<F: Family> FamilyCompiler<F> {
+    pub(super) fn new(environment: &Environment) -> Self {
+        Self {
+            context: Context::new(environment),
+            state: ForwardingState {
+                globals: compile_globals(environment),
+                service_ports: BTreeMap::new(),
+            },
+            wanted: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            claims: Claims::new(),
+        }
+    }
+
+    pub(super) fn state(&self) -> &ForwardingState<F> {
+        &self.state
+    }
+
+    pub(super) fn into_state(self) -> ForwardingState<F> {
+        self.state
+    }
+
+    pub(super) fn apply(
+        &mut self,
+        services: &BTreeMap<ServiceName, ServiceInput>,
+        changed: &[ServiceName],
+        environment: &Environment,
+        diagnostics: &mut Vec<Diagnostic>,
+    ) -> Changes<F> {
+        let globals = compile_globals(environment);
+        let globals = (globals != self.state.globals)
+            .then(|| std::mem::replace(&mut self.state.globals, globals));
+
+        let context = Context::new(environment);
+        let mut touched = Touched::default();
+        if context == self.context {
+            for name in changed {
+                self.recompile(name, services.get(name), &mut touched);
+            }
+        } else {
+            self.context = context;
+            let gone = changed.iter().filter(|name| !services.contains_key(*name));
+            for name in gone.chain(services.keys()) {
+                self.recompile(name, services.get(name), &mut touched);
+            }
+        }
+        let service_ports = self.settle(touched, diagnostics);
+        Changes {
+            globals,
+            service_ports,
+        }
+    }
+
+    /// Compiles one Service as if it were alone and replaces its claims.
+    fn recompile(
+        &mut self,
+        name: &ServiceName,
+        input: Option<&ServiceInput>,
+        touched: &mut Touched<F>,
+    ) {
+        let created = input
+            .and_then(|i| i.service.as_ref())
+            .map_or(i64::MAX, |s| s.created);
+        let ports = input
+            .map(|input| compile_service(input, &self.context))
+            .unwrap_or_default();
+
+        let old_ids = self.ids.remove(name).unwrap_or_default();
+        let new_ids: Vec<_> = ports.iter().map(|port| port.id.clone()).collect();
+        for id in old_ids.iter().filter(|id| !new_ids.contains(id)) {
+            if let Some(old) = self.wanted.remove(id) {
+                self.withdraw(&old, touched);
+            }
+        }
+        for port in ports {
+            let new = Wanted { port, created };
+            match self.wanted.get(&new.port.id) {
+                Some(old) if old.port == new.port && old.created == created => {}
+                Some(old) if old.claims().eq(new.claims()) => {
+                    touched.ids.insert(new.port.id.clone());
+                    self.wanted.insert(new.port.id.clone(), new);
+                }
+                Some(_) | None => {
+                    if let Some(old) = self.wanted.remove(&new.port.id) {
+                        self.withdraw(&old, touched);
+                    }
+                    for (key, claim) in new.claims() {
+                        touched.keys.insert(key);
+                        self.claims.insert(key, claim);
+                    }
+                    touched.ids.insert(new.port.id.clone());
+                    self.wanted.insert(new.port.id.clone(), new);
+                }
+            }
+        }
+        if !new_ids.is_empty() {
+            self.ids.insert(name.clone(), new_ids);
+        }
+    }
+
+    fn withdraw(&mut self, old: &Wanted<F>, touched: &mut Touched<F>) {
+        touched.ids.insert(old.port.id.clone());
+        for (key, claim) in old.claims() {
+            touched.keys.insert(key);
+            self.claims.remove(key, claim);
+        }
+    }
+
+    /// Gives every ServicePort that could be affected the frontends it won.
+    fn settle(
+        &mut self,
+        touched: Touched<F>,
+        diagnostics: &mut Vec<Diagnostic>,
+    ) -> BTreeMap<ServicePortId, Change<F>> {
+        let Touched { mut ids, keys } = touched;
+        for key in keys {
+            let mut claims = self.claims.of(key);
+            if let Some(winner) = claims.next() {
+                ids.insert(winner.id.clone());
+                for loser in claims {
+                    ids.insert(loser.id.clone());
+                    diagnostics.push(lost_claim(key, &loser.id, &winner.id));
+                }
+            }
+        }
+        let mut changes = BTreeMap::new();
+        for id in ids {
+            let new = self.wanted.get(&id).map(|wanted| self.won(&wanted.port));
+            let old = match &new {
+                Some(new) => self.state.service_ports.insert(id.clone(), Arc::clone(new)),
+                None => self.state.service_ports.remove(&id),
+            };
+            if old != new {
+                changes.insert(id, Change { old, new });
+            }
+        }
+        changes
+    }
+
+    /// The ServicePort with the frontends that it won.
+    fn won(&self, wanted: &Arc<ServicePort<F>>) -> Arc<ServicePort<F>> {
+        let is_won = |key: &FrontendKey<F>| self.claims.is_won_by(*key, &wanted.id);
+        if wanted.frontends.keys().all(is_won) {
+            return Arc::clone(wanted);
+        }
+        let mut port = ServicePort::clone(wanted);
+        port.frontends.retain(|key, _| is_won(key));
+        Arc::new(port)
+    }
+}
+
+/// What one [`FamilyCompiler::apply`] has to look at again.
+#[derive(Debug)]
+struct Touched<F: Family> {
+    ids: BTreeSet<ServicePortId>,
+    keys: BTreeSet<FrontendKey<F>>,
+}
+
+impl<F: Family> Default for Touched<F> {
+    fn default() -> Self {
+        Self {
+            ids: BTreeSet::new(),
+            keys: BTreeSet::new(),
+        }
+    }
+}
+
+fn lost_claim<F: Family>(
+    key: FrontendKey<F>,
+    loser: &ServicePortId,
+    winner: &ServicePortId,
+) -> Diagnostic {
+    Diagnostic {
+        object: format!("Service {loser}"),
+        field: String::new(),
+        message: format!("{key} belongs to {winner}; it is not served for this Service (SVC-14)"),
+    }
+}

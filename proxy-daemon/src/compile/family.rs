@@ -12,9 +12,9 @@ use super::{Environment, compile_service};
 use crate::forwarding::{
     Change, Changes, ForwardingState, FrontendKey, ServicePort, ServicePortId,
 };
+use crate::model::ServiceInput;
 use crate::model::{Diagnostic, ServiceName};
 use crate::net::Family;
-use crate::watch::ServiceInput;
 
 #[derive(Debug)]
 pub(super) struct FamilyCompiler<F: Family> {

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::forwarding::{Changes, ForwardingState};
+use crate::model::ServiceInput;
 use crate::model::{Diagnostic, ServiceName};
 use crate::net::{Family, V4, V6};
-use crate::watch::ServiceInput;
 
 mod backends;
 mod claims;

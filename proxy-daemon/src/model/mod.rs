@@ -9,9 +9,11 @@ mod endpoint;
 mod ids;
 mod node;
 mod service;
+mod snapshot;
 
 pub use diagnostic::Diagnostic;
 pub use endpoint::{Endpoint, EndpointSlice, Hints, SlicePort};
 pub use ids::{ObjectName, ServiceName, SliceName};
 pub use node::{Node, ServiceCidr};
 pub use service::{AffinityTimeout, Service, ServiceKind, ServicePortSpec, TrafficPolicy};
+pub use snapshot::ServiceInput;

@@ -6,4 +6,4 @@
 
 mod store;
 
-pub use store::{Changed, Drained, Kind, ServiceInput, Store};
+pub use store::{Changed, Drained, Kind, Store};

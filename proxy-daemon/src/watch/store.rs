@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::model::{EndpointSlice, Node, Service, ServiceCidr, ServiceName, SliceName};
+use crate::model::{
+    EndpointSlice, Node, Service, ServiceCidr, ServiceInput, ServiceName, SliceName,
+};
 
 /// The kinds that must have been listed before anything is drained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,15 +32,6 @@ pub enum Changed {
     Yes,
     /// It did not.
     No,
-}
-
-/// One Service as it is now: its object, if it exists, and its slices.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ServiceInput {
-    /// The Service; `None` if it is not there, or is one that we do not serve.
-    pub service: Option<Arc<Service>>,
-    /// Its EndpointSlices, by name.
-    pub slices: Vec<Arc<EndpointSlice>>,
 }
 
 /// What changed since the last drain, as it is now.

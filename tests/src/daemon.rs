@@ -1,0 +1,281 @@
+//! How a test runs the real daemon, and how it knows that its manifests are in effect.
+//!
+//! Invariants: no sleeps; manifests are replaced whole, then a token beside them, and the daemon reports the token once every
+//! family has programmed a state read at or after it. The daemon dies with this process.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::address::NODE_NAME;
+use crate::netns::Netns;
+use crate::world::World;
+
+/// How long a change may take to be in effect, on a machine that runs several tests at once.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+static SERIAL: AtomicU64 = AtomicU64::new(1);
+
+/// The flags that every test's daemon gets, before its own.
+pub fn usual_flags() -> Vec<String> {
+    [
+        &format!("--hostname-override={NODE_NAME}"),
+        "--cluster-cidr=10.244.0.0/16,fd00:244::/48",
+        // Tests look at every single change.
+        "--iptables-min-sync-period=0s",
+        // Kernel: nf_conntrack_max cannot be written in a network namespace.
+        "--conntrack-max-per-core=0",
+        "--v=2",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// Where the daemon's binary is: `$PROXY_DAEMON`, or beside this executable.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("PROXY_DAEMON") {
+        return path.into();
+    }
+    let own = std::env::current_exe().expect("the own path");
+    let directory = own
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/debug/deps/behaviour-…");
+    directory.join("proxy-daemon")
+}
+
+/// A directory that goes with its value.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+}
+
+impl Directory {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn new() -> Result<Self> {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("pd-{}-{serial}", std::process::id()));
+        fs::create_dir_all(&path)?;
+        Ok(Self { path })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Replaces a file at once.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn write(&self, name: &str, content: &str) -> Result<()> {
+        let new = self.path.join(format!(".{name}.new"));
+        fs::write(&new, content)?;
+        fs::rename(&new, self.path.join(name))?;
+        Ok(())
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.path));
+    }
+}
+
+/// The daemon in a namespace, fed from a directory.
+#[derive(Debug)]
+pub struct Daemon {
+    manifests: Directory,
+    private: Directory,
+    flags: Vec<String>,
+    child: Option<Child>,
+    token: String,
+}
+
+impl Daemon {
+    /// Prepares a daemon that runs with these flags besides the usual ones; `--mode` and `--manifests` are given.
+    ///
+    /// # Errors
+    /// When there is no place for its files.
+    pub fn new(mode: &str, flags: &[String]) -> Result<Self> {
+        let manifests = Directory::new()?;
+        let mut all = usual_flags();
+        all.push(format!("--mode={mode}"));
+        all.push(format!("--manifests={}", manifests.path().display()));
+        all.extend_from_slice(flags);
+        Ok(Self {
+            manifests,
+            private: Directory::new()?,
+            flags: all,
+            child: None,
+            token: String::new(),
+        })
+    }
+
+    /// Replaces the flags that begin alike, and adds the others; they count from the next start.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        for flag in flags {
+            let key = flag.split('=').next().unwrap_or(flag);
+            self.flags.retain(|old| old.split('=').next() != Some(key));
+            self.flags.push((*flag).to_owned());
+        }
+    }
+
+    /// The flags it starts with.
+    pub fn flags(&self) -> &[String] {
+        &self.flags
+    }
+
+    /// The directory of the manifests.
+    pub fn manifests(&self) -> &Directory {
+        &self.manifests
+    }
+
+    /// Replaces the manifests, without waiting.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn publish(&mut self, world: &World) -> Result<()> {
+        self.manifests
+            .write("cluster.yaml", &world.manifest().to_string())?;
+        self.token = format!("token-{}", SERIAL.fetch_add(1, Ordering::Relaxed));
+        self.manifests.write(".token", &self.token)
+    }
+
+    /// Starts it, without waiting.
+    ///
+    /// # Errors
+    /// When there is no binary.
+    pub fn start(&mut self, ns: &Netns) -> Result<()> {
+        let binary = binary();
+        if !binary.exists() {
+            bail!(
+                "{} is missing: cargo build -p proxy-daemon",
+                binary.display()
+            );
+        }
+        let child = ns.spawn(&binary, &self.flags, &[], &self.log_path())?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Waits until the last published manifests are in effect.
+    ///
+    /// # Errors
+    /// When it ends instead, or takes too long.
+    pub fn settle(&mut self, ns: &Netns) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut last = Value::Null;
+        while Instant::now() < deadline {
+            if let Some(status) = self.ended()? {
+                bail!("the daemon ended with {status}:\n{}", self.log());
+            }
+            if let Ok(answer) = http_json(ns, "127.0.0.1:10256", "/debug/sync") {
+                if answer["token"] == self.token.as_str() {
+                    return Ok(());
+                }
+                last = answer;
+            }
+            thread::sleep(Duration::from_millis(3));
+        }
+        bail!(
+            "{} is not in effect, /debug/sync says {last}\n{}",
+            self.token,
+            self.log()
+        )
+    }
+
+    /// How it ended, if it did.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let child = self.child.as_mut().context("the daemon was not started")?;
+        Ok(child.try_wait()?)
+    }
+
+    /// Sends it a signal and waits for its end.
+    ///
+    /// # Errors
+    /// When it is still there after ten seconds.
+    pub fn signal(&mut self, signal: Signal) -> Result<ExitStatus> {
+        let child = self.child.as_mut().context("the daemon was not started")?;
+        kill(Pid::from_raw(child.id().cast_signed()), signal)?;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = child.try_wait()? {
+                self.child = None;
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(3));
+        }
+        bail!("still there after {signal}")
+    }
+
+    /// Whether it was started and not stopped.
+    pub fn is_started(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// The end of what it logged.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.private.path().join("daemon.log")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+/// GETs a path from inside a namespace; the status line's code and the body.
+///
+/// # Errors
+/// When nobody answers.
+pub fn http(ns: &Netns, address: &str, path: &str) -> Result<(u16, String)> {
+    let address: SocketAddr = address.parse()?;
+    let second = Duration::from_secs(1);
+    let mut stream = ns.enter(|| TcpStream::connect_timeout(&address, second))?;
+    stream.set_read_timeout(Some(second))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    let code = head.split(' ').nth(1).context("no status")?.parse()?;
+    Ok((code, body.to_owned()))
+}
+
+/// GETs a JSON document from inside a namespace.
+///
+/// # Errors
+/// When nobody answers, or not with JSON.
+pub fn http_json(ns: &Netns, address: &str, path: &str) -> Result<Value> {
+    let (code, body) = http(ns, address, path)?;
+    serde_json::from_str(&body).with_context(|| format!("{code} {body}"))
+}

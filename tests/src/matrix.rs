@@ -1,0 +1,403 @@
+//! Which tests exist, and how they are run: every behaviour × datapath × family × protocol.
+//!
+//! Invariants: a case that cannot run here is ignored with a reason, never passed; beds are passed on only by tests that passed;
+//! when the run ends, however it ends, no namespace of it is left.
+
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Mutex};
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use crate::address::{Family, Host, Protocol, Site};
+use crate::bed::{Bed, Kind};
+use crate::client::{Attempt, Outcome, Stream};
+use crate::flow::{Flow, Setting};
+use crate::netns::{self, Netns};
+use crate::reactor;
+use crate::sniff::Sniffer;
+use crate::topology::Pods;
+use crate::world::World;
+
+/// The datapaths that every behaviour is shown on.
+pub const DATAPATHS: [&str; 1] = ["nftables"];
+
+/// How many tests run at once: they wait more than they work.
+const THREADS: usize = 4;
+
+/// A behaviour and where it is shown.
+#[derive(Clone, Debug)]
+pub struct Case {
+    name: &'static str,
+    body: fn(&mut Test),
+    families: Vec<Family>,
+    protocols: Vec<Protocol>,
+    flags: Vec<String>,
+    pods: Pods,
+    fresh: bool,
+    needs: Vec<fn() -> Result<(), String>>,
+}
+
+impl Case {
+    /// A behaviour in both families, for every protocol.
+    pub fn new(name: &'static str, body: fn(&mut Test)) -> Self {
+        Self {
+            name,
+            body,
+            families: Family::ALL.to_vec(),
+            protocols: Protocol::ALL.to_vec(),
+            flags: Vec::new(),
+            pods: Pods::PointToPoint,
+            fresh: false,
+            needs: Vec::new(),
+        }
+    }
+
+    /// Only for TCP.
+    #[must_use]
+    pub fn tcp(self) -> Self {
+        self.protocols(&[Protocol::Tcp])
+    }
+
+    /// Only for UDP.
+    #[must_use]
+    pub fn udp(self) -> Self {
+        self.protocols(&[Protocol::Udp])
+    }
+
+    /// Only for these protocols.
+    #[must_use]
+    pub fn protocols(self, protocols: &[Protocol]) -> Self {
+        Self {
+            protocols: protocols.to_vec(),
+            ..self
+        }
+    }
+
+    /// Only for IPv4.
+    #[must_use]
+    pub fn v4(self) -> Self {
+        Self {
+            families: vec![Family::V4],
+            ..self
+        }
+    }
+
+    /// With these flags; they take the place of the usual ones of the same name.
+    #[must_use]
+    pub fn flags(self, flags: &[&str]) -> Self {
+        Self {
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            ..self
+        }
+    }
+
+    /// With the pods behind a bridge.
+    #[must_use]
+    pub fn bridge(self) -> Self {
+        Self {
+            pods: Pods::Bridge,
+            ..self
+        }
+    }
+
+    /// On a bed of its own, because it changes the network or the daemon.
+    #[must_use]
+    pub fn fresh(self) -> Self {
+        Self {
+            fresh: true,
+            ..self
+        }
+    }
+
+    /// Only where this holds; otherwise it is ignored with the reason.
+    #[must_use]
+    pub fn needs(mut self, condition: fn() -> Result<(), String>) -> Self {
+        self.needs.push(condition);
+        self
+    }
+}
+
+/// Names a case after its function.
+#[macro_export]
+macro_rules! case {
+    ($body:ident) => {
+        $crate::matrix::Case::new(stringify!($body), $body)
+    };
+}
+
+/// Whether bridged packets pass netfilter here.
+///
+/// # Errors
+/// Why not.
+pub fn bridge_netfilter() -> Result<(), String> {
+    if std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists() {
+        Ok(())
+    } else {
+        Err("the kernel has no br_netfilter".into())
+    }
+}
+
+/// A running test: its world, and the bed it comes true on.
+#[derive(Debug)]
+pub struct Test {
+    world: World,
+    /// The bed.
+    pub bed: Bed,
+    /// The datapath.
+    pub mode: &'static str,
+}
+
+impl Deref for Test {
+    type Target = World;
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+impl DerefMut for Test {
+    fn deref_mut(&mut self) -> &mut World {
+        &mut self.world
+    }
+}
+
+impl Test {
+    /// Makes the world come true.
+    #[track_caller]
+    pub fn apply(&mut self) {
+        if let Err(error) = self.bed.apply(&self.world) {
+            panic!("{error:#}");
+        }
+    }
+
+    /// Makes the world come true and tries the flows, all at once.
+    #[track_caller]
+    pub fn check(&mut self, flows: impl IntoIterator<Item = Flow>) {
+        self.apply();
+        self.observe(flows);
+    }
+
+    /// Tries the flows in the world as it is.
+    #[track_caller]
+    pub fn observe(&self, flows: impl IntoIterator<Item = Flow>) {
+        let flows: Vec<Flow> = flows.into_iter().collect();
+        if let Err(report) = self.setting().try_all(&flows) {
+            panic!("{report}{}", self.state());
+        }
+    }
+
+    /// Tries the flows again and again until they come out as expected.
+    #[track_caller]
+    pub fn eventually(&self, patience: std::time::Duration, flows: impl IntoIterator<Item = Flow>) {
+        let flows: Vec<Flow> = flows.into_iter().collect();
+        let deadline = std::time::Instant::now() + patience;
+        while let Err(report) = self.setting().try_all(&flows) {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "not within {patience:?}: {report}{}",
+                self.state()
+            );
+        }
+    }
+
+    /// What flows are tried in.
+    pub fn setting(&self) -> Setting<'_> {
+        let (family, protocol) = (self.world.family, self.world.protocol);
+        Setting {
+            topology: &self.bed.topology,
+            family,
+            protocol,
+        }
+    }
+
+    /// One attempt at a flow.
+    pub fn try_once(&self, flow: &Flow) -> Outcome {
+        self.attempt(flow).run(self.ns(flow.client.site))
+    }
+
+    /// The attempt that a flow stands for, to be changed by the test.
+    pub fn attempt(&self, flow: &Flow) -> Attempt {
+        let patient = flow.clone().is_rejected();
+        self.setting().attempt(&patient)
+    }
+
+    /// A TCP connection that stays.
+    #[track_caller]
+    pub fn stream(&self, flow: &Flow) -> Stream {
+        match Stream::open(self.ns(flow.client.site), self.attempt(flow)) {
+            Ok(stream) => stream,
+            Err(outcome) => panic!("no connection: {outcome}{}", self.state()),
+        }
+    }
+
+    /// The address of one thing in the test's family.
+    pub fn ip(&self, address: crate::address::Addr) -> std::net::IpAddr {
+        address.of(self.world.family)
+    }
+
+    /// A namespace.
+    pub fn ns(&self, site: Site) -> &Netns {
+        self.bed.topology.site(site)
+    }
+
+    /// The node's namespace.
+    pub fn node_ns(&self) -> &Netns {
+        self.ns(Site::N)
+    }
+
+    /// Looks at an interface of a host's namespace.
+    pub fn sniff(&self, host: Host, interface: &str) -> Sniffer {
+        Sniffer::start(self.ns(host.site), interface)
+    }
+
+    /// `4` or `6`, for tools that have an option of that name.
+    pub fn family_flag(&self) -> &'static str {
+        match self.world.family {
+            Family::V4 => "-4",
+            Family::V6 => "-6",
+        }
+    }
+
+    /// What N's rules and the daemon have to say, for a report.
+    pub fn state(&self) -> String {
+        let family = match self.world.family {
+            Family::V4 => "ip",
+            Family::V6 => "ip6",
+        };
+        let output = self
+            .node_ns()
+            .run("nft", &["list", "table", family, "proxy-daemon"]);
+        let rules = String::from_utf8_lossy(&output.stdout);
+        let rules: Vec<&str> = rules.lines().take(250).collect();
+        format!(
+            "--- rules of N\n{}\n--- log\n{}",
+            rules.join("\n"),
+            self.bed.daemon.log()
+        )
+    }
+}
+
+/// Idle beds.
+#[derive(Debug, Default)]
+struct Pool {
+    idle: Mutex<BTreeMap<Kind, Vec<Bed>>>,
+}
+
+impl Pool {
+    fn take(&self, kind: &Kind) -> Bed {
+        let mut unwanted = Vec::new();
+        let mut idle = self.idle.lock().unwrap();
+        let found = idle.get_mut(kind).and_then(Vec::pop);
+        if found.is_none() {
+            // Cases come sorted by kind, so other kinds are probably over.
+            let others: Vec<Kind> = idle
+                .keys()
+                .filter(|other| *other != kind)
+                .cloned()
+                .collect();
+            for other in others {
+                unwanted.extend(idle.remove(&other));
+            }
+        }
+        drop(idle);
+        drop(unwanted);
+        found.unwrap_or_else(|| Bed::build(kind).unwrap_or_else(|e| panic!("no test bed: {e:#}")))
+    }
+
+    fn give_back(&self, kind: &Kind, mut bed: Bed) {
+        if bed.reset().is_ok() {
+            self.idle
+                .lock()
+                .unwrap()
+                .entry(kind.clone())
+                .or_default()
+                .push(bed);
+        }
+    }
+}
+
+fn run_case(
+    case: &Case,
+    kind: &Kind,
+    pool: &Pool,
+    family: Family,
+    protocol: Protocol,
+) -> Result<Completion, Failed> {
+    for condition in &case.needs {
+        if let Err(reason) = condition() {
+            return Ok(Completion::ignored_with(reason));
+        }
+    }
+    let bed = if case.fresh {
+        Bed::build(kind).map_err(|error| format!("no test bed: {error:#}"))?
+    } else {
+        pool.take(kind)
+    };
+    let mut test = Test {
+        world: World::new(family, protocol),
+        bed,
+        mode: kind.mode,
+    };
+    match catch_unwind(AssertUnwindSafe(|| (case.body)(&mut test))) {
+        Ok(()) => {
+            if !case.fresh {
+                pool.give_back(kind, test.bed);
+            }
+            Ok(Completion::Completed)
+        }
+        Err(panic) => {
+            drop(test);
+            resume_unwind(panic)
+        }
+    }
+}
+
+/// Runs the cases as the command line says, and ends the process.
+pub fn main(cases: Vec<Case>) -> ! {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(THREADS);
+    netns::sweep();
+    leave_nothing_on_signals();
+    let pool = Arc::new(Pool::default());
+    let mut all = Vec::new();
+    for case in cases {
+        for mode in DATAPATHS {
+            for family in &case.families {
+                for protocol in &case.protocols {
+                    let kind = Kind {
+                        mode,
+                        pods: case.pods,
+                        flags: case.flags.clone(),
+                    };
+                    all.push((case.fresh, kind, case.clone(), *family, *protocol));
+                }
+            }
+        }
+    }
+    all.sort_by(|a, b| (&a.1, a.0).cmp(&(&b.1, b.0)));
+    let trials = all.into_iter().map(|(_, kind, case, family, protocol)| {
+        let (mode, on, over) = (kind.mode, family.label(), protocol.label());
+        let name = format!("{}/{mode}/{on}/{over}", case.name);
+        let pool = Arc::clone(&pool);
+        Trial::ignorable_test(name, move || {
+            run_case(&case, &kind, &pool, family, protocol)
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    pool.idle.lock().unwrap().clear();
+    netns::remove_all();
+    conclusion.exit()
+}
+
+fn leave_nothing_on_signals() {
+    use tokio::signal::unix::{SignalKind, signal};
+    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+        reactor::handle().spawn(async move {
+            let mut stream = signal(kind).expect("a signal handler");
+            stream.recv().await;
+            netns::remove_all();
+            std::process::exit(130);
+        });
+    }
+}

@@ -1,0 +1,65 @@
+//! How do many objects share one copy of a name?
+//!
+//! Node names, zones, port names and namespaces occur in every endpoint of a cluster. Invariants: equal
+//! text is one allocation as long as anybody uses it; what nobody uses any more is forgotten.
+
+#[expect(
+    clippy::disallowed_types,
+    reason = "only looked up: the order of its entries reaches nobody"
+)]
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Below so many names nothing is ever forgotten.
+const FEW: usize = 1024;
+
+/// Names that were seen.
+#[derive(Debug)]
+#[expect(clippy::disallowed_types, reason = "only looked up")]
+pub(crate) struct Interner {
+    known: HashSet<Arc<str>>,
+    tidy_at: usize,
+}
+
+impl Default for Interner {
+    #[expect(clippy::disallowed_types, reason = "only looked up")]
+    fn default() -> Self {
+        Self {
+            known: HashSet::new(),
+            tidy_at: FEW,
+        }
+    }
+}
+
+impl Interner {
+    /// The shared copy of this text.
+    pub(crate) fn get(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.known.get(text) {
+            return Arc::clone(known);
+        }
+        if self.known.len() >= self.tidy_at {
+            self.known.retain(|name| Arc::strong_count(name) > 1);
+            self.tidy_at = FEW.max(self.known.len() * 2);
+        }
+        let new: Arc<str> = text.into();
+        self.known.insert(Arc::clone(&new));
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_names_share_one_allocation_and_unused_ones_are_forgotten() {
+        let mut interner = Interner::default();
+        let kept = interner.get("kept");
+        assert!(Arc::ptr_eq(&kept, &interner.get("kept")));
+        for i in 0..10 * FEW {
+            interner.get(&i.to_string());
+        }
+        assert!(interner.known.len() <= FEW);
+        assert!(Arc::ptr_eq(&kept, &interner.get("kept")));
+    }
+}

@@ -1,0 +1,279 @@
+//! What do Kubernetes objects say, in our words?
+//!
+//! The one place that knows how Services, EndpointSlices, Nodes and ServiceCIDRs are written.
+//! Invariants: decoding cannot fail: what cannot be used is a [`Diagnostic`], and the rest of the object
+//! and its neighbours are served; what comes out is valid as [`crate::model`] defines it; an object that
+//! the API server's selectors would hide (SVC-1, EPS-1) has no value, as if it were deleted.
+
+mod faults;
+mod field;
+mod intern;
+mod node;
+mod service;
+mod slice;
+mod text;
+pub(crate) mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use faults::Faults;
+pub(crate) use faults::Quoted;
+use field::Field;
+use intern::Interner;
+use wire::Object;
+
+use super::{Diagnostic, EndpointSlice, Node, Service, ServiceCidr, ServiceName, SliceName};
+
+/// The kinds of objects that we read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKind {
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `v1` Node.
+    Node,
+    /// `networking.k8s.io` ServiceCIDR.
+    ServiceCidr,
+}
+
+impl ObjectKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Node,
+        Self::ServiceCidr,
+    ];
+
+    /// The kind's name in `kind:`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
+        }
+    }
+
+    /// The kind that `apiVersion` and `kind` name, if it is one of ours.
+    pub fn of(api_version: &str, kind: &str) -> Option<Self> {
+        match (api_version, kind) {
+            ("v1", "Service") => Some(Self::Service),
+            ("discovery.k8s.io/v1", "EndpointSlice") => Some(Self::EndpointSlice),
+            ("v1", "Node") => Some(Self::Node),
+            ("networking.k8s.io/v1" | "networking.k8s.io/v1beta1", "ServiceCIDR") => {
+                Some(Self::ServiceCidr)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for ObjectKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Which object something is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKey {
+    /// A Service.
+    Service(ServiceName),
+    /// An EndpointSlice.
+    EndpointSlice(SliceName),
+    /// A Node.
+    Node(Arc<str>),
+    /// A ServiceCIDR.
+    ServiceCidr(Arc<str>),
+}
+
+impl ObjectKey {
+    /// The object's kind.
+    pub const fn kind(&self) -> ObjectKind {
+        match self {
+            Self::Service(_) => ObjectKind::Service,
+            Self::EndpointSlice(_) => ObjectKind::EndpointSlice,
+            Self::Node(_) => ObjectKind::Node,
+            Self::ServiceCidr(_) => ObjectKind::ServiceCidr,
+        }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = self.kind();
+        match self {
+            Self::Service(name) => write!(f, "{kind} {name}"),
+            Self::EndpointSlice(name) => write!(f, "{kind} {name}"),
+            Self::Node(name) | Self::ServiceCidr(name) => write!(f, "{kind} {name}"),
+        }
+    }
+}
+
+/// What an object says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Nothing to us: it is gone, hidden by a selector, or of a sort that we do not serve.
+    None,
+    /// A Service that has a ClusterIP.
+    Service(Arc<Service>),
+    /// An EndpointSlice of a Service.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// A Node.
+    Node(Arc<Node>),
+    /// A ServiceCIDR.
+    ServiceCidr(Arc<ServiceCidr>),
+}
+
+/// An object that was decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// Which object it is; `None` if its name is missing or not allowed.
+    pub key: Option<ObjectKey>,
+    /// What it says; [`Value::None`] without a key.
+    pub value: Value,
+    /// What in it could not be used.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Who wrote the objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Author {
+    /// The API server, which has filled in defaults.
+    ApiServer,
+    /// A person or a tool, so that the defaults of the API hold for what is missing.
+    File,
+}
+
+/// Decodes objects and remembers the names that they share.
+#[derive(Debug)]
+pub struct Decoder {
+    author: Author,
+    interner: Interner,
+}
+
+impl Decoder {
+    /// A decoder of what this author writes.
+    pub fn new(author: Author) -> Self {
+        Self {
+            author,
+            interner: Interner::default(),
+        }
+    }
+
+    /// Decodes one object of this kind.
+    pub(crate) fn decode(&mut self, kind: ObjectKind, object: &Object<'_>) -> Decoded {
+        let key = match self.key(kind, object) {
+            Ok(key) => key,
+            Err(diagnostic) => {
+                return Decoded {
+                    key: None,
+                    value: Value::None,
+                    diagnostics: vec![diagnostic],
+                };
+            }
+        };
+        let mut faults = Faults::new(&key);
+        let value = match &key {
+            ObjectKey::Service(name) => {
+                service::read(name, object, &mut self.interner, &mut faults)
+                    .map_or(Value::None, |service| Value::Service(Arc::new(service)))
+            }
+            ObjectKey::EndpointSlice(name) => {
+                slice::read(name, object, self.author, &mut self.interner, &mut faults)
+                    .map_or(Value::None, |slice| Value::EndpointSlice(Arc::new(slice)))
+            }
+            ObjectKey::Node(name) => Value::Node(Arc::new(node::read_node(
+                name,
+                object,
+                &mut self.interner,
+                &mut faults,
+            ))),
+            ObjectKey::ServiceCidr(name) => {
+                Value::ServiceCidr(Arc::new(node::read_service_cidr(name, object, &mut faults)))
+            }
+        };
+        let diagnostics = faults.into_diagnostics();
+        Decoded {
+            key: Some(key),
+            value,
+            diagnostics,
+        }
+    }
+
+    /// The object's name, or why it has none.
+    pub(crate) fn key(
+        &mut self,
+        kind: ObjectKind,
+        object: &Object<'_>,
+    ) -> Result<ObjectKey, Diagnostic> {
+        let metadata = object.metadata.value();
+        let name = metadata.and_then(|m| m.name.value()).map(Cow::as_ref);
+        let namespace = metadata.and_then(|m| match &m.namespace {
+            Field::Missing if self.author == Author::File => Some("default"),
+            field => field.value().map(Cow::as_ref),
+        });
+        let refuse = |field: &str, message: String| {
+            let name = Quoted(name.unwrap_or_default());
+            Diagnostic {
+                object: match kind {
+                    ObjectKind::Service | ObjectKind::EndpointSlice => {
+                        format!("{kind} {}/{name}", Quoted(namespace.unwrap_or_default()))
+                    }
+                    ObjectKind::Node | ObjectKind::ServiceCidr => format!("{kind} {name}"),
+                },
+                field: field.to_owned(),
+                message,
+            }
+        };
+        let name = if kind == ObjectKind::Service {
+            allowed_label(name)
+        } else {
+            allowed_subdomain(name)
+        }
+        .map_err(|message| refuse("metadata.name", message))?;
+        Ok(match kind {
+            ObjectKind::Service | ObjectKind::EndpointSlice => {
+                let namespace = allowed_label(namespace)
+                    .map_err(|message| refuse("metadata.namespace", message))?;
+                let namespace = self.interner.get(namespace);
+                if kind == ObjectKind::Service {
+                    ObjectKey::Service(ServiceName::new(namespace, self.interner.get(name)))
+                } else {
+                    ObjectKey::EndpointSlice(SliceName::new(namespace, name))
+                }
+            }
+            ObjectKind::Node => ObjectKey::Node(self.interner.get(name)),
+            ObjectKind::ServiceCidr => ObjectKey::ServiceCidr(self.interner.get(name)),
+        })
+    }
+}
+
+fn allowed_label(text: Option<&str>) -> Result<&str, String> {
+    match text {
+        None => Err("is missing; object ignored".to_owned()),
+        Some(text) if text::is_label(text) => Ok(text),
+        Some(text) => Err(format!(
+            "{} is no name of at most 63 of a-z, 0-9 and -; object ignored",
+            Quoted(text)
+        )),
+    }
+}
+
+fn allowed_subdomain(text: Option<&str>) -> Result<&str, String> {
+    match text {
+        None => Err("is missing; object ignored".to_owned()),
+        Some(text) if text::is_subdomain(text) => Ok(text),
+        Some(text) => Err(format!(
+            "{} is no name of at most 253 of a-z, 0-9, - and .; object ignored",
+            Quoted(text)
+        )),
+    }
+}

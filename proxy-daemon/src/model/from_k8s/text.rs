@@ -1,0 +1,187 @@
+//! Which strings are Kubernetes names, and which are times?
+//!
+//! Invariants: what passes here contains only letters, digits, `-` and `.`, so that it can stand in a
+//! log line, a comment of a kernel object or a path.
+
+/// Whether this is a DNS label: the name of a namespace, a Service or a port.
+///
+/// Source: RFC 1123, as `IsDNS1123Label` of Kubernetes has it.
+pub(crate) fn is_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    bytes.len() <= 63
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+}
+
+/// Whether this is a DNS subdomain: the name of an EndpointSlice, a Node or a ServiceCIDR.
+///
+/// Source: RFC 1123, as `IsDNS1123Subdomain` of Kubernetes has it.
+pub(crate) fn is_subdomain(text: &str) -> bool {
+    // Unlike the parts of a host name, each part may be as long as the whole.
+    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    text.len() <= 253
+        && text.split('.').all(|part| {
+            let bytes = part.as_bytes();
+            edge(bytes.first())
+                && edge(bytes.last())
+                && bytes
+                    .iter()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+        })
+}
+
+/// Reads a time such as `2026-11-22T08:10:38Z`, with or without a fraction, in any zone.
+///
+/// Returns seconds since 1970-01-01 UTC; the fraction is dropped.
+/// Source: RFC 3339.
+pub(crate) fn parse_time(text: &str) -> Option<i64> {
+    let number = |from: usize, to: usize| -> Option<i64> {
+        let digits = text.get(from..to)?;
+        digits
+            .bytes()
+            .all(|b| b.is_ascii_digit())
+            .then(|| digits.parse().ok())?
+    };
+    let separator = |at: usize, allowed: &str| -> Option<()> {
+        text.get(at..=at)
+            .filter(|found| allowed.contains(found))
+            .map(|_| ())
+    };
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    separator(4, "-")?;
+    separator(7, "-")?;
+    separator(10, "Tt ")?;
+    separator(13, ":")?;
+    separator(16, ":")?;
+    let in_range = (1..=12).contains(&month)
+        && (1..=31).contains(&day)
+        && hour < 24
+        && minute < 60
+        && second <= 60;
+    if !in_range {
+        return None;
+    }
+    let mut zone = text.get(19..)?;
+    if let Some(fraction) = zone.strip_prefix('.') {
+        let after = fraction.trim_start_matches(|c: char| c.is_ascii_digit());
+        if after.len() == fraction.len() {
+            return None;
+        }
+        zone = after;
+    }
+    let local = days_from_civil(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second;
+    Some(local - parse_offset(zone)?)
+}
+
+/// Unit: seconds east of Greenwich.
+fn parse_offset(zone: &str) -> Option<i64> {
+    if zone == "Z" || zone == "z" {
+        return Some(0);
+    }
+    let sign = match zone.get(..1)? {
+        "+" => 1,
+        "-" => -1,
+        _ => return None,
+    };
+    let (hours, minutes) = zone.get(1..)?.split_once(':')?;
+    let two_digits = |text: &str| -> Option<i64> {
+        (text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok())?
+    };
+    let (hours, minutes) = (two_digits(hours)?, two_digits(minutes)?);
+    (hours < 24 && minutes < 60).then_some(sign * (hours * 3_600 + minutes * 60))
+}
+
+/// Days from 1970-01-01 to a date of the proleptic Gregorian calendar.
+///
+/// Source: Howard Hinnant, "chrono-compatible low-level date algorithms", `days_from_civil`.
+const fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+    // Years start in March, so that the leap day is the last day of one.
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    era * 146_097 + day_of_era - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_lower_case_and_at_most_63_long() {
+        for good in ["a", "a-b", "0", "web-1", &"x".repeat(63)] {
+            assert!(is_label(good), "{good}");
+        }
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "a.b",
+            "a/b",
+            "a_b",
+            "ä",
+            "a b",
+            "..",
+            &"x".repeat(64),
+        ] {
+            assert!(!is_label(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn subdomains_are_parts_with_dots_between() {
+        for good in ["a", "a.b", "node-1.example.com", &"x".repeat(253)] {
+            assert!(is_subdomain(good), "{good}");
+        }
+        for bad in [
+            "",
+            ".",
+            "a..b",
+            ".a",
+            "a.",
+            "a.-b",
+            "A",
+            "a/b",
+            &"x".repeat(254),
+        ] {
+            assert!(!is_subdomain(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_in_any_zone() {
+        for (text, seconds) in [
+            ("1970-01-01T00:00:00Z", 0),
+            ("2000-02-29T12:00:00Z", 951_825_600),
+            ("2026-11-22T08:10:38Z", 1_795_335_038),
+            ("2026-11-22T08:10:38.123456Z", 1_795_335_038),
+            ("2026-11-22T09:10:38+01:00", 1_795_335_038),
+            ("2026-11-22t07:10:38-01:00", 1_795_335_038),
+            ("1969-12-31T23:59:59Z", -1),
+        ] {
+            assert_eq!(parse_time(text), Some(seconds), "{text}");
+        }
+        for text in [
+            "",
+            "2026",
+            "2026-11-22",
+            "2026-11-22T08:10:38",
+            "2026-13-22T08:10:38Z",
+            "2026-11-22T24:10:38Z",
+            "2026-11-22T08:10:38.Z",
+            "2026-11-22T08:10:38+1:00",
+            "2026-11-22T08:10:38+01:00x",
+            "+026-11-22T08:10:38Z",
+            "ä026-11-22T08:10:38Z",
+        ] {
+            assert_eq!(parse_time(text), None, "{text}");
+        }
+    }
+}

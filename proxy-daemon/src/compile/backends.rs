@@ -84,7 +84,7 @@ fn endpoints_of<'a, F: Family>(
         }
     }
     // Stable, so that among equals the entry of the alphabetically first slice wins. Spec: EPS-10.
-    entries.sort_by_key(|(backend, e)| (*backend, !e.ready && e.terminating, !e.ready, !e.serving));
+    entries.sort_by_key(|(backend, e)| (*backend, e.terminating, !e.ready, !e.serving));
     entries.dedup_by_key(|(backend, _)| *backend);
     entries
 }

@@ -1,0 +1,230 @@
+//! What was written on the command line?
+//!
+//! The names, spellings and precedence are kube-proxy's. Invariants: nothing is decided here; flags
+//! become the same [`KubeProxyConfiguration`] that a file is. Spec: CFG-1, CFG-4, LIFE-14.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+
+use crate::config::raw::{
+    ClientConnection, Conntrack, DetectLocalSection, KubeProxyConfiguration, Logging, ModeSection,
+};
+
+mod flags;
+
+pub use flags::Flags;
+
+/// Programs a node's kernel so that packets to Kubernetes Services reach their backends.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "proxy-daemon",
+    version,
+    args_override_self = true,
+    after_help = "Exit codes: 0 done, 1 it cannot run here, 2 wrong usage or configuration.\n\
+                  Flags keep kube-proxy's names; _ may be written for -."
+)]
+pub struct Cli {
+    /// The flags.
+    #[command(flatten)]
+    pub flags: Flags,
+    /// Log verbosity: 0 to 3 info, 4 and 5 debug, above that trace
+    #[arg(short = 'v', long = "v", value_name = "LEVEL")]
+    pub verbosity: Option<u32>,
+    /// The flags that were given, by their names without dashes.
+    #[arg(skip)]
+    pub given: Vec<String>,
+}
+
+/// The flags that count beside a configuration file. Spec: CFG-1.
+const BESIDE_A_FILE: [&str; 12] = [
+    "config",
+    "manifests",
+    "mode",
+    "master",
+    "hostname-override",
+    "cleanup",
+    "init-only",
+    "write-config-to",
+    "v",
+    "logging-format",
+    "vmodule",
+    "log-flush-frequency",
+];
+
+impl Cli {
+    /// Reads the command line, the program's name first.
+    ///
+    /// # Errors
+    /// What clap says of a wrong command line, or of `--help` and `--version`.
+    pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let command = Self::command();
+        let matches = command.try_get_matches_from(args.into_iter().map(with_dashes))?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        cli.given = given(&matches);
+        Ok(cli)
+    }
+
+    /// The given flags that a configuration file overrules. Spec: CFG-1.
+    pub fn overruled_by_file(&self) -> Vec<&str> {
+        self.given
+            .iter()
+            .map(String::as_str)
+            .filter(|name| !BESIDE_A_FILE.contains(name) && !name.starts_with("log-"))
+            .collect()
+    }
+
+    /// Puts what counts beside a configuration file over it. Spec: CFG-1.
+    pub fn over(&self, mut file: KubeProxyConfiguration) -> KubeProxyConfiguration {
+        let flags = &self.flags;
+        if flags.mode.is_some() {
+            file.mode.clone_from(&flags.mode);
+        }
+        if flags.hostname_override.is_some() {
+            file.hostname_override.clone_from(&flags.hostname_override);
+        }
+        let logging = file.logging.get_or_insert_default();
+        if self.verbosity.is_some() {
+            logging.verbosity = self.verbosity;
+        }
+        if flags.logging_format.is_some() {
+            logging.format.clone_from(&flags.logging_format);
+        }
+        file
+    }
+
+    /// What the flags say, as if it stood in a file.
+    ///
+    /// # Errors
+    /// A feature gate that is not written as `Name=true` or `Name=false`.
+    pub fn as_configuration(&self) -> Result<KubeProxyConfiguration, String> {
+        let flags = self.flags.clone();
+        // Spec: CFG-8. The period flags and --masquerade-all are for every mode, the bit is not.
+        let section = ModeSection {
+            masquerade_bit: None,
+            masquerade_all: flags.masquerade_all,
+            localhost_node_ports: None,
+            sync_period: flags.iptables_sync_period,
+            min_sync_period: flags.iptables_min_sync_period,
+            unknown: BTreeMap::new(),
+        };
+        Ok(KubeProxyConfiguration {
+            feature_gates: feature_gates(flags.feature_gates)?,
+            client_connection: Some(ClientConnection {
+                kubeconfig: flags.kubeconfig,
+                content_type: flags.kube_api_content_type,
+                qps: flags.kube_api_qps,
+                burst: flags.kube_api_burst,
+                ..ClientConnection::default()
+            }),
+            logging: Some(Logging {
+                format: flags.logging_format,
+                verbosity: self.verbosity,
+                ..Logging::default()
+            }),
+            hostname_override: flags.hostname_override,
+            bind_address: flags.bind_address,
+            healthz_bind_address: flags.healthz_bind_address.map(empty_disables),
+            metrics_bind_address: flags.metrics_bind_address.map(empty_disables),
+            bind_address_hard_fail: flags.bind_address_hard_fail,
+            enable_profiling: flags.profiling,
+            show_hidden_metrics_for_version: flags.show_hidden_metrics_for_version,
+            mode: flags.mode,
+            iptables: Some(ModeSection {
+                masquerade_bit: flags.iptables_masquerade_bit,
+                localhost_node_ports: flags.iptables_localhost_nodeports,
+                ..section.clone()
+            }),
+            nftables: Some(section.clone()),
+            ebpf: Some(section),
+            detect_local_mode: flags.detect_local_mode,
+            detect_local: Some(DetectLocalSection {
+                bridge_interface: flags.pod_bridge_interface,
+                interface_name_prefix: flags.pod_interface_name_prefix,
+                ..DetectLocalSection::default()
+            }),
+            cluster_cidr: flags.cluster_cidr,
+            node_port_addresses: flags
+                .nodeport_addresses
+                .map(|list| list.into_iter().filter(|text| !text.is_empty()).collect()),
+            oom_score_adj: flags.oom_score_adj,
+            conntrack: Some(Conntrack {
+                max_per_core: flags.conntrack_max_per_core,
+                min: flags.conntrack_min,
+                tcp_established_timeout: flags.conntrack_tcp_timeout_established,
+                tcp_close_wait_timeout: flags.conntrack_tcp_timeout_close_wait,
+                tcp_be_liberal: flags.conntrack_tcp_be_liberal,
+                udp_timeout: flags.conntrack_udp_timeout,
+                udp_stream_timeout: flags.conntrack_udp_timeout_stream,
+                unknown: BTreeMap::new(),
+            }),
+            config_sync_period: flags.config_sync_period,
+            ..KubeProxyConfiguration::default()
+        })
+    }
+}
+
+/// An address given as an empty flag is none, where an empty field of a file is the default. Spec: MET-7.
+fn empty_disables(address: String) -> String {
+    if address.is_empty() {
+        "0.0.0.0:0".to_owned()
+    } else {
+        address
+    }
+}
+
+fn feature_gates(list: Option<Vec<String>>) -> Result<Option<BTreeMap<String, bool>>, String> {
+    let Some(list) = list else {
+        return Ok(None);
+    };
+    list.iter()
+        .filter(|gate| !gate.is_empty())
+        .map(|gate| {
+            let (name, value) = gate.split_once('=').ok_or_else(|| {
+                format!("--feature-gates: {gate:?} is not Name=true or Name=false")
+            })?;
+            let value = value.trim().to_lowercase().parse().map_err(
+                |_error: std::str::ParseBoolError| {
+                    format!("--feature-gates: {gate:?} is not Name=true or Name=false")
+                },
+            )?;
+            Ok((name.trim().to_owned(), value))
+        })
+        .collect::<Result<_, _>>()
+        .map(Some)
+}
+
+/// `--some_flag=a_b` is `--some-flag=a_b`. Spec: CFG-4.
+fn with_dashes(arg: OsString) -> OsString {
+    let Some(text) = arg.to_str() else {
+        return arg;
+    };
+    if !text.starts_with("--") {
+        return arg;
+    }
+    match text.split_once('=') {
+        Some((name, value)) => format!("{}={value}", name.replace('_', "-")).into(),
+        None => text.replace('_', "-").into(),
+    }
+}
+
+fn given(matches: &ArgMatches) -> Vec<String> {
+    matches
+        .ids()
+        .filter(|id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine))
+        .map(|id| id.as_str().replace('_', "-"))
+        .filter(|name| name != "Flags" && name != "Cli")
+        .map(|name| {
+            if name == "verbosity" {
+                "v".to_owned()
+            } else {
+                name
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,530 @@
+//! Is what was asked for possible, and what does it mean where nothing was said?
+//!
+//! Invariants: pure; every fault is found in one go and named by its field; what is accepted but has no
+//! effect is named once. Spec: CFG-1, CFG-5, CFG-7, CFG-8.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::raw::{Conntrack, KubeProxyConfiguration, ModeSection};
+use super::{
+    Config, ConntrackSettings, DetectLocal, GoDuration, LogSettings, Mode, NodePortAddresses,
+    Periods, Policy, Source,
+};
+use crate::forwarding::{InterfaceName, MarkBit};
+use crate::net::{parse_address, parse_network};
+
+/// What a configuration has no field for.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// `--manifests`.
+    pub manifests: Option<PathBuf>,
+    /// `--master`.
+    pub master: Option<String>,
+    /// The configuration file.
+    pub file: Option<PathBuf>,
+    /// The deprecated `--healthz-port`.
+    pub healthz_port: Option<u16>,
+    /// The deprecated `--metrics-port`.
+    pub metrics_port: Option<u16>,
+    /// The name that the operating system has for this host.
+    pub os_hostname: String,
+}
+
+/// One thing that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The field, as the configuration file spells it.
+    pub field: &'static str,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+/// What was resolved, and what about it a person should know.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// What to do.
+    pub config: Config,
+    /// What was accepted and has no effect, or may surprise.
+    pub warnings: Vec<String>,
+}
+
+/// Turns what is written into what is done.
+///
+/// # Errors
+/// Every [`Fault`] there is; never an empty list.
+pub fn resolve(raw: &KubeProxyConfiguration, beside: &Beside) -> Result<Resolved, Vec<Fault>> {
+    let mut r = Resolver::default();
+    let mode = r.mode(raw.mode.as_deref());
+    let bind_address = r.bind_address(raw.bind_address.as_deref());
+    let section = raw.nftables.clone().unwrap_or_default();
+    let config = Config {
+        mode,
+        source: r.source(raw, beside),
+        policy: r.policy(raw, &section),
+        node_name: r.node_name(raw, &beside.os_hostname).into(),
+        node_ip_override: Some(bind_address).filter(|address| !address.is_unspecified()),
+        healthz_address: r.listen_address(
+            "healthzBindAddress",
+            raw.healthz_bind_address.as_deref(),
+            unspecified_like(bind_address),
+            beside.healthz_port.unwrap_or(10256),
+        ),
+        metrics_address: r.listen_address(
+            "metricsBindAddress",
+            raw.metrics_bind_address.as_deref(),
+            loopback_like(bind_address),
+            beside.metrics_port.unwrap_or(10249),
+        ),
+        bind_address_hard_fail: raw.bind_address_hard_fail.unwrap_or(false),
+        periods: r.periods(raw, &section),
+        conntrack: r.conntrack(raw.conntrack.as_ref()),
+        oom_score_adj: r.oom_score_adj(raw.oom_score_adj),
+        log: r.log(raw),
+        file: beside.file.clone(),
+    };
+    r.name_what_has_no_effect(raw);
+    if r.faults.is_empty() {
+        Ok(Resolved {
+            config,
+            warnings: r.warnings,
+        })
+    } else {
+        Err(r.faults)
+    }
+}
+
+fn unspecified_like(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+fn loopback_like(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
+#[derive(Default)]
+struct Resolver {
+    faults: Vec<Fault>,
+    warnings: Vec<String>,
+}
+
+impl Resolver {
+    fn fault(&mut self, field: &'static str, message: impl Into<String>) {
+        self.faults.push(Fault {
+            field,
+            message: message.into(),
+        });
+    }
+
+    fn mode(&mut self, mode: Option<&str>) -> Mode {
+        match mode.unwrap_or_default() {
+            "" | "nftables" => {}
+            later @ ("iptables" | "ebpf") => self.fault(
+                "mode",
+                format!("the {later} mode is not there yet; nftables is (and is the default)"),
+            ),
+            never @ ("ipvs" | "kernelspace") => self.fault(
+                "mode",
+                format!("there is no {never} mode; use nftables, which scales as well"),
+            ),
+            other => self.fault(
+                "mode",
+                format!("{other:?} is not a mode; use nftables, iptables or ebpf"),
+            ),
+        }
+        Mode::Nftables
+    }
+
+    fn bind_address(&mut self, text: Option<&str>) -> IpAddr {
+        let text = text.unwrap_or_default();
+        if text.is_empty() {
+            return Ipv4Addr::UNSPECIFIED.into();
+        }
+        parse_address(text).unwrap_or_else(|error| {
+            self.fault("bindAddress", error.to_string());
+            Ipv4Addr::UNSPECIFIED.into()
+        })
+    }
+
+    /// An address to listen on; port 0 is none at all. Spec: MET-7, CFG-5, CFG-7.
+    fn listen_address(
+        &mut self,
+        field: &'static str,
+        text: Option<&str>,
+        default_ip: IpAddr,
+        default_port: u16,
+    ) -> Option<SocketAddr> {
+        let text = text.unwrap_or_default();
+        let address = if text.is_empty() {
+            SocketAddr::new(default_ip, default_port)
+        } else if let Some(address) = parse_listen_address(text, default_port) {
+            address
+        } else {
+            self.fault(
+                field,
+                format!("{text:?} is not IP:port with a port from 1 to 65535 (0 disables)"),
+            );
+            return None;
+        };
+        (address.port() != 0).then_some(address)
+    }
+
+    fn source(&mut self, raw: &KubeProxyConfiguration, beside: &Beside) -> Source {
+        let kubeconfig = raw
+            .client_connection
+            .as_ref()
+            .and_then(|client| client.kubeconfig.clone())
+            .filter(|path| !path.is_empty());
+        let master = beside.master.clone().filter(|url| !url.is_empty());
+        if let Some(directory) = &beside.manifests {
+            if kubeconfig.is_some() || master.is_some() {
+                self.warnings
+                    .push("--manifests is set, so that no API server is asked".to_owned());
+            }
+            return Source::Manifests(directory.clone());
+        }
+        Source::Kubernetes {
+            kubeconfig: kubeconfig.map(PathBuf::from),
+            master,
+        }
+    }
+
+    fn node_name(&mut self, raw: &KubeProxyConfiguration, os_hostname: &str) -> String {
+        let name = raw
+            .hostname_override
+            .as_deref()
+            .filter(|name| !name.is_empty())
+            .unwrap_or(os_hostname);
+        let name = name.trim().to_lowercase();
+        if name.is_empty() {
+            self.fault(
+                "hostnameOverride",
+                "the node has no name; set --hostname-override to the name of its Node object",
+            );
+        }
+        name
+    }
+
+    fn policy(&mut self, raw: &KubeProxyConfiguration, section: &ModeSection) -> Policy {
+        let gates = raw.feature_gates.clone().unwrap_or_default();
+        Policy {
+            detect_local: self.detect_local(raw),
+            masquerade_all: section.masquerade_all.unwrap_or(false),
+            masquerade_bit: self.masquerade_bit(section.masquerade_bit),
+            node_port_addresses: self.node_port_addresses(raw.node_port_addresses.as_deref()),
+            allow_external_ips: gates
+                .get("AllowServiceExternalIPs")
+                .copied()
+                .unwrap_or(true),
+            drop_invalid: !raw
+                .conntrack
+                .as_ref()
+                .and_then(|conntrack| conntrack.tcp_be_liberal)
+                .unwrap_or(false),
+        }
+    }
+
+    fn masquerade_bit(&mut self, bit: Option<i32>) -> MarkBit {
+        let Some(bit) = bit else {
+            return MarkBit::DEFAULT;
+        };
+        u8::try_from(bit)
+            .ok()
+            .and_then(MarkBit::new)
+            .unwrap_or_else(|| {
+                self.fault(
+                    "nftables.masqueradeBit",
+                    format!("{bit} is not from 0 to 31"),
+                );
+                MarkBit::DEFAULT
+            })
+    }
+
+    /// Spec: §5.2.
+    fn detect_local(&mut self, raw: &KubeProxyConfiguration) -> DetectLocal {
+        let section = raw.detect_local.clone().unwrap_or_default();
+        let none = DetectLocal::ClusterCidr { v4: None, v6: None };
+        match raw.detect_local_mode.as_deref().unwrap_or_default() {
+            "" | "ClusterCIDR" => self.cluster_cidr(raw.cluster_cidr.as_deref()),
+            "NodeCIDR" => DetectLocal::NodeCidr,
+            "BridgeInterface" => self
+                .interface("detectLocal.bridgeInterface", section.bridge_interface)
+                .map_or(none, DetectLocal::BridgeInterface),
+            "InterfaceNamePrefix" => self
+                .interface(
+                    "detectLocal.interfaceNamePrefix",
+                    section.interface_name_prefix,
+                )
+                .map_or(none, DetectLocal::InterfaceNamePrefix),
+            other => {
+                self.fault(
+                    "detectLocalMode",
+                    format!(
+                        "{other:?} is none of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"
+                    ),
+                );
+                none
+            }
+        }
+    }
+
+    fn interface(&mut self, field: &'static str, name: Option<String>) -> Option<InterfaceName> {
+        let name = name.unwrap_or_default();
+        let interface = InterfaceName::new(&name);
+        if interface.is_none() {
+            self.fault(
+                field,
+                format!("{name:?} is no interface name (1 to 15 bytes); this mode needs one"),
+            );
+        }
+        interface
+    }
+
+    /// Spec: DL-1, DL-5, CFG-5.
+    fn cluster_cidr(&mut self, text: Option<&str>) -> DetectLocal {
+        let field = "clusterCIDR";
+        let mut v4 = None;
+        let mut v6 = None;
+        let parts: Vec<&str> = text
+            .unwrap_or_default()
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .collect();
+        if parts.len() > 2 {
+            self.fault(
+                field,
+                "has more than two networks; one per family is enough",
+            );
+        }
+        for part in &parts {
+            match parse_network(part) {
+                Ok(IpNet::V4(network)) => v4 = v4.or(Some(network)),
+                Ok(IpNet::V6(network)) => v6 = v6.or(Some(network)),
+                Err(error) => self.fault(field, error.to_string()),
+            }
+        }
+        if parts.len() == 2 && (v4.is_none() || v6.is_none()) && self.faults.is_empty() {
+            self.fault(field, "two networks must be one of IPv4 and one of IPv6");
+        }
+        if parts.is_empty() {
+            self.warnings.push(
+                "no clusterCIDR: no source counts as a pod, and ClusterIP traffic keeps its source \
+                 (set --cluster-cidr, or another --detect-local-mode)"
+                    .to_owned(),
+            );
+        }
+        DetectLocal::ClusterCidr { v4, v6 }
+    }
+
+    /// Spec: NP-2, NP-3, NP-5.
+    fn node_port_addresses(&mut self, texts: Option<&[String]>) -> NodePortAddresses {
+        let field = "nodePortAddresses";
+        let texts = texts.unwrap_or_default();
+        if texts.is_empty() || matches!(texts, [only] if only == "primary") {
+            return NodePortAddresses::Primary;
+        }
+        let mut networks: Vec<IpNet> = Vec::new();
+        for text in texts {
+            match parse_network(text.trim()) {
+                Ok(network) => {
+                    if network.addr().is_loopback() && network.prefix_len() > 0 {
+                        self.warnings.push(format!(
+                            "{field}: {network} is loopback, where NodePorts are never served"
+                        ));
+                    }
+                    networks.push(network);
+                }
+                Err(_) if text == "primary" => {
+                    self.fault(field, "\"primary\" cannot be combined with networks");
+                }
+                Err(error) => self.fault(field, error.to_string()),
+            }
+        }
+        NodePortAddresses::Networks(networks.into())
+    }
+
+    /// Spec: SYNC-1 to SYNC-3, SYNC-14.
+    fn periods(&mut self, raw: &KubeProxyConfiguration, section: &ModeSection) -> Periods {
+        let sync = match section.sync_period {
+            Some(period) if !period.is_zero() => {
+                self.duration("nftables.syncPeriod", Some(period), Periods::DEFAULT.sync)
+            }
+            Some(_) | None => Periods::DEFAULT.sync,
+        };
+        let default_min = Periods::DEFAULT.min_sync.min(sync);
+        let min_sync = self.duration(
+            "nftables.minSyncPeriod",
+            section.min_sync_period,
+            default_min,
+        );
+        if min_sync > sync {
+            self.fault("nftables.minSyncPeriod", "is longer than syncPeriod");
+        }
+        self.duration("configSyncPeriod", raw.config_sync_period, Duration::ZERO);
+        Periods { min_sync, sync }
+    }
+
+    fn duration(
+        &mut self,
+        field: &'static str,
+        value: Option<GoDuration>,
+        default: Duration,
+    ) -> Duration {
+        let Some(value) = value else {
+            return default;
+        };
+        value.get().unwrap_or_else(|| {
+            self.fault(field, format!("{value} is negative"));
+            default
+        })
+    }
+
+    /// Spec: CT-8 to CT-10.
+    fn conntrack(&mut self, raw: Option<&Conntrack>) -> ConntrackSettings {
+        let raw = raw.cloned().unwrap_or_default();
+        let hours = |n: u64| Duration::from_secs(n * 3_600);
+        ConntrackSettings {
+            max_per_core: self.count("conntrack.maxPerCore", raw.max_per_core, 32_768),
+            min: self.count("conntrack.min", raw.min, 131_072),
+            tcp_established_timeout: self.duration(
+                "conntrack.tcpEstablishedTimeout",
+                raw.tcp_established_timeout,
+                hours(24),
+            ),
+            tcp_close_wait_timeout: self.duration(
+                "conntrack.tcpCloseWaitTimeout",
+                raw.tcp_close_wait_timeout,
+                hours(1),
+            ),
+            tcp_be_liberal: raw.tcp_be_liberal.unwrap_or(false),
+            udp_timeout: self.duration("conntrack.udpTimeout", raw.udp_timeout, Duration::ZERO),
+            udp_stream_timeout: self.duration(
+                "conntrack.udpStreamTimeout",
+                raw.udp_stream_timeout,
+                Duration::ZERO,
+            ),
+        }
+    }
+
+    fn count(&mut self, field: &'static str, value: Option<i32>, default: u32) -> u32 {
+        let Some(value) = value else {
+            return default;
+        };
+        u32::try_from(value).unwrap_or_else(|_| {
+            self.fault(field, format!("{value} is negative"));
+            default
+        })
+    }
+
+    fn oom_score_adj(&mut self, value: Option<i32>) -> i32 {
+        let value = value.unwrap_or(-999);
+        if !(-1000..=1000).contains(&value) {
+            self.fault("oomScoreAdj", format!("{value} is not from -1000 to 1000"));
+        }
+        value
+    }
+
+    fn log(&mut self, raw: &KubeProxyConfiguration) -> LogSettings {
+        let logging = raw.logging.clone().unwrap_or_default();
+        let json = match logging.format.as_deref().unwrap_or_default() {
+            "" | "text" => false,
+            "json" => true,
+            other => {
+                self.fault(
+                    "logging.format",
+                    format!("{other:?} is neither text nor json"),
+                );
+                false
+            }
+        };
+        LogSettings {
+            json,
+            verbosity: logging.verbosity.unwrap_or(0),
+        }
+    }
+
+    /// One warning for everything that was set, is legal, and changes nothing.
+    fn name_what_has_no_effect(&mut self, raw: &KubeProxyConfiguration) {
+        let mut names: Vec<String> = Vec::new();
+        let mut note = |is_set: bool, name: &str| {
+            if is_set {
+                names.push(name.to_owned());
+            }
+        };
+        note(raw.enable_profiling == Some(true), "enableProfiling");
+        let client = raw.client_connection.clone().unwrap_or_default();
+        note(
+            client.qps.is_some_and(|qps| qps > 0.0),
+            "clientConnection.qps",
+        );
+        note(
+            client.burst.is_some_and(|n| n > 0),
+            "clientConnection.burst",
+        );
+        let hidden = raw.show_hidden_metrics_for_version.as_deref();
+        note(
+            hidden.is_some_and(|version| !version.is_empty()),
+            "showHiddenMetricsForVersion",
+        );
+        let localhost = |section: &Option<ModeSection>| {
+            section.as_ref().and_then(|s| s.localhost_node_ports) == Some(true)
+        };
+        note(localhost(&raw.iptables), "iptables.localhostNodePorts");
+        let gates = raw.feature_gates.iter().flatten().map(|(name, _)| name);
+        let gates: Vec<&String> = gates
+            .filter(|name| *name != "AllowServiceExternalIPs")
+            .collect();
+        for gate in gates {
+            note(true, &format!("featureGates.{gate}"));
+        }
+        if raw
+            .client_connection
+            .as_ref()
+            .and_then(|c| c.burst)
+            .is_some_and(|n| n < 0)
+        {
+            self.fault("clientConnection.burst", "is negative");
+        }
+        if !names.is_empty() {
+            self.warnings.push(format!(
+                "accepted, without effect so far: {}",
+                names.join(", ")
+            ));
+        }
+    }
+}
+
+fn parse_listen_address(text: &str, default_port: u16) -> Option<SocketAddr> {
+    if let Ok(ip) = parse_address(text.trim_start_matches('[').trim_end_matches(']')) {
+        return Some(SocketAddr::new(ip, default_port));
+    }
+    let (host, port) = text.rsplit_once(':')?;
+    let host = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
+    let bracketed = text.starts_with('[');
+    let ip = parse_address(host).ok()?;
+    (ip.is_ipv4() || bracketed).then_some(())?;
+    Some(SocketAddr::new(ip, port.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,273 @@
+//! Are defaults, faults and warnings as SPEC §22 says?
+
+use std::time::Duration;
+
+use super::*;
+use crate::config::raw;
+
+/// What kubeadm 1.36 writes, but for the cluster's own values.
+const KUBEADM: &str = r#"
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+bindAddress: 0.0.0.0
+bindAddressHardFail: false
+clientConnection:
+  acceptContentTypes: ""
+  burst: 0
+  contentType: ""
+  kubeconfig: /var/lib/kube-proxy/kubeconfig.conf
+  qps: 0
+clusterCIDR: 10.244.0.0/16,fd00:244::/48
+configSyncPeriod: 0s
+conntrack:
+  maxPerCore: null
+  min: null
+  tcpBeLiberal: false
+  tcpCloseWaitTimeout: null
+  tcpEstablishedTimeout: null
+  udpStreamTimeout: 0s
+  udpTimeout: 0s
+detectLocal:
+  bridgeInterface: ""
+  interfaceNamePrefix: ""
+detectLocalMode: ""
+enableProfiling: false
+healthzBindAddress: ""
+hostnameOverride: ""
+iptables:
+  localhostNodePorts: null
+  masqueradeAll: false
+  masqueradeBit: null
+  minSyncPeriod: 0s
+  syncPeriod: 0s
+ipvs:
+  excludeCIDRs: null
+  minSyncPeriod: 0s
+  scheduler: ""
+  strictARP: false
+  syncPeriod: 0s
+  tcpFinTimeout: 0s
+  tcpTimeout: 0s
+  udpTimeout: 0s
+kind: KubeProxyConfiguration
+logging:
+  flushFrequency: 0
+  options:
+    json:
+      infoBufferSize: "0"
+    text:
+      infoBufferSize: "0"
+  verbosity: 0
+metricsBindAddress: ""
+mode: ""
+nftables:
+  masqueradeAll: false
+  masqueradeBit: null
+  minSyncPeriod: 0s
+  syncPeriod: 0s
+nodePortAddresses: null
+oomScoreAdj: null
+portRange: ""
+showHiddenMetricsForVersion: ""
+windowsRunAsService: false
+winkernel:
+  enableDSR: false
+  forwardHealthCheckVip: false
+  networkName: ""
+  rootHnsEndpointName: ""
+  sourceVip: ""
+"#;
+
+fn beside() -> Beside {
+    Beside {
+        os_hostname: "  Node-1 ".to_owned(),
+        ..Beside::default()
+    }
+}
+
+fn faults(yaml: &str) -> Vec<String> {
+    let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+    let (raw, _) = raw::parse("test", &format!("{head}{yaml}")).unwrap();
+    match resolve(&raw, &beside()) {
+        Ok(_) => Vec::new(),
+        Err(faults) => faults.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[test]
+fn cfg_2_what_kubeadm_writes_is_read_without_a_word() {
+    let (raw, warnings) = raw::parse("test", KUBEADM).unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    let Resolved { config, warnings } = resolve(&raw, &beside()).unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(&*config.node_name, "node-1");
+    assert_eq!(config.node_ip_override, None);
+    assert_eq!(config.healthz_address, "0.0.0.0:10256".parse().ok());
+    assert_eq!(config.metrics_address, "127.0.0.1:10249".parse().ok());
+    assert_eq!(config.periods, Periods::DEFAULT);
+    assert_eq!(config.oom_score_adj, -999);
+    assert_eq!(config.conntrack.max_per_core, 32_768);
+    assert_eq!(config.conntrack.min, 131_072);
+    assert_eq!(
+        config.conntrack.tcp_established_timeout,
+        Duration::from_secs(86_400)
+    );
+    assert_eq!(config.conntrack.udp_timeout, Duration::ZERO);
+    assert_eq!(
+        config.policy.detect_local,
+        DetectLocal::ClusterCidr {
+            v4: "10.244.0.0/16".parse().ok(),
+            v6: "fd00:244::/48".parse().ok(),
+        }
+    );
+    assert_eq!(
+        config.source,
+        Source::Kubernetes {
+            kubeconfig: Some("/var/lib/kube-proxy/kubeconfig.conf".into()),
+            master: None,
+        }
+    );
+}
+
+#[test]
+fn cfg_2_unknown_and_duplicate_fields_are_warnings() {
+    let text = format!("{KUBEADM}\nmod: iptables\nmode: nftables\n");
+    let (raw, warnings) = raw::parse("test", &text).unwrap();
+    assert_eq!(raw.mode.as_deref(), Some("nftables"));
+    assert!(
+        warnings.iter().any(|w| w.contains("\"mod\"")),
+        "{warnings:?}"
+    );
+    assert!(
+        warnings.iter().any(|w| w.contains("duplicate")),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn cfg_2_json_is_read_too() {
+    let text = r#"{"apiVersion":"kubeproxy.config.k8s.io/v1alpha1","kind":"KubeProxyConfiguration","oomScoreAdj":-5}"#;
+    let (raw, _) = raw::parse("test", text).unwrap();
+    assert_eq!(raw.oom_score_adj, Some(-5));
+}
+
+#[test]
+fn cfg_2_wrong_types_name_the_line() {
+    use std::error::Error as _;
+    for (text, expected) in [
+        ("kind: KubeProxyConfiguration\noomScoreAdj: many", "2"),
+        ("kind: KubeProxyConfiguration\nbindAddress: ::", "2"),
+        (
+            "kind: KubeProxyConfiguration\nnftables:\n  syncPeriod: 30",
+            "3",
+        ),
+    ] {
+        let error = raw::parse("test", text).unwrap_err();
+        let source = error.source().unwrap().to_string();
+        assert!(
+            source.contains(&format!("line {expected}")),
+            "{text}: {source}"
+        );
+    }
+    assert!(raw::parse("test", "kind: Service\napiVersion: v1").is_err());
+    assert!(raw::parse("test", "").is_err());
+}
+
+#[test]
+fn cfg_5_each_bad_value_is_a_fault() {
+    for yaml in [
+        "nftables: {masqueradeBit: 32}",
+        "nftables: {syncPeriod: -1s}",
+        "nftables: {syncPeriod: 1s, minSyncPeriod: 2s}",
+        "configSyncPeriod: -1s",
+        "bindAddress: nowhere",
+        "healthzBindAddress: 1.2.3.4:70000",
+        "metricsBindAddress: localhost:10249",
+        "oomScoreAdj: 1001",
+        "conntrack: {maxPerCore: -1}",
+        "conntrack: {tcpEstablishedTimeout: -1s}",
+        "nodePortAddresses: [primary, 10.0.0.0/8]",
+        "nodePortAddresses: [10.0.0.1]",
+        "clusterCIDR: 10.0.0.0/8,11.0.0.0/8",
+        "clusterCIDR: ten",
+        "detectLocalMode: BridgeInterface",
+        "detectLocalMode: InterfaceNamePrefix",
+        "detectLocalMode: Guess",
+        "mode: userspace",
+        "mode: ipvs",
+        "clientConnection: {burst: -1}",
+        "hostnameOverride: '  '",
+        "logging: {format: xml}",
+    ] {
+        assert_eq!(faults(yaml).len(), 1, "{yaml}: {:?}", faults(yaml));
+    }
+}
+
+#[test]
+fn cfg_5_all_faults_are_told_at_once() {
+    assert_eq!(
+        faults("mode: ipvs\noomScoreAdj: 2000\nbindAddress: x").len(),
+        3
+    );
+}
+
+#[test]
+fn cfg_7_defaults_follow_the_bind_address() {
+    let raw = KubeProxyConfiguration {
+        bind_address: Some("2001:db8::1".to_owned()),
+        ..KubeProxyConfiguration::default()
+    };
+    let config = resolve(&raw, &beside()).unwrap().config;
+    assert_eq!(config.healthz_address, "[::]:10256".parse().ok());
+    assert_eq!(config.metrics_address, "[::1]:10249".parse().ok());
+    assert_eq!(config.node_ip_override, "2001:db8::1".parse().ok());
+}
+
+#[test]
+fn cfg_5_a_missing_port_is_filled_in() {
+    for (text, expected) in [
+        ("127.0.0.1", Some("127.0.0.1:1")),
+        ("127.0.0.1:2", Some("127.0.0.1:2")),
+        ("::1", Some("[::1]:1")),
+        ("[::1]", Some("[::1]:1")),
+        ("[::1]:2", Some("[::1]:2")),
+        ("localhost:2", None),
+        (":2", None),
+    ] {
+        let expected = expected.map(|address| address.parse().unwrap());
+        assert_eq!(parse_listen_address(text, 1), expected, "{text}");
+    }
+}
+
+#[test]
+fn cfg_8_only_the_section_of_the_mode_counts() {
+    let (raw, _) = raw::parse(
+        "test",
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
+         iptables: {masqueradeAll: true, masqueradeBit: 1}",
+    )
+    .unwrap();
+    let policy = resolve(&raw, &beside()).unwrap().config.policy;
+    assert!(!policy.masquerade_all);
+    assert_eq!(policy.masquerade_bit.bit(), 14);
+}
+
+#[test]
+fn sync_2_zero_in_a_file_is_the_default() {
+    let (raw, _) = raw::parse("test", KUBEADM).unwrap();
+    assert_eq!(raw.nftables.unwrap().min_sync_period, None);
+}
+
+#[test]
+fn ext_4_the_gate_is_heard() {
+    let raw = KubeProxyConfiguration {
+        feature_gates: Some([("AllowServiceExternalIPs".to_owned(), false)].into()),
+        ..KubeProxyConfiguration::default()
+    };
+    assert!(
+        !resolve(&raw, &beside())
+            .unwrap()
+            .config
+            .policy
+            .allow_external_ips
+    );
+}

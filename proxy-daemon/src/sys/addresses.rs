@@ -1,0 +1,114 @@
+//! Which addresses does this node have, and when does that change?
+//!
+//! Invariants: the kernel's notices only say *that* something changed; what is there is read anew each
+//! time, and every [`REREAD`] without a notice, so that a lost notice costs seconds (NP-7).
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use netlink_packet_route::address::AddressAttribute;
+use rtnetlink::{Handle, MulticastGroup};
+
+/// How long an address may be missed if the kernel's notice was lost.
+const REREAD: Duration = Duration::from_secs(10);
+/// How long notices are collected before reading, since addresses often come several at a time.
+const SETTLE: Duration = Duration::from_millis(5);
+
+/// The node's addresses cannot be read or followed.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressesError {
+    /// No netlink socket.
+    #[error("cannot open a routing netlink socket")]
+    Open(#[source] std::io::Error),
+    /// The kernel did not list them.
+    #[error("cannot list the node's addresses")]
+    List(#[source] rtnetlink::Error),
+    /// The kernel's notices ended.
+    #[error("the kernel's notices of address changes ended")]
+    Ended,
+}
+
+/// Tells `changed` every address of the node, now and whenever that set changes.
+///
+/// # Errors
+/// [`AddressesError`] if they cannot be followed any longer; the caller starts again.
+pub async fn follow(
+    mut changed: impl FnMut(BTreeSet<IpAddr>),
+) -> Result<Infallible, AddressesError> {
+    let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    let (connection, handle, mut notices) =
+        rtnetlink::new_multicast_connection(&groups).map_err(AddressesError::Open)?;
+    let connection = AbortOnDrop(tokio::spawn(connection));
+    let mut known = read(&handle).await?;
+    changed(known.clone());
+    loop {
+        match tokio::time::timeout(REREAD, notices.next()).await {
+            Ok(None) => return Err(AddressesError::Ended),
+            Ok(Some(_)) => {
+                tokio::time::sleep(SETTLE).await;
+                while notices.try_recv().is_ok() {}
+            }
+            Err(_elapsed) if connection.0.is_finished() => return Err(AddressesError::Ended),
+            Err(_elapsed) => {}
+        }
+        let current = read(&handle).await?;
+        if current != known {
+            known.clone_from(&current);
+            changed(current);
+        }
+    }
+}
+
+/// The task of a netlink connection, which ends with whoever uses it.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn read(handle: &Handle) -> Result<BTreeSet<IpAddr>, AddressesError> {
+    let mut addresses = BTreeSet::new();
+    let mut messages = handle.address().get().execute();
+    while let Some(message) = messages.try_next().await.map_err(AddressesError::List)? {
+        // The local end of a point-to-point link is in IFA_LOCAL, and IFA_ADDRESS is then the peer's.
+        let mut own = None;
+        for attribute in &message.attributes {
+            if let AddressAttribute::Local(address) = attribute {
+                own = Some(*address);
+            } else if let AddressAttribute::Address(address) = attribute {
+                own = own.or(Some(*address));
+            }
+        }
+        addresses.extend(own);
+    }
+    Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn np_7_the_loopback_address_is_found() {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let mut sender = Some(sender);
+        let follow = follow(move |addresses| {
+            if let Some(sender) = sender.take() {
+                sender.send(addresses).unwrap();
+            }
+        });
+        let addresses = tokio::select! {
+            error = follow => panic!("{error:?}"),
+            addresses = receiver => addresses.unwrap(),
+        };
+        assert!(
+            addresses.contains(&IpAddr::from([127, 0, 0, 1])),
+            "{addresses:?}"
+        );
+    }
+}

@@ -6,11 +6,13 @@
 //! its meaning: what it says of a packet, every datapath must do.
 
 mod eval;
+mod explain;
 mod packet;
 mod state;
 mod table;
 
 pub use eval::Oracle;
+pub use explain::explain;
 pub use packet::{Because, Decision, Hop, Packet, Transport, Verdict};
 pub use state::{
     Backend, BackendSet, Change, Changes, Detector, Exposure, ForwardingState, Frontend,

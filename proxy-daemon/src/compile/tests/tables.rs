@@ -1,10 +1,13 @@
 //! Tables M1 and M2 of SPEC §0, row by row.
 
 use super::world::{
-    BALANCER, EXTERNAL, N, P1, P2, R, VIP, X, ask, environment, input, only, ready, service,
+    BALANCER, EXTERNAL, N, P1, P2, R, VIP, X, ask, environment, input, ip, only, port, ready,
+    service,
 };
 use crate::config::{DetectLocal, Policy};
+use crate::forwarding::{Oracle, Packet, Transport, explain};
 use crate::model::{Endpoint, Service, TrafficPolicy};
+use crate::net::{Family, L4Proto, V4};
 
 const POD: (&str, Option<&str>) = (P1, Some("veth1"));
 const HOST: (&str, Option<&str>) = (N, None);
@@ -251,4 +254,26 @@ fn rej_5_and_rej_6_tell_live_from_unallocated() {
         (EXTN, ("198.51.100.2", 30_080), "pass"),
     ];
     check(&policies(Cluster, Cluster), &[], detecting(), &rows);
+}
+
+#[test]
+fn an_explanation_names_class_service_rule_and_backends() {
+    let services = only(input(policies(Cluster, Local), &[ready(P2, "node-n")]));
+    let (state, _, _) = crate::compile::compile(&services, &environment());
+    let packet = Packet {
+        source: V4::addr(ip(X)).unwrap(),
+        source_is_local: false,
+        ingress: Some("uplink"),
+        destination: V4::addr(ip(BALANCER)).unwrap(),
+        transport: Transport::Ports(L4Proto::Tcp, port(80)),
+    };
+    let text = explain(&Oracle::new(&state), &packet);
+    let expected = "packet:   tcp 203.0.113.7 to 203.0.113.251 port 80
+source:   EXTN (neither a pod nor this node)
+frontend: tcp 203.0.113.251:80 of Service default/web:http/tcp
+because:  the frontend's route for this source class (M1)
+verdict:  forward to one of 1, each equally likely
+          10.244.1.12:8080 sees the source
+";
+    assert_eq!(text, expected);
 }

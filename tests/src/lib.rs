@@ -29,6 +29,7 @@ pub mod client;
 pub mod daemon;
 pub mod echo;
 pub mod flow;
+pub mod lab;
 pub mod matrix;
 pub mod netns;
 pub mod reactor;

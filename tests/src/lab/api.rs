@@ -92,26 +92,51 @@ impl Api {
     /// # Errors
     /// When the port is taken.
     pub fn start(ns: &Netns, objects: BTreeMap<Kind, BTreeMap<String, String>>) -> Result<Self> {
-        let listener = ns.enter(|| std::net::TcpListener::bind("127.0.0.1:0")).context("the API server cannot listen")?;
+        let listener = ns
+            .enter(|| std::net::TcpListener::bind("127.0.0.1:0"))
+            .context("the API server cannot listen")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let mut shared = Shared { version: 1000, ..Shared::default() };
+        let mut shared = Shared {
+            version: 1000,
+            ..Shared::default()
+        };
         for (kind, objects) in objects {
-            shared.stores.insert(kind, Store { objects, ..Store::default() });
+            shared.stores.insert(
+                kind,
+                Store {
+                    objects,
+                    ..Store::default()
+                },
+            );
         }
-        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr] {
+        for kind in [
+            Kind::Service,
+            Kind::EndpointSlice,
+            Kind::Node,
+            Kind::ServiceCidr,
+        ] {
             shared.list(kind);
             shared.initial_events(kind);
         }
-        let api = Self { shared: Arc::new(Mutex::new(shared)), address };
+        let api = Self {
+            shared: Arc::new(Mutex::new(shared)),
+            address,
+        };
         let served = api.clone();
         thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
             runtime.block_on(async move {
                 let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
-                let listener = listener.tap_io(|stream| stream.set_nodelay(true).expect("TCP_NODELAY"));
+                let listener =
+                    listener.tap_io(|stream| stream.set_nodelay(true).expect("TCP_NODELAY"));
                 let router = Router::new().fallback(answer).with_state(served);
-                axum::serve(listener, router).await.expect("serving does not end");
+                axum::serve(listener, router)
+                    .await
+                    .expect("serving does not end");
             });
         });
         Ok(api)
@@ -143,7 +168,9 @@ impl Api {
         store.streamed = None;
         store.log.push((version, line.clone()));
         let at = Instant::now();
-        store.watchers.retain(|watcher| watcher.send(Ok(line.clone())).is_ok());
+        store
+            .watchers
+            .retain(|watcher| watcher.send(Ok(line.clone())).is_ok());
         at
     }
 
@@ -209,10 +236,20 @@ impl Shared {
 
     fn watch(&mut self, kind: Kind, from: Option<u64>, initial: bool) -> UnboundedReceiver<Line> {
         let (send, receive) = unbounded_channel();
-        let first = if initial { vec![self.initial_events(kind)] } else { Vec::new() };
+        let first = if initial {
+            vec![self.initial_events(kind)]
+        } else {
+            Vec::new()
+        };
         let store = self.stores.entry(kind).or_default();
-        let missed = store.log.iter().filter(|(at, _)| !initial && from.is_some_and(|from| *at > from));
-        for line in first.into_iter().chain(missed.map(|(_, line)| line.clone())) {
+        let missed = store
+            .log
+            .iter()
+            .filter(|(at, _)| !initial && from.is_some_and(|from| *at > from));
+        for line in first
+            .into_iter()
+            .chain(missed.map(|(_, line)| line.clone()))
+        {
             drop(send.send(Ok(line)));
         }
         store.watchers.push(send);
@@ -224,7 +261,9 @@ fn event(kind: Kind, what: &str, object: &str, version: u64) -> Bytes {
     let (api, name) = kind.names();
     let object = object.replacen("\"VERSION\"", &format!("\"{version}\""), 1);
     let fields = object.strip_prefix('{').unwrap_or(&object);
-    Bytes::from(format!("{{\"type\":\"{what}\",\"object\":{{\"kind\":\"{name}\",\"apiVersion\":\"{api}\",{fields}}}\n"))
+    Bytes::from(format!(
+        "{{\"type\":\"{what}\",\"object\":{{\"kind\":\"{name}\",\"apiVersion\":\"{api}\",{fields}}}\n"
+    ))
 }
 
 async fn answer(State(api): State<Api>, uri: Uri) -> Response {
@@ -233,19 +272,27 @@ async fn answer(State(api): State<Api>, uri: Uri) -> Response {
         return match uri.path().strip_prefix("/api/v1/nodes/") {
             Some(name) => node(&api, name),
             // Events are posted; whoever else asks for something is told that it is not there.
-            None if uri.path().contains("/events") => (StatusCode::CREATED, json, "{}").into_response(),
+            None if uri.path().contains("/events") => {
+                (StatusCode::CREATED, json, "{}").into_response()
+            }
             None => not_found(),
         };
     };
     // What matters here needs no decoding.
-    let query: BTreeMap<&str, &str> =
-        uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('=')).collect();
+    let query: BTreeMap<&str, &str> = uri
+        .query()
+        .unwrap_or_default()
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .collect();
     let is = |name: &str| matches!(query.get(name), Some(&("true" | "1")));
     let mut shared = api.shared.lock().unwrap();
     if is("watch") {
         let from = query.get("resourceVersion").and_then(|v| v.parse().ok());
         let receive = shared.watch(kind, from, is("sendInitialEvents"));
-        let lines = futures::stream::unfold(receive, |mut receive| async { Some((receive.recv().await?, receive)) });
+        let lines = futures::stream::unfold(receive, |mut receive| async {
+            Some((receive.recv().await?, receive))
+        });
         return (json, Body::from_stream(lines)).into_response();
     }
     (json, shared.list(kind)).into_response()
@@ -268,5 +315,10 @@ fn node(api: &Api, name: &str) -> Response {
 
 fn not_found() -> Response {
     let body = "{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"status\":\"Failure\",\"reason\":\"NotFound\",\"code\":404}";
-    (StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+    (
+        StatusCode::NOT_FOUND,
+        [(header::CONTENT_TYPE, "application/json")],
+        body,
+    )
+        .into_response()
 }

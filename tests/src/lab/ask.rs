@@ -31,7 +31,10 @@ impl Outcome {
     fn of(answer: &str) -> Self {
         let line = answer.lines().last().unwrap_or_default();
         match line.split_once(' ') {
-            Some((by, saw)) => Self::Answered { by: by.into(), saw: saw.trim().into() },
+            Some((by, saw)) => Self::Answered {
+                by: by.into(),
+                saw: saw.trim().into(),
+            },
             None => Self::Failed(format!("an answer that says nothing: {answer:?}")),
         }
     }
@@ -87,7 +90,11 @@ fn udp_exchange(to: SocketAddr) -> std::io::Result<String> {
 }
 
 /// Asks until `wanted` answers, without a pause; how long that took, or nothing at the deadline.
-pub fn until(deadline: Duration, mut ask: impl FnMut() -> Outcome, wanted: &str) -> Option<Duration> {
+pub fn until(
+    deadline: Duration,
+    mut ask: impl FnMut() -> Outcome,
+    wanted: &str,
+) -> Option<Duration> {
     let start = Instant::now();
     while start.elapsed() < deadline {
         if ask().by() == Some(wanted) {

@@ -510,8 +510,15 @@ mod tests {
 
     #[test]
     fn shared_words_are_for_all_and_use_nothing() {
-        allowed("proxy-daemon/src/forwarding/state.rs", "use crate::net::Port;");
-        refused("proxy-daemon/src/net/parse.rs", "use crate::model::X;", "crate::model::X");
+        allowed(
+            "proxy-daemon/src/forwarding/state.rs",
+            "use crate::net::Port;",
+        );
+        refused(
+            "proxy-daemon/src/net/parse.rs",
+            "use crate::model::X;",
+            "crate::model::X",
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Where is measured: a test bed with a server pod that has every endpoint's address, and a proxy in its node, or none.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use proxy_tests::address::{P2, Site, Family};
+use proxy_tests::address::{Family, P2, Site};
 use proxy_tests::lab::api::{Api, Kind};
 use proxy_tests::netns::Netns;
 use proxy_tests::topology::{Pods, Topology};
@@ -40,7 +41,12 @@ impl Bed {
         let topology = Topology::build(Pods::PointToPoint)?;
         let (node, pod) = (topology.site(Site::N), topology.site(Site::P2));
         let gateway = P2.addr.of(Family::V4).to_string();
-        node.check_run("ip", &["route", "add", ENDPOINTS, "via", &gateway, "dev", "p2", "onlink"])?;
+        node.check_run(
+            "ip",
+            &[
+                "route", "add", ENDPOINTS, "via", &gateway, "dev", "p2", "onlink",
+            ],
+        )?;
         pod.check_run("ip", &["route", "add", "local", ENDPOINTS, "dev", "lo"])?;
         // Connections that were reset soon make room for others.
         drop(node.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close", "1"));
@@ -54,7 +60,7 @@ impl Bed {
     }
 
     /// The server pod's own address: what is reached without any Service.
-    pub(crate) fn bare(&self) -> SocketAddr {
+    pub(crate) fn bare() -> SocketAddr {
         SocketAddr::new(P2.addr.of(Family::V4), PORT)
     }
 }
@@ -62,7 +68,8 @@ impl Bed {
 /// Answers each connection with the address at which it was reached, each datagram with itself.
 fn serve(pod: &Netns) -> Result<()> {
     let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), PORT);
-    let (tcp, udp) = pod.enter(|| Ok::<_, std::io::Error>((TcpListener::bind(any)?, UdpSocket::bind(any)?)))?;
+    let (tcp, udp) =
+        pod.enter(|| Ok::<_, std::io::Error>((TcpListener::bind(any)?, UdpSocket::bind(any)?)))?;
     thread::spawn(move || {
         use std::io::Write as _;
         for mut stream in tcp.incoming().flatten() {
@@ -98,17 +105,20 @@ impl Proxy {
 
     /// The same without a single Service.
     pub(crate) fn start_idle(subject: &Subject) -> Result<Self> {
-        let size = Size { services: 1, endpoints: 1 };
+        let size = Size {
+            services: 1,
+            endpoints: 1,
+        };
         let mut objects = size.objects();
-        objects.insert(Kind::Service, Default::default());
-        objects.insert(Kind::EndpointSlice, Default::default());
+        objects.insert(Kind::Service, BTreeMap::default());
+        objects.insert(Kind::EndpointSlice, BTreeMap::default());
         Self::start_with(subject, size, objects)
     }
 
     fn start_with(
         subject: &Subject,
         size: Size,
-        objects: std::collections::BTreeMap<Kind, std::collections::BTreeMap<String, String>>,
+        objects: BTreeMap<Kind, BTreeMap<String, String>>,
     ) -> Result<Self> {
         use std::sync::atomic::{AtomicU32, Ordering};
         static SERIAL: AtomicU32 = AtomicU32::new(0);
@@ -141,14 +151,24 @@ impl Proxy {
                     .replace("{node}", NODE)
                     .replace("{cluster-cidr}", CLUSTER_CIDR)
                     .replace("{dir}", &directory.display().to_string());
-                (PathBuf::from("/bin/sh"), vec!["-c".to_owned(), format!("exec {line}")])
+                (
+                    PathBuf::from("/bin/sh"),
+                    vec!["-c".to_owned(), format!("exec {line}")],
+                )
             }
         };
         let log = directory.join("log");
         File::create(&log)?;
         let started = Instant::now();
         let child = node.spawn(&program, &arguments, &[], &log)?;
-        Ok(Self { bed, api, size, child, directory, started })
+        Ok(Self {
+            bed,
+            api,
+            size,
+            child,
+            directory,
+            started,
+        })
     }
 
     /// How long it took from the start of the process until a connection through the last VIP works.
@@ -156,7 +176,10 @@ impl Proxy {
         let to = self.size.last();
         loop {
             // A connection that is not answered soon is not worth waiting for: the next one may be.
-            let outcome = self.bed.client().enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(4)));
+            let outcome = self
+                .bed
+                .client()
+                .enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(4)));
             if outcome.is_ok() {
                 return Ok(Some(self.started.elapsed()));
             }
@@ -170,10 +193,15 @@ impl Proxy {
 
     /// Waits until it watches all that it will, when there is no VIP to try.
     pub(crate) fn wait_until_idle(&mut self) -> Result<()> {
-        while self.api.n_watchers(Kind::Service) == 0 || self.api.n_watchers(Kind::EndpointSlice) == 0 {
+        while self.api.n_watchers(Kind::Service) == 0
+            || self.api.n_watchers(Kind::EndpointSlice) == 0
+        {
             self.alive()?;
             if self.started.elapsed() > Duration::from_secs(20) {
-                bail!("it does not watch Services and EndpointSlices; its log:\n{}", self.log());
+                bail!(
+                    "it does not watch Services and EndpointSlices; its log:\n{}",
+                    self.log()
+                );
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -194,21 +222,30 @@ impl Proxy {
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
-    /// CPU time that it has used, all threads. Source: schedstat, in nanoseconds.
-    pub(crate) fn cpu(&self) -> Result<Duration> {
-        let tasks = Path::new("/proc").join(self.child.id().to_string()).join("task");
+    /// CPU time that it has used, all threads. Unit: seconds. Source: schedstat.
+    pub(crate) fn cpu(&self) -> Result<f64> {
+        let tasks = Path::new("/proc")
+            .join(self.child.id().to_string())
+            .join("task");
         let mut nanoseconds = 0;
         for task in fs::read_dir(&tasks).with_context(|| format!("{}", tasks.display()))? {
             let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-            nanoseconds += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+            nanoseconds += text
+                .split(' ')
+                .next()
+                .and_then(|n| n.parse::<u64>().ok())
+                .unwrap_or(0);
         }
-        Ok(Duration::from_nanos(nanoseconds))
+        Ok(Duration::from_nanos(nanoseconds).as_secs_f64())
     }
 
     /// Resident memory. Unit: MB (10⁶ bytes).
     pub(crate) fn resident(&self) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let line = status
+            .lines()
+            .find_map(|l| l.strip_prefix("VmRSS:"))
+            .context("no VmRSS")?;
         let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
         Ok(kib * 1024.0 / 1e6)
     }

@@ -7,7 +7,6 @@
     clippy::print_stdout,
     clippy::print_stderr,
     clippy::exit,
-    clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
@@ -50,6 +49,9 @@ struct Cli {
     only: Vec<String>,
 }
 
+/// Takes the figures of a group of rows.
+type Group = fn(&Plan, &mut Report) -> Result<()>;
+
 /// What is to be done.
 pub(crate) struct Plan {
     /// Ours first.
@@ -71,26 +73,34 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("the benchmark makes network namespaces, for which it must be root: try it with sudo");
+        bail!(
+            "the benchmark makes network namespaces, for which it must be root: try it with sudo"
+        );
     }
     let known = ["sync", "memory", "update", "churn", "connect", "scale"];
     if let Some(unknown) = cli.only.iter().find(|o| !known.contains(&o.as_str())) {
         bail!("--only {unknown}: not one of {}", known.join(", "));
     }
-    let program = std::env::var_os("PROXY_DAEMON").context("PROXY_DAEMON is not set: run `cargo xtask bench`")?;
+    let program = std::env::var_os("PROXY_DAEMON")
+        .context("PROXY_DAEMON is not set: run `cargo xtask bench`")?;
     netns::sweep();
     let _directory = Directory::make()?;
     end_on_signal();
-    let ours = Subject::Ours { program: program.into(), mode: cli.mode.clone() };
+    let ours = Subject::Ours {
+        program: program.into(),
+        mode: cli.mode.clone(),
+    };
     let plan = Plan {
-        subjects: std::iter::once(ours).chain(cli.peer.clone().map(Subject::Peer)).collect(),
+        subjects: std::iter::once(ours)
+            .chain(cli.peer.clone().map(Subject::Peer))
+            .collect(),
         rounds: if cli.quick { 1 } else { 3 },
         quick: cli.quick,
     };
     report::conditions(&cli.mode, &plan, cli.peer.as_deref());
     let mut report = Report::default();
     let wanted = |group: &str| cli.only.is_empty() || cli.only.iter().any(|o| o == group);
-    let groups: [(&str, fn(&Plan, &mut Report) -> Result<()>); 6] = [
+    let groups: [(&str, Group); 6] = [
         ("sync", rows::sync),
         ("memory", rows::memory),
         ("update", rows::update),
@@ -130,7 +140,10 @@ impl Drop for Directory {
 /// Takes everything down on Ctrl-C or TERM; the proxies die with this process.
 fn end_on_signal() {
     std::thread::spawn(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         runtime.block_on(async {
             use tokio::signal::unix::{SignalKind, signal};
             let mut int = signal(SignalKind::interrupt()).expect("a handler for INT");

@@ -14,9 +14,12 @@ use proxy_tests::netns::Netns;
 
 use crate::world::Size;
 
-/// Ends a connection with a reset, so that neither side keeps its port in TIME_WAIT.
+/// Ends a connection with a reset, so that neither side keeps its port in `TIME_WAIT`.
 fn reset(stream: &TcpStream) {
-    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    let linger = nix::libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
     drop(setsockopt(&stream.as_fd(), sockopt::Linger, &linger).map_err(|e| e.to_string()));
 }
 
@@ -35,7 +38,11 @@ pub(crate) fn connect_us(client: &Netns, to: SocketAddr, n: usize) -> Result<f64
 }
 
 /// New connections per second with 16 in flight.
-pub(crate) fn connections_per_second(client: &Netns, to: SocketAddr, time: Duration) -> Result<f64> {
+pub(crate) fn connections_per_second(
+    client: &Netns,
+    to: SocketAddr,
+    time: Duration,
+) -> Result<f64> {
     const IN_FLIGHT: usize = 16;
     let (made, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let start = Instant::now();
@@ -45,7 +52,8 @@ pub(crate) fn connections_per_second(client: &Netns, to: SocketAddr, time: Durat
                 scope.spawn(|| {
                     client.enter(|| {
                         while !stop.load(Ordering::Relaxed) {
-                            let stream = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
+                            let stream = TcpStream::connect(to)
+                                .with_context(|| format!("connect to {to}"))?;
                             reset(&stream);
                             made.fetch_add(1, Ordering::Relaxed);
                         }
@@ -56,7 +64,9 @@ pub(crate) fn connections_per_second(client: &Netns, to: SocketAddr, time: Durat
             .collect();
         thread::sleep(time);
         stop.store(true, Ordering::Relaxed);
-        workers.into_iter().try_for_each(|w| w.join().expect("a worker does not panic"))
+        workers
+            .into_iter()
+            .try_for_each(|w| w.join().expect("a worker does not panic"))
     })?;
     #[expect(clippy::cast_precision_loss, reason = "counts are small")]
     Ok(made.into_inner() as f64 / start.elapsed().as_secs_f64())
@@ -73,7 +83,9 @@ pub(crate) fn round_trip_us(client: &Netns, to: SocketAddr, n: usize) -> Result<
         for _ in 0..n {
             let start = Instant::now();
             socket.send(&datagram)?;
-            let _: usize = socket.recv(&mut datagram).with_context(|| format!("no answer from {to}"))?;
+            let _: usize = socket
+                .recv(&mut datagram)
+                .with_context(|| format!("no answer from {to}"))?;
             times.push(start.elapsed().as_secs_f64() * 1e6);
         }
         Ok(median(&times))
@@ -87,7 +99,11 @@ pub(crate) fn generation(size: Size, to: SocketAddr) -> Option<u32> {
     let mut text = [0; 64];
     let length = stream.read(&mut text).ok()?;
     reset(&stream);
-    let address: Ipv4Addr = std::str::from_utf8(&text[..length]).ok()?.trim().parse().ok()?;
+    let address: Ipv4Addr = std::str::from_utf8(&text[..length])
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
     Some(size.generation_of(address))
 }
 
@@ -143,7 +159,12 @@ impl Watched {
             });
             let value = change(&latest);
             stop.store(true, Ordering::Relaxed);
-            (Self { seen: watcher.join().expect("the watcher does not panic") }, value)
+            (
+                Self {
+                    seen: watcher.join().expect("the watcher does not panic"),
+                },
+                value,
+            )
         })
     }
 

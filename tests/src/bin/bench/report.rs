@@ -60,13 +60,26 @@ pub(crate) struct Report {
 
 impl Report {
     /// Adds a row: what it is, ours, the peer's if there is one.
-    pub(crate) fn row(&mut self, what: &str, unit: Unit, ours: &Figures, peer: Option<&Figures>, target: Target) {
+    pub(crate) fn row(
+        &mut self,
+        what: &str,
+        unit: Unit,
+        ours: &Figures,
+        peer: Option<&Figures>,
+        target: Target,
+    ) {
         let figure = median(ours);
         let peer_figure = peer.map(|p| median(p));
         let (wanted, verdict) = match target {
             Target::AtMost(limit) => (format!("≤ {}", unit.show(limit)), Some(figure <= limit)),
-            Target::PeerOrLess => ("≤ the peer's".into(), peer_figure.map(|p| figure <= p * 1.02)),
-            Target::PeerOrMore => ("≥ the peer's".into(), peer_figure.map(|p| figure >= p * 0.98)),
+            Target::PeerOrLess => (
+                "≤ the peer's".into(),
+                peer_figure.map(|p| figure <= p * 1.02),
+            ),
+            Target::PeerOrMore => (
+                "≥ the peer's".into(),
+                peer_figure.map(|p| figure >= p * 0.98),
+            ),
             Target::None => (String::new(), None),
         };
         match verdict {
@@ -78,17 +91,36 @@ impl Report {
             what.to_owned(),
             spread(unit, ours),
             wanted,
-            verdict.map_or("", |good| if good { "met" } else { "MISSED" }).to_owned(),
+            verdict
+                .map_or("", |good| if good { "met" } else { "MISSED" })
+                .to_owned(),
             peer.map_or(String::new(), |p| spread(unit, p)),
             peer_figure.map_or(String::new(), |p| format!("{:.3}", figure / p)),
         ];
-        println!("  {}: {}{}", row[0], row[1], if row[4].is_empty() { String::new() } else { format!(" (peer {})", row[4]) });
+        println!(
+            "  {}: {}{}",
+            row[0],
+            row[1],
+            if row[4].is_empty() {
+                String::new()
+            } else {
+                format!(" (peer {})", row[4])
+            }
+        );
         self.rows.push(row);
     }
 
     /// Prints the table.
     pub(crate) fn print(&self) {
-        let header = ["what", "median (min … max)", "target", "", "peer", "ours / peer"].map(str::to_owned);
+        let header = [
+            "what",
+            "median (min … max)",
+            "target",
+            "",
+            "peer",
+            "ours / peer",
+        ]
+        .map(str::to_owned);
         let mut widths = header.each_ref().map(|h| h.chars().count());
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {
@@ -97,7 +129,11 @@ impl Report {
         }
         println!();
         for row in std::iter::once(&header).chain(&self.rows) {
-            let line: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            let line: Vec<String> = row
+                .iter()
+                .zip(widths)
+                .map(|(cell, width)| format!("{cell:width$}"))
+                .collect();
             println!("{}", line.join("  ").trim_end());
         }
         println!("\n{} targets met, {} missed", self.met, self.missed.len());
@@ -111,7 +147,12 @@ fn spread(unit: Unit, figures: &Figures) -> String {
     if figures.len() < 2 {
         return unit.show(median(figures));
     }
-    format!("{} ({} … {})", unit.show(median(figures)), unit.show(quantile(figures, 0.0)), unit.show(quantile(figures, 1.0)))
+    format!(
+        "{} ({} … {})",
+        unit.show(median(figures)),
+        unit.show(quantile(figures, 0.0)),
+        unit.show(quantile(figures, 1.0))
+    )
 }
 
 /// Says what is about to be measured, so that a wait is not silent.
@@ -122,12 +163,35 @@ pub(crate) fn progress(what: &str) {
 
 /// Says on what it is measured.
 pub(crate) fn conditions(mode: &str, plan: &Plan, peer: Option<&str>) {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
     let cpu = read("/proc/cpuinfo");
-    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or_default();
+    let model = cpu
+        .lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    println!("mode {mode}, {} round(s){}", plan.rounds, if plan.quick { ", quick: figures to look at, not to quote" } else { "" });
-    println!("Linux {}, {cores} cores,{}", read("/proc/sys/kernel/osrelease"), model.trim_start_matches(['\t', ' ', ':']).split_whitespace().fold(String::new(), |s, w| s + " " + w));
+    println!(
+        "mode {mode}, {} round(s){}",
+        plan.rounds,
+        if plan.quick {
+            ", quick: figures to look at, not to quote"
+        } else {
+            ""
+        }
+    );
+    println!(
+        "Linux {}, {cores} cores,{}",
+        read("/proc/sys/kernel/osrelease"),
+        model
+            .trim_start_matches(['\t', ' ', ':'])
+            .split_whitespace()
+            .fold(String::new(), |s, w| s + " " + w)
+    );
     println!("load before: {}", read("/proc/loadavg"));
     if cfg!(debug_assertions) {
         println!("a debug build: these figures mean nothing");
@@ -144,7 +208,13 @@ mod tests {
 
     fn verdict(target: Target, ours: f64, peer: Option<f64>) -> (usize, usize) {
         let mut report = Report::default();
-        report.row("x", Unit::Time, &vec![ours], peer.map(|p| vec![p]).as_ref(), target);
+        report.row(
+            "x",
+            Unit::Time,
+            &vec![ours],
+            peer.map(|p| vec![p]).as_ref(),
+            target,
+        );
         (report.met, report.missed.len())
     }
 

@@ -14,7 +14,10 @@ use crate::report::{Figures, Report, Target, Unit, progress};
 use crate::world::{Size, key, vip};
 
 const fn size(services: u32, endpoints: u32) -> Size {
-    Size { services, endpoints }
+    Size {
+        services,
+        endpoints,
+    }
 }
 
 /// How long a subject may take to come up.
@@ -52,14 +55,24 @@ fn in_turns(
 
 /// Process start to a connection through the last VIP.
 pub(crate) fn sync(plan: &Plan, report: &mut Report) -> Result<()> {
-    for (size, target) in [(size(10_000, 10), 1000.0), (size(44_000, 1), 2500.0), (size(5_000, 50), 2500.0)] {
+    for (size, target) in [
+        (size(10_000, 10), 1000.0),
+        (size(44_000, 1), 2500.0),
+        (size(5_000, 50), 2500.0),
+    ] {
         progress(&format!("sync, {size}"));
         let (ours, peer) = in_turns(plan, plan.rounds, |subject| {
             let mut proxy = Proxy::start(subject, size)?;
             Ok(proxy.wait_for_last(LIMIT)?.map_or(f64::INFINITY, ms))
         })?;
         let what = format!("sync: process start → last VIP works, {size}");
-        report.row(&what, Unit::Time, &ours, peer.as_ref(), Target::AtMost(target));
+        report.row(
+            &what,
+            Unit::Time,
+            &ours,
+            peer.as_ref(),
+            Target::AtMost(target),
+        );
     }
     Ok(())
 }
@@ -75,19 +88,42 @@ pub(crate) fn memory(plan: &Plan, report: &mut Report) -> Result<()> {
         let idle = Duration::from_secs(if plan.quick { 3 } else { 10 });
         let before = proxy.cpu()?;
         thread::sleep(idle);
-        let used = (proxy.cpu()? - before).as_secs_f64() / idle.as_secs_f64() * 100.0;
-        if matches!(subject, Subject::Ours { .. }) { &mut cpu_ours } else { &mut cpu_peer }.push(used);
+        let used = (proxy.cpu()? - before) / idle.as_secs_f64() * 100.0;
+        if matches!(subject, Subject::Ours { .. }) {
+            &mut cpu_ours
+        } else {
+            &mut cpu_peer
+        }
+        .push(used);
         proxy.resident()
     })?;
-    report.row(&format!("resident memory, {large}"), Unit::Megabytes, &ours, peer.as_ref(), Target::AtMost(60.0));
+    report.row(
+        &format!("resident memory, {large}"),
+        Unit::Megabytes,
+        &ours,
+        peer.as_ref(),
+        Target::AtMost(60.0),
+    );
     let peer_cpu = peer.is_some().then_some(&cpu_peer);
-    report.row(&format!("idle CPU of a core, {large}"), Unit::Core, &cpu_ours, peer_cpu, Target::AtMost(0.1));
+    report.row(
+        &format!("idle CPU of a core, {large}"),
+        Unit::Core,
+        &cpu_ours,
+        peer_cpu,
+        Target::AtMost(0.1),
+    );
     let (ours, peer) = in_turns(plan, plan.rounds, |subject| {
         let mut proxy = Proxy::start_idle(subject)?;
         proxy.wait_until_idle()?;
         proxy.resident()
     })?;
-    report.row("resident memory, no Services", Unit::Megabytes, &ours, peer.as_ref(), Target::AtMost(15.0));
+    report.row(
+        "resident memory, no Services",
+        Unit::Megabytes,
+        &ours,
+        peer.as_ref(),
+        Target::AtMost(15.0),
+    );
     Ok(())
 }
 
@@ -104,7 +140,13 @@ pub(crate) fn update(plan: &Plan, report: &mut Report) -> Result<()> {
             if is_peer && size != sizes[1] {
                 continue;
             }
-            let n = if is_peer { 5 } else if plan.quick { 20 } else { 100 };
+            let n = if is_peer {
+                5
+            } else if plan.quick {
+                20
+            } else {
+                100
+            };
             by_subject.push(latencies(subject, size, n)?);
         }
         let ours = &by_subject[0];
@@ -112,12 +154,34 @@ pub(crate) fn update(plan: &Plan, report: &mut Report) -> Result<()> {
         medians.push(middle);
         let peer = by_subject.get(1);
         let of_peer = |q| peer.map(|p| vec![quantile(p, q)]);
-        let (p50, p99) = if size == sizes[1] { (Target::AtMost(2.0), Target::AtMost(10.0)) } else { (Target::None, Target::None) };
-        report.row(&format!("update: API event → packet, {size}, p50"), Unit::Time, &vec![middle], of_peer(0.5).as_ref(), p50);
-        report.row(&format!("update: API event → packet, {size}, p99"), Unit::Time, &vec![tail], of_peer(0.99).as_ref(), p99);
+        let (p50, p99) = if size == sizes[1] {
+            (Target::AtMost(2.0), Target::AtMost(10.0))
+        } else {
+            (Target::None, Target::None)
+        };
+        report.row(
+            &format!("update: API event → packet, {size}, p50"),
+            Unit::Time,
+            &vec![middle],
+            of_peer(0.5).as_ref(),
+            p50,
+        );
+        report.row(
+            &format!("update: API event → packet, {size}, p99"),
+            Unit::Time,
+            &vec![tail],
+            of_peer(0.99).as_ref(),
+            p99,
+        );
     }
     let growth = vec![medians[2] / medians[0]];
-    report.row("update p50, 30,000 × 10 over 100 × 10", Unit::Ratio, &growth, None, Target::AtMost(1.5));
+    report.row(
+        "update p50, 30,000 × 10 over 100 × 10",
+        Unit::Ratio,
+        &growth,
+        None,
+        Target::AtMost(1.5),
+    );
     Ok(())
 }
 
@@ -127,23 +191,38 @@ fn latencies(subject: &Subject, size: Size, n: u32) -> Result<Figures> {
     // What the start left to do is not an update's cost.
     thread::sleep(Duration::from_secs(2));
     let (_, service) = size.places()[1];
-    let (watched, changes) = Watched::during(proxy.bed.client(), size, vip(service), Duration::ZERO, |latest| {
-        let mut changes = Vec::new();
-        for generation in 1..=n {
-            // A pause that is no multiple of a period in the daemon.
-            thread::sleep(Duration::from_millis(150 + u64::from(generation * 37 % 100)));
-            let at = proxy.api.modify(Kind::EndpointSlice, &key(service), size.slice(service, generation));
-            changes.push((at, generation));
-            if !latest.wait_for(generation, CHANGE_LIMIT) {
-                break;
+    let (watched, changes) = Watched::during(
+        proxy.bed.client(),
+        size,
+        vip(service),
+        Duration::ZERO,
+        |latest| {
+            let mut changes = Vec::new();
+            for generation in 1..=n {
+                // A pause that is no multiple of a period in the daemon.
+                thread::sleep(Duration::from_millis(
+                    150 + u64::from(generation * 37 % 100),
+                ));
+                let at = proxy.api.modify(
+                    Kind::EndpointSlice,
+                    &key(service),
+                    size.slice(service, generation),
+                );
+                changes.push((at, generation));
+                if !latest.wait_for(generation, CHANGE_LIMIT) {
+                    break;
+                }
             }
-        }
-        changes
-    });
+            changes
+        },
+    );
     if watched.n_failed() > 0 {
         println!("  {} connections failed meanwhile", watched.n_failed());
     }
-    Ok(changes.into_iter().map(|(at, generation)| watched.latency(at, generation)).collect())
+    Ok(changes
+        .into_iter()
+        .map(|(at, generation)| watched.latency(at, generation))
+        .collect())
 }
 
 /// A hundred changes a second.
@@ -151,7 +230,10 @@ pub(crate) fn churn(plan: &Plan, report: &mut Report) -> Result<()> {
     const EVERY: Duration = Duration::from_millis(10);
     let size = size(10_000, 10);
     let time = Duration::from_secs(if plan.quick { 5 } else { 20 });
-    progress(&format!("100 changes a second for {} s, {size}", time.as_secs()));
+    progress(&format!(
+        "100 changes a second for {} s, {size}",
+        time.as_secs()
+    ));
     let mut cpu = Vec::new();
     let (ours, peer) = in_turns(plan, 1, |subject| {
         let (proxy, _) = up(subject, size)?;
@@ -160,36 +242,60 @@ pub(crate) fn churn(plan: &Plan, report: &mut Report) -> Result<()> {
         let before = proxy.cpu()?;
         // The loop that watches pauses between connections, so as not to compete with whom it watches.
         let pause = Duration::from_millis(1);
-        let (watched, changes) = Watched::during(proxy.bed.client(), size, vip(probed), pause, |latest| {
-            let start = Instant::now();
-            let mut changes = Vec::new();
-            let mut generation = 0;
-            for n in 0_u32.. {
-                let due = EVERY * n;
-                if due >= time {
-                    break;
+        let (watched, changes) =
+            Watched::during(proxy.bed.client(), size, vip(probed), pause, |latest| {
+                let start = Instant::now();
+                let mut changes = Vec::new();
+                let mut generation = 0;
+                for n in 0_u32.. {
+                    let due = EVERY * n;
+                    if due >= time {
+                        break;
+                    }
+                    thread::sleep(due.saturating_sub(start.elapsed()));
+                    // Each tenth change is of the Service that is watched, the others go round.
+                    if n % 10 == 0 {
+                        generation += 1;
+                        let at = proxy.api.modify(
+                            Kind::EndpointSlice,
+                            &key(probed),
+                            size.slice(probed, generation),
+                        );
+                        changes.push((at, generation));
+                    } else {
+                        let service = n.wrapping_mul(7919) % (size.services / 2);
+                        proxy.api.modify(
+                            Kind::EndpointSlice,
+                            &key(service),
+                            size.slice(service, 1 + n % 15),
+                        );
+                    }
                 }
-                thread::sleep(due.saturating_sub(start.elapsed()));
-                // Each tenth change is of the Service that is watched, the others go round.
-                if n % 10 == 0 {
-                    generation += 1;
-                    let at = proxy.api.modify(Kind::EndpointSlice, &key(probed), size.slice(probed, generation));
-                    changes.push((at, generation));
-                } else {
-                    let service = n.wrapping_mul(7919) % (size.services / 2);
-                    proxy.api.modify(Kind::EndpointSlice, &key(service), size.slice(service, 1 + n % 15));
-                }
-            }
-            latest.wait_for(generation, CHANGE_LIMIT);
-            changes
-        });
-        cpu.push((proxy.cpu()? - before).as_secs_f64() / time.as_secs_f64() * 100.0);
-        let lags: Figures = changes.into_iter().map(|(at, generation)| watched.latency(at, generation)).collect();
+                latest.wait_for(generation, CHANGE_LIMIT);
+                changes
+            });
+        cpu.push((proxy.cpu()? - before) / time.as_secs_f64() * 100.0);
+        let lags: Figures = changes
+            .into_iter()
+            .map(|(at, generation)| watched.latency(at, generation))
+            .collect();
         Ok(quantile(&lags, 1.0))
     })?;
-    report.row(&format!("100 changes/s, {size}: furthest behind"), Unit::Time, &ours, peer.as_ref(), Target::AtMost(100.0));
+    report.row(
+        &format!("100 changes/s, {size}: furthest behind"),
+        Unit::Time,
+        &ours,
+        peer.as_ref(),
+        Target::AtMost(100.0),
+    );
     let peer_cpu = peer.is_some().then(|| cpu[1..].to_vec());
-    report.row(&format!("100 changes/s, {size}: CPU of a core"), Unit::Core, &cpu[..1].to_vec(), peer_cpu.as_ref(), Target::AtMost(10.0));
+    report.row(
+        &format!("100 changes/s, {size}: CPU of a core"),
+        Unit::Core,
+        &cpu[..1].to_vec(),
+        peer_cpu.as_ref(),
+        Target::AtMost(10.0),
+    );
     Ok(())
 }
 
@@ -198,8 +304,16 @@ pub(crate) fn connect(plan: &Plan, report: &mut Report) -> Result<()> {
     let size = size(10_000, 10);
     progress(&format!("connections, {size}"));
     let bare = Bed::build()?;
-    let proxies: Vec<Proxy> = plan.subjects.iter().map(|s| Ok(up(s, size)?.0)).collect::<Result<_>>()?;
-    let (n, time) = if plan.quick { (500, Duration::from_millis(500)) } else { (3000, Duration::from_secs(2)) };
+    let proxies: Vec<Proxy> = plan
+        .subjects
+        .iter()
+        .map(|s| Ok(up(s, size)?.0))
+        .collect::<Result<_>>()?;
+    let (n, time) = if plan.quick {
+        (500, Duration::from_millis(500))
+    } else {
+        (3000, Duration::from_secs(2))
+    };
     let rounds = if plan.quick { 2 } else { 5 };
     let mut bare_us = Vec::new();
     let mut bare_rate = Vec::new();
@@ -207,33 +321,58 @@ pub(crate) fn connect(plan: &Plan, report: &mut Report) -> Result<()> {
     let mut added = vec![[const { Vec::<f64>::new() }; 3]; proxies.len()];
     let mut share = added.clone();
     for _ in 0..rounds {
-        let base = probe::connect_us(bare.client(), bare.bare(), n)?;
-        bare_us.push(base);
+        let floor = probe::connect_us(bare.client(), Bed::bare(), n)?;
+        bare_us.push(floor);
         for (at, proxy) in proxies.iter().enumerate() {
             for (place, (_, service)) in size.places().into_iter().enumerate() {
-                added[at][place].push(probe::connect_us(proxy.bed.client(), vip(service), n)? - base);
+                added[at][place]
+                    .push(probe::connect_us(proxy.bed.client(), vip(service), n)? - floor);
             }
         }
-        let base = probe::connections_per_second(bare.client(), bare.bare(), time)?;
-        bare_rate.push(base);
+        let floor = probe::connections_per_second(bare.client(), Bed::bare(), time)?;
+        bare_rate.push(floor);
         for (at, proxy) in proxies.iter().enumerate() {
             for (place, (_, service)) in size.places().into_iter().enumerate() {
                 let rate = probe::connections_per_second(proxy.bed.client(), vip(service), time)?;
-                share[at][place].push(rate / base);
+                share[at][place].push(rate / floor);
             }
         }
     }
-    report.row("connect() without a proxy, p50", Unit::Microseconds, &bare_us, None, Target::None);
-    report.row("new connections without a proxy, 16 in flight", Unit::PerSecond, &bare_rate, None, Target::None);
+    report.row(
+        "connect() without a proxy, p50",
+        Unit::Microseconds,
+        &bare_us,
+        None,
+        Target::None,
+    );
+    report.row(
+        "new connections without a proxy, 16 in flight",
+        Unit::PerSecond,
+        &bare_rate,
+        None,
+        Target::None,
+    );
     for (place, (name, _)) in size.places().into_iter().enumerate() {
         let peer = added.get(1).map(|p| &p[place]);
         let what = format!("connect() p50 over bare, {name} of 10,000 Services");
-        report.row(&what, Unit::Microseconds, &added[0][place], peer, Target::PeerOrLess);
+        report.row(
+            &what,
+            Unit::Microseconds,
+            &added[0][place],
+            peer,
+            Target::PeerOrLess,
+        );
     }
     for (place, (name, _)) in size.places().into_iter().enumerate() {
         let peer = share.get(1).map(|p| &p[place]);
         let what = format!("new connections against bare, {name} of 10,000 Services");
-        report.row(&what, Unit::Ratio, &share[0][place], peer, Target::PeerOrMore);
+        report.row(
+            &what,
+            Unit::Ratio,
+            &share[0][place],
+            peer,
+            Target::PeerOrMore,
+        );
     }
     Ok(())
 }
@@ -247,12 +386,24 @@ pub(crate) fn scale(plan: &Plan, report: &mut Report) -> Result<()> {
     let n = if plan.quick { 2000 } else { 10_000 };
     let (mut packets, mut connections) = (Vec::new(), Vec::new());
     for _ in 0..if plan.quick { 2 } else { 5 } {
-        let base = probe::round_trip_us(small.bed.client(), one.last(), n)?;
-        packets.push(probe::round_trip_us(large.bed.client(), many.last(), n)? / base);
-        let base = probe::connect_us(small.bed.client(), one.last(), n / 4)?;
-        connections.push(probe::connect_us(large.bed.client(), many.last(), n / 4)? / base);
+        let floor = probe::round_trip_us(small.bed.client(), one.last(), n)?;
+        packets.push(probe::round_trip_us(large.bed.client(), many.last(), n)? / floor);
+        let floor = probe::connect_us(small.bed.client(), one.last(), n / 4)?;
+        connections.push(probe::connect_us(large.bed.client(), many.last(), n / 4)? / floor);
     }
-    report.row("packet round trip on an open flow, 44,000 Services over 1", Unit::Ratio, &packets, None, Target::AtMost(1.05));
-    report.row("connect(), last of 44,000 Services over 1", Unit::Ratio, &connections, None, Target::AtMost(1.05));
+    report.row(
+        "packet round trip on an open flow, 44,000 Services over 1",
+        Unit::Ratio,
+        &packets,
+        None,
+        Target::AtMost(1.05),
+    );
+    report.row(
+        "connect(), last of 44,000 Services over 1",
+        Unit::Ratio,
+        &connections,
+        None,
+        Target::AtMost(1.05),
+    );
     Ok(())
 }

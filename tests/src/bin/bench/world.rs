@@ -34,14 +34,22 @@ impl std::fmt::Display for Size {
 }
 
 fn thousands(n: u32) -> String {
-    if n >= 1000 { format!("{},{:03}", n / 1000, n % 1000) } else { n.to_string() }
+    if n >= 1000 {
+        format!("{},{:03}", n / 1000, n % 1000)
+    } else {
+        n.to_string()
+    }
 }
 
 impl Size {
     /// All objects, by kind and name.
     pub(crate) fn objects(self) -> BTreeMap<Kind, BTreeMap<String, String>> {
-        let services = (0..self.services).map(|i| (key(i), self.service(i))).collect();
-        let slices = (0..self.services).map(|i| (key(i), self.slice(i, 0))).collect();
+        let services = (0..self.services)
+            .map(|i| (key(i), self.service(i)))
+            .collect();
+        let slices = (0..self.services)
+            .map(|i| (key(i), self.slice(i, 0)))
+            .collect();
         let node = format!(
             "{{\"metadata\":{{\"name\":\"{NODE}\",\"uid\":\"0\",\"resourceVersion\":\"VERSION\",\
              \"labels\":{{\"kubernetes.io/hostname\":\"{NODE}\"}}}},\
@@ -54,7 +62,10 @@ impl Size {
             (Kind::Service, services),
             (Kind::EndpointSlice, slices),
             (Kind::Node, BTreeMap::from([(NODE.to_owned(), node)])),
-            (Kind::ServiceCidr, BTreeMap::from([("kubernetes".to_owned(), cidr.to_owned())])),
+            (
+                Kind::ServiceCidr,
+                BTreeMap::from([("kubernetes".to_owned(), cidr.to_owned())]),
+            ),
         ])
     }
 
@@ -80,7 +91,11 @@ impl Size {
              \"endpoints\":[{}],\"ports\":[{{\"name\":\"http\",\"port\":{PORT},\"protocol\":\"TCP\"}}{}]}}",
             namespace(service),
             endpoints.join(","),
-            if self.has_udp(service) { format!(",{{\"name\":\"udp\",\"port\":{PORT},\"protocol\":\"UDP\"}}") } else { String::new() },
+            if self.has_udp(service) {
+                format!(",{{\"name\":\"udp\",\"port\":{PORT},\"protocol\":\"UDP\"}}")
+            } else {
+                String::new()
+            },
         )
     }
 
@@ -111,12 +126,15 @@ impl Size {
     fn endpoint(self, service: u32, generation: u32, endpoint: u32) -> Ipv4Addr {
         let each = self.services * self.endpoints;
         let base = u32::from(Ipv4Addr::new(10, 128, 1, 0));
-        Ipv4Addr::from(base + (generation % GENERATIONS) * each + service * self.endpoints + endpoint)
+        Ipv4Addr::from(
+            base + (generation % GENERATIONS) * each + service * self.endpoints + endpoint,
+        )
     }
 
     /// Which generation an address belongs to, among those that take turns.
     pub(crate) fn generation_of(self, address: Ipv4Addr) -> u32 {
-        (u32::from(address) - u32::from(Ipv4Addr::new(10, 128, 1, 0))) / (self.services * self.endpoints)
+        (u32::from(address) - u32::from(Ipv4Addr::new(10, 128, 1, 0)))
+            / (self.services * self.endpoints)
     }
 
     /// The turn that a generation has.
@@ -126,7 +144,11 @@ impl Size {
 
     /// The first, a middle, and the last Service.
     pub(crate) fn places(self) -> [(&'static str, u32); 3] {
-        [("first", 0), ("middle", self.services / 2), ("last", self.services - 1)]
+        [
+            ("first", 0),
+            ("middle", self.services / 2),
+            ("last", self.services - 1),
+        ]
     }
 
     /// Where the last Service listens.
@@ -156,17 +178,28 @@ mod tests {
 
     #[test]
     fn generations_have_no_address_in_common() {
-        let size = Size { services: 30_000, endpoints: 10 };
+        let size = Size {
+            services: 30_000,
+            endpoints: 10,
+        };
         for generation in 0..GENERATIONS {
             for (service, endpoint) in [(0, 0), (29_999, 9)] {
-                assert_eq!(size.generation_of(size.endpoint(service, generation, endpoint)), generation);
+                assert_eq!(
+                    size.generation_of(size.endpoint(service, generation, endpoint)),
+                    generation
+                );
             }
         }
     }
 
     #[test]
     fn objects_are_json() {
-        for (_, objects) in (Size { services: 3, endpoints: 2 }).objects() {
+        for (_, objects) in (Size {
+            services: 3,
+            endpoints: 2,
+        })
+        .objects()
+        {
             for object in objects.values() {
                 serde_json::from_str::<serde_json::Value>(object).expect(object);
             }

@@ -13,7 +13,8 @@ pub(crate) const NODE: &str = "node-a";
 pub(crate) const CLUSTER_CIDR: &str = "10.244.0.0/16,fd00:244::/48";
 
 /// Pods, with their names in the show.
-pub(crate) const PODS: [(Host, &str); 4] = [(P1, "pod-1"), (P2, "pod-2"), (R, "pod-3"), (R2, "pod-4")];
+pub(crate) const PODS: [(Host, &str); 4] =
+    [(P1, "pod-1"), (P2, "pod-2"), (R, "pod-3"), (R2, "pod-4")];
 
 /// Starts a server in every pod, and the pretend API server on the other node.
 pub(crate) fn serve(topology: &Topology) -> Result<()> {

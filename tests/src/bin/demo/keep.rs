@@ -31,7 +31,10 @@ pub(crate) fn start(mode: &str) -> Result<bool> {
     let pid = Pid::from_raw(i32::try_from(child.id())?);
     // Ctrl-C reaches this process only: pass it on, so that everything is taken down.
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         drop(runtime.block_on(tokio::signal::ctrl_c()));
         if let Err(e) = kill(pid, Signal::SIGTERM) {
             eprintln!("cannot end process {pid}: {e}");
@@ -53,7 +56,10 @@ pub(crate) fn start(mode: &str) -> Result<bool> {
 /// Says how to look around, lets go of the terminal, and stays until asked to end.
 pub(crate) fn hold(cluster: &Cluster, good: bool) -> Result<()> {
     let node = cluster.topology.site(Site::N).name();
-    let (pod, outside) = (cluster.topology.site(Site::P1).name(), cluster.topology.site(Site::X).name());
+    let (pod, outside) = (
+        cluster.topology.site(Site::P1).name(),
+        cluster.topology.site(Site::X).name(),
+    );
     println!(
         "\nThe cluster stays up. Look around:
   ip netns exec {pod} curl -s http://10.96.0.10/               # from pod-1 to shop/web
@@ -120,7 +126,11 @@ fn is_demo(pid: i32) -> bool {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let program = fs::read_link(proc.join("exe")).unwrap_or_default();
     // A binary that was built anew meanwhile is listed as deleted.
-    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = program
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let holds = fs::read(Path::new(&proc).join("cmdline")).unwrap_or_default();
     name.starts_with("demo") && holds.windows(6).any(|w| w == b"--hold")
 }

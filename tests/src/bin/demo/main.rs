@@ -50,7 +50,9 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = if !nix::unistd::geteuid().is_root() {
-        Err(anyhow::anyhow!("the demo makes network namespaces, for which it must be root: try it with sudo"))
+        Err(anyhow::anyhow!(
+            "the demo makes network namespaces, for which it must be root: try it with sudo"
+        ))
     } else if cli.down {
         keep::down()
     } else if cli.keep {
@@ -126,10 +128,22 @@ impl Cluster {
         ]
         .map(str::to_owned);
         println!("  $ proxy-daemon {}", command.join(" "));
-        let program = std::env::var_os("PROXY_DAEMON").context("PROXY_DAEMON is not set: run `cargo xtask demo`")?;
-        let daemon = topology.site(Site::N).spawn(Path::new(&program), &command, &[], &log)?;
-        let mut cluster = Self { topology, manifests, staging, log, daemon, mode: mode.to_owned() };
-        report::step("the daemon answers for every Service", || cluster.wait_until_ready())?;
+        let program = std::env::var_os("PROXY_DAEMON")
+            .context("PROXY_DAEMON is not set: run `cargo xtask demo`")?;
+        let daemon = topology
+            .site(Site::N)
+            .spawn(Path::new(&program), &command, &[], &log)?;
+        let mut cluster = Self {
+            topology,
+            manifests,
+            staging,
+            log,
+            daemon,
+            mode: mode.to_owned(),
+        };
+        report::step("the daemon answers for every Service", || {
+            cluster.wait_until_ready()
+        })?;
         Ok(cluster)
     }
 
@@ -137,10 +151,16 @@ impl Cluster {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !scenes::is_ready(self) {
             if let Some(status) = self.daemon.try_wait()? {
-                bail!("the daemon ended with {status}; its log:\n{}", self.log_tail());
+                bail!(
+                    "the daemon ended with {status}; its log:\n{}",
+                    self.log_tail()
+                );
             }
             if Instant::now() > deadline {
-                bail!("the daemon did not come up within 20 s; its log:\n{}", self.log_tail());
+                bail!(
+                    "the daemon did not come up within 20 s; its log:\n{}",
+                    self.log_tail()
+                );
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -182,7 +202,10 @@ impl Drop for Directory {
 /// Takes everything down on Ctrl-C or TERM; the daemon dies with this process.
 fn end_on_signal(directory: PathBuf) {
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         let number = runtime.block_on(async {
             use tokio::signal::unix::{SignalKind, signal};
             let mut int = signal(SignalKind::interrupt()).expect("a handler for INT");

@@ -34,7 +34,13 @@ pub(crate) struct Row {
 
 /// Shows a row as soon as it is known.
 pub(crate) fn progress(row: &Row) {
-    println!("  {} {} → {}: {}", mark(row.good), row.from, row.to, row.seen);
+    println!(
+        "  {} {} → {}: {}",
+        mark(row.good),
+        row.from,
+        row.to,
+        row.seen
+    );
 }
 
 /// Prints all rows as a table.
@@ -42,7 +48,15 @@ pub(crate) fn table(rows: &[Row]) {
     let header = ["", "from", "to", "where it went", "remark"].map(str::to_owned);
     let cells: Vec<[String; 5]> = rows
         .iter()
-        .map(|r| [mark(r.good).to_owned(), r.from.clone(), r.to.clone(), r.seen.clone(), r.remark.clone()])
+        .map(|r| {
+            [
+                mark(r.good).to_owned(),
+                r.from.clone(),
+                r.to.clone(),
+                r.seen.clone(),
+                r.remark.clone(),
+            ]
+        })
         .collect();
     let mut widths = header.each_ref().map(|h| h.chars().count());
     for row in &cells {
@@ -52,7 +66,11 @@ pub(crate) fn table(rows: &[Row]) {
     }
     println!();
     for row in std::iter::once(&header).chain(&cells) {
-        let line: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let line: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         println!("{}", line.join("  ").trim_end());
     }
     println!();

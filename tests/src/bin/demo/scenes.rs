@@ -27,9 +27,9 @@ const MOVING: &str = "10.96.0.40:80";
 /// Requests per scene that shows a spread.
 const MANY: usize = 300;
 /// How often the endpoint moves.
-const MOVES: usize = 10;
-/// A pause between moves that is longer than any minSyncPeriod as shipped, so that each move meets an idle daemon.
-const PAUSE: Duration = Duration::from_millis(1200);
+const MOVES: usize = 20;
+/// A pause between moves, longer than minSyncPeriod as shipped, so that each move meets an idle daemon.
+const PAUSE: Duration = Duration::from_millis(200);
 /// What "within milliseconds" means.
 const SOON_MS: f64 = 100.0;
 

@@ -1,7 +1,8 @@
 //! Does every module of the daemon use only the modules and crates that it may?
 //!
 //! The table below is the architecture; ARCHITECTURE.md explains it. It is read against every path in the source, in
-//! `use` and inline, after `super::` has been resolved, so that no spelling gets around it.
+//! `use` and inline, after `super::` has been resolved, so that no spelling gets around it. Modules named `tests` may use
+//! anything: they put modules together that do not know each other.
 
 use super::Tree;
 use super::tokens::{Token, tokens};
@@ -30,6 +31,8 @@ const KUBERNETES: &[&str] = &["k8s_openapi", "kube"];
 /// Crates that keep a module pure: words for networks, and derives for errors.
 const PURE: &[&str] = &["ipnet", "thiserror"];
 const EVERYTHING: &str = "*";
+/// Modules of this name are tests.
+const TESTS: &str = "tests";
 /// Words that all layers share.
 const SHARED: &str = "net";
 
@@ -264,6 +267,9 @@ fn uses<'a>(tokens: &[Token<'a>], file: &[&'a str], dependencies: &[String]) -> 
     let mut inline: Vec<(&str, usize)> = Vec::new();
     let mut depth = 0_usize;
     let text = |at: usize| tokens.get(at).map_or("", |t| t.text);
+    let testing = |inline: &[(&str, usize)]| {
+        file.contains(&TESTS) || inline.iter().any(|(name, _)| *name == TESTS)
+    };
     let mut at = 0;
     while let Some(token) = tokens.get(at) {
         let head = at == 0 || text(at - 1) != "::";
@@ -297,14 +303,17 @@ fn uses<'a>(tokens: &[Token<'a>], file: &[&'a str], dependencies: &[String]) -> 
                 if token.text != "super" {
                     next += 2;
                 }
-                for path in leaves(tokens, next, &base) {
+                for path in leaves(tokens, next, &base)
+                    .into_iter()
+                    .filter(|_| !testing(&inline))
+                {
                     found.push(Use::Ours {
                         path,
                         line: token.line,
                     });
                 }
             }
-            name if head && dependencies.iter().any(|d| d == name) => {
+            name if head && !testing(&inline) && dependencies.iter().any(|d| d == name) => {
                 let in_use = at > 0 && text(at - 1) == "use" && [";", "as"].contains(&text(at + 1));
                 if text(at + 1) == "::" || in_use {
                     found.push(Use::Crate {
@@ -452,19 +461,34 @@ mod tests {
     #[test]
     fn super_is_resolved_also_in_inline_modules() {
         let path = "proxy-daemon/src/compile/mod.rs";
-        allowed(
-            path,
-            "mod tests { use super::*; use super::super::model::X; }",
-        );
+        allowed(path, "mod a { use super::*; use super::super::model::X; }");
         refused(
             path,
-            "mod tests { use super::super::watch::X; }",
+            "mod a { use super::super::watch::X; }",
             "crate::watch::X",
         );
         refused(
             path,
             "mod a { mod b {} use super::super::sync::X; }",
             "crate::sync::X",
+        );
+    }
+
+    #[test]
+    fn tests_may_use_anything_and_only_they() {
+        let path = "proxy-daemon/src/compile/mod.rs";
+        allowed(
+            path,
+            "mod tests { use crate::watch::X; use tracing::info; }",
+        );
+        allowed(
+            "proxy-daemon/src/compile/tests/world.rs",
+            "use crate::watch::X;",
+        );
+        refused(
+            path,
+            "mod tests { } use crate::watch::X;",
+            "crate::watch::X",
         );
     }
 

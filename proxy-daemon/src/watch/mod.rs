@@ -4,6 +4,12 @@
 //! [`Store`]; the sync thread drains what changed. Invariants: nothing is drained before every kind was
 //! listed once (SYNC-12); a source never decides what an object means.
 
+mod diagnostics;
+pub mod manifests;
+mod shared;
 mod store;
 
-pub use store::{Changed, Drained, Kind, Store};
+pub use crate::model::from_k8s::ObjectKind as Kind;
+pub use diagnostics::{About, Diagnostics};
+pub use shared::Shared;
+pub use store::{Changed, Drained, Store};

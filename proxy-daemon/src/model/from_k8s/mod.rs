@@ -217,8 +217,9 @@ impl Decoder {
         let metadata = object.metadata.value();
         let name = metadata.and_then(|m| m.name.value()).map(Cow::as_ref);
         let namespace = metadata.and_then(|m| match &m.namespace {
-            Field::Missing if self.author == Author::File => Some("default"),
-            field => field.value().map(Cow::as_ref),
+            Field::Missing => Some("default").filter(|_| self.author == Author::File),
+            Field::Wrong { .. } => None,
+            Field::Value(text) => Some(text.as_ref()),
         });
         let refuse = |field: &str, message: String| {
             let name = Quoted(name.unwrap_or_default());

@@ -53,7 +53,7 @@ pub(super) fn read_node(
     }
 }
 
-/// InternalIPs, then ExternalIPs. Spec: NODE-2.
+/// The internal ones, then the external ones. Spec: NODE-2.
 fn read_addresses(status: &Status<'_>, faults: &mut Faults<'_>) -> Box<[IpAddr]> {
     let wire = faults.list(&status.addresses, "status.addresses");
     let mut addresses = Vec::new();

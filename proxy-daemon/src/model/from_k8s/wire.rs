@@ -150,6 +150,7 @@ pub(crate) struct Taint<'a> {
 }
 
 /// A port of a Service or of an EndpointSlice.
+#[expect(clippy::struct_field_names, reason = "the names are those of the API")]
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Port<'a> {

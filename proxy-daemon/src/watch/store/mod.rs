@@ -7,31 +7,30 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::model::from_k8s::{ObjectKey, ObjectKind, Value};
 use crate::model::{
     EndpointSlice, Node, Service, ServiceCidr, ServiceInput, ServiceName, SliceName,
 };
 
-/// The kinds that must have been listed before anything is drained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// Services.
-    Service,
-    /// EndpointSlices.
-    EndpointSlice,
-    /// Our own Node.
-    Node,
-    /// ServiceCIDRs, which nobody waits for (REJ-7).
-    ServiceCidr,
-}
-
 /// Whether an update changed anything that somebody could see.
+///
+/// Whoever waits for changes hears of them all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
 pub enum Changed {
     /// It did: a sync is due.
     Yes,
     /// It did not.
     No,
+}
+
+impl Changed {
+    /// Whether this or the other changed anything.
+    pub fn or(self, other: Self) -> Self {
+        match self {
+            Self::Yes => self,
+            Self::No => other,
+        }
+    }
 }
 
 /// What changed since the last drain, as it is now.
@@ -43,6 +42,10 @@ pub struct Drained {
     pub node: Option<Arc<Node>>,
     /// All ServiceCIDRs, if any of them changed.
     pub service_cidrs: Option<Vec<Arc<ServiceCidr>>>,
+    /// What the source calls the state that this completes, for whoever waits for it.
+    ///
+    /// Source: the file `.token` of a manifest directory. It never changes what is programmed.
+    pub source_token: Option<Arc<str>>,
     /// How many object updates this holds, for metrics and the log line.
     pub n_updates: usize,
 }
@@ -50,11 +53,12 @@ pub struct Drained {
 /// The objects of the cluster and what changed since the last drain.
 #[derive(Debug, Default)]
 pub struct Store {
-    listed: BTreeSet<Kind>,
+    listed: BTreeSet<ObjectKind>,
     services: BTreeMap<ServiceName, Entry>,
     owner: BTreeMap<SliceName, ServiceName>,
     node: Option<Arc<Node>>,
     service_cidrs: BTreeMap<Arc<str>, Arc<ServiceCidr>>,
+    source_token: Option<Arc<str>>,
     dirty: Dirty,
 }
 
@@ -69,18 +73,55 @@ struct Dirty {
     services: BTreeSet<ServiceName>,
     node: bool,
     service_cidrs: bool,
+    source_token: bool,
     n_updates: usize,
 }
 
 impl Store {
+    /// Puts what an object says, or removes it if it says nothing; a Node is never removed (HZ-5).
+    pub fn put(&mut self, key: &ObjectKey, value: Value) -> Changed {
+        match (key, value) {
+            (ObjectKey::Service(name), Value::Service(service)) => {
+                self.set_service(name, Some(service))
+            }
+            (ObjectKey::Service(name), _) => self.set_service(name, None),
+            (ObjectKey::EndpointSlice(name), Value::EndpointSlice(slice)) => {
+                self.set_slice(name, Some(slice))
+            }
+            (ObjectKey::EndpointSlice(name), _) => self.set_slice(name, None),
+            (ObjectKey::Node(_), Value::Node(node)) => self.set_node(node),
+            (ObjectKey::Node(_), _) => Changed::No,
+            (ObjectKey::ServiceCidr(name), Value::ServiceCidr(cidr)) => {
+                self.set_service_cidr(name, Some(cidr))
+            }
+            (ObjectKey::ServiceCidr(name), _) => self.set_service_cidr(name, None),
+        }
+    }
+
+    /// Says what the source calls the state that the store now holds.
+    pub fn set_source_token(&mut self, token: Option<Arc<str>>) -> Changed {
+        if self.source_token == token {
+            return Changed::No;
+        }
+        self.source_token = token;
+        self.dirty.source_token = true;
+        Changed::Yes
+    }
+
     /// Says that a kind's first list is complete.
-    pub fn set_listed(&mut self, kind: Kind) {
+    pub fn set_listed(&mut self, kind: ObjectKind) {
         self.listed.insert(kind);
+    }
+
+    /// Whether a kind's first list is complete.
+    pub fn is_listed(&self, kind: ObjectKind) -> bool {
+        self.listed.contains(&kind)
     }
 
     /// Whether Services and EndpointSlices were listed, so that draining makes sense. Spec: SYNC-12.
     pub fn is_complete(&self) -> bool {
-        self.listed.contains(&Kind::Service) && self.listed.contains(&Kind::EndpointSlice)
+        self.listed.contains(&ObjectKind::Service)
+            && self.listed.contains(&ObjectKind::EndpointSlice)
     }
 
     /// Puts or, with `None`, removes a Service.
@@ -172,6 +213,16 @@ impl Store {
         self.service_cidrs.keys()
     }
 
+    /// A Service, if it is there and is one that we serve.
+    pub fn service(&self, name: &ServiceName) -> Option<&Arc<Service>> {
+        self.services.get(name)?.service.as_ref()
+    }
+
+    /// What the source calls the state that the store holds.
+    pub fn source_token(&self) -> Option<&str> {
+        self.source_token.as_deref()
+    }
+
     /// Our Node, if it was seen.
     pub fn node(&self) -> Option<&Arc<Node>> {
         self.node.as_ref()
@@ -179,7 +230,10 @@ impl Store {
 
     /// Whether a drain would return anything.
     pub fn is_dirty(&self) -> bool {
-        !self.dirty.services.is_empty() || self.dirty.node || self.dirty.service_cidrs
+        !self.dirty.services.is_empty()
+            || self.dirty.node
+            || self.dirty.service_cidrs
+            || self.dirty.source_token
     }
 
     /// Makes the next drain return every Service: for when what all of them depend on has changed.
@@ -204,6 +258,7 @@ impl Store {
             service_cidrs: dirty
                 .service_cidrs
                 .then(|| self.service_cidrs.values().cloned().collect()),
+            source_token: self.source_token.clone(),
             n_updates: dirty.n_updates,
         }
     }
@@ -233,3 +288,6 @@ impl Entry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

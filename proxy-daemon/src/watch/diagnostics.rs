@@ -1,0 +1,106 @@
+//! What is wrong with the objects as they are now, and who was told?
+//!
+//! Invariants: a diagnostic is logged once when it appears, and again only after it was gone; what is
+//! kept is bounded, whatever the input.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::model::Diagnostic;
+use crate::model::from_k8s::ObjectKey;
+
+/// How many objects with faults are kept.
+const MAX_OBJECTS: usize = 1000;
+
+/// What a group of diagnostics is about: it is replaced as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum About {
+    /// Everything that one source or stage has to say.
+    Source(&'static str),
+    /// One object.
+    Object(ObjectKey),
+    /// An object without a usable name, by what it is called instead.
+    Unnamed(String),
+}
+
+/// The current diagnostics of all sources.
+#[derive(Debug, Default)]
+pub struct Diagnostics {
+    current: Mutex<BTreeMap<About, Vec<Diagnostic>>>,
+}
+
+impl Diagnostics {
+    /// Replaces what is known about something, and logs what is new in it.
+    pub fn set(&self, about: About, mut diagnostics: Vec<Diagnostic>) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if diagnostics.is_empty() {
+            if !current.is_empty() && current.remove(&about).is_some() {
+                tracing::debug!(?about, "diagnostics are resolved");
+            }
+            return;
+        }
+        if current.len() >= MAX_OBJECTS && !current.contains_key(&about) {
+            return;
+        }
+        diagnostics.sort();
+        diagnostics.dedup();
+        let old = current.get(&about).map_or(&[][..], Vec::as_slice);
+        for diagnostic in &diagnostics {
+            if old.binary_search(diagnostic).is_err() {
+                let Diagnostic {
+                    object,
+                    field,
+                    message,
+                } = diagnostic;
+                tracing::warn!(%object, %field, "{message}");
+            }
+        }
+        current.insert(about, diagnostics);
+        if current.len() == MAX_OBJECTS {
+            tracing::warn!(
+                "{MAX_OBJECTS} objects have faults: those of further objects are not reported"
+            );
+        }
+    }
+
+    /// Every diagnostic that holds now, by object.
+    pub fn current(&self) -> Vec<Diagnostic> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.values().flatten().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(object: &str) -> Diagnostic {
+        Diagnostic {
+            object: object.to_owned(),
+            field: "spec".to_owned(),
+            message: "is bad".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_group_is_replaced_as_a_whole_and_goes_when_empty() {
+        let diagnostics = Diagnostics::default();
+        let about = || About::Source("test");
+        diagnostics.set(about(), vec![fault("b"), fault("a"), fault("a")]);
+        assert_eq!(diagnostics.current(), [fault("a"), fault("b")]);
+        diagnostics.set(about(), vec![fault("b")]);
+        assert_eq!(diagnostics.current(), [fault("b")]);
+        diagnostics.set(About::Unnamed("x".to_owned()), vec![]);
+        diagnostics.set(about(), vec![]);
+        assert_eq!(diagnostics.current(), []);
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let diagnostics = Diagnostics::default();
+        for i in 0..2 * MAX_OBJECTS {
+            diagnostics.set(About::Unnamed(i.to_string()), vec![fault(&i.to_string())]);
+        }
+        assert_eq!(diagnostics.current().len(), MAX_OBJECTS);
+    }
+}

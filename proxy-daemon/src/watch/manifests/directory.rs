@@ -1,0 +1,374 @@
+//! What does the directory hold now, compared with the last look?
+//!
+//! Invariants: only files whose identity, size or time changed are read again; a document that cannot
+//! be read keeps its last good state; of two objects of one name the first counts, in the order of file
+//! names and documents; the store sees one look as a whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::document::{self, Document};
+use crate::model::Diagnostic;
+use crate::model::from_k8s::{Author, Decoder, ObjectKey, ObjectKind, Value};
+use crate::watch::{About, Changed, Shared};
+
+/// The file whose content names the state of the directory.
+const TOKEN: &str = ".token";
+
+/// How much of the token file is read.
+///
+/// Unit: bytes.
+const MAX_TOKEN: usize = 256;
+
+/// A directory of manifests and what was read from it.
+pub(super) struct Directory {
+    path: PathBuf,
+    node: Arc<str>,
+    decoder: Decoder,
+    files: BTreeMap<String, File>,
+    /// What the store holds because of us; `None` before the first look.
+    told: Option<BTreeSet<ObjectKey>>,
+}
+
+/// A file as it was last read.
+#[derive(Debug, Default)]
+struct File {
+    identity: Option<Identity>,
+    documents: Vec<Good>,
+    /// What is wrong with the file as it is now, also with documents that keep their last good state.
+    diagnostics: Vec<Diagnostic>,
+}
+
+/// The last good state of a document.
+#[derive(Debug, Default)]
+struct Good {
+    objects: Vec<(ObjectKey, Value)>,
+}
+
+/// What changes when a file's content does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Identity {
+    fn of(metadata: &std::fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}
+
+/// What a look found, before it counts.
+pub(super) struct Look {
+    token: Option<Arc<str>>,
+    files: BTreeMap<String, Seen>,
+    /// Whether no file was being written, so that the token's state is the one that was read.
+    is_whole: bool,
+}
+
+enum Seen {
+    /// As it was.
+    Same,
+    /// Read again.
+    Read(File),
+}
+
+impl Look {
+    /// Says that a file changed while it was read: what was read of it does not count.
+    pub(super) fn doubt(&mut self, name: &str) {
+        if let Some(seen) = self.files.get_mut(name) {
+            *seen = Seen::Same;
+            self.is_whole = false;
+        }
+    }
+}
+
+impl Directory {
+    /// A directory, of whose Nodes only the one of this name is ours.
+    pub(super) fn new(path: PathBuf, node: Arc<str>) -> Self {
+        Self {
+            path,
+            node,
+            decoder: Decoder::new(Author::File),
+            files: BTreeMap::new(),
+            told: None,
+        }
+    }
+
+    /// The directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads what changed; files of these names are being written and not looked at.
+    ///
+    /// # Errors
+    /// When the directory itself cannot be read.
+    pub(super) fn look(&mut self, being_written: &BTreeSet<String>) -> io::Result<Look> {
+        // The token is read first: what it names is in the files that are read after it.
+        let token = read_token(&self.path.join(TOKEN));
+        let mut files = BTreeMap::new();
+        let mut is_whole = true;
+        for entry in std::fs::read_dir(&self.path)? {
+            let Ok(name) = entry?.file_name().into_string() else {
+                continue;
+            };
+            if !is_manifest(&name) {
+                continue;
+            }
+            let seen = if being_written.contains(&name) {
+                is_whole = false;
+                self.files.contains_key(&name).then_some(Seen::Same)
+            } else {
+                self.look_at(&name)
+            };
+            if let Some(seen) = seen {
+                files.insert(name, seen);
+            }
+        }
+        Ok(Look {
+            token,
+            files,
+            is_whole,
+        })
+    }
+
+    /// `None` if the file is gone or is no file.
+    fn look_at(&mut self, name: &str) -> Option<Seen> {
+        let path = self.path.join(name);
+        let old = self.files.get(name);
+        let metadata = match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => metadata,
+            Ok(_) => return None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => return Some(self.unreadable(name, &error)),
+        };
+        let identity = Identity::of(&metadata);
+        if old.is_some_and(|old| old.identity == Some(identity)) {
+            return Some(Seen::Same);
+        }
+        match std::fs::read(&path) {
+            Ok(text) => {
+                let documents = document::read(name, &text, &mut self.decoder);
+                drop(text);
+                let old = self.files.get(name).map_or(&[][..], |old| &old.documents);
+                Some(Seen::Read(merge(identity, documents, old)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => Some(self.unreadable(name, &error)),
+        }
+    }
+
+    /// A file that is there but cannot be read keeps its last good state.
+    fn unreadable(&self, name: &str, error: &io::Error) -> Seen {
+        let old = self.files.get(name).map_or(&[][..], |old| &old.documents);
+        Seen::Read(File {
+            identity: None,
+            documents: old.iter().map(Good::share).collect(),
+            diagnostics: vec![Diagnostic {
+                object: name.to_owned(),
+                field: String::new(),
+                message: format!("cannot be read: {error}; its last good state stays"),
+            }],
+        })
+    }
+
+    /// Makes a look count: the store and the diagnostics now say what it found.
+    pub(super) fn tell(&mut self, look: Look, shared: &Shared) -> Changed {
+        let token = look.is_whole.then_some(look.token);
+        let is_same = look.files.len() == self.files.len()
+            && look.files.values().all(|seen| matches!(seen, Seen::Same));
+        if is_same && self.told.is_some() {
+            return shared.update(|store| token.map_or(Changed::No, |t| store.set_source_token(t)));
+        }
+        let mut told = self.told.take().unwrap_or_default();
+        let mut old = std::mem::take(&mut self.files);
+        for (name, seen) in look.files {
+            let file = match seen {
+                Seen::Same => old.remove(&name),
+                Seen::Read(file) => Some(file),
+            };
+            if let Some(file) = file {
+                self.files.insert(name, file);
+            }
+        }
+        drop(old);
+        let Merged {
+            objects,
+            diagnostics,
+        } = self.merged();
+        let gone: Vec<_> = told
+            .iter()
+            .filter(|key| !objects.contains_key(key))
+            .cloned()
+            .collect();
+        // Who hears of the state can ask what is wrong with it.
+        shared
+            .diagnostics()
+            .set(About::Source("manifests"), diagnostics);
+        let changed = shared.update(|store| {
+            let mut changed = token.map_or(Changed::No, |t| store.set_source_token(t));
+            // Removals first: a slice that moves between Services or files is never in both.
+            for key in &gone {
+                changed = changed.or(store.put(key, Value::None));
+            }
+            for (key, (_, value)) in &objects {
+                changed = changed.or(store.put(key, (*value).clone()));
+            }
+            for kind in ObjectKind::ALL {
+                store.set_listed(kind);
+            }
+            changed
+        });
+        for key in &gone {
+            told.remove(key);
+        }
+        for key in objects.keys() {
+            if !told.contains(key) {
+                told.insert((*key).clone());
+            }
+        }
+        tracing::debug!(
+            n_files = self.files.len(),
+            n_objects = told.len(),
+            ?changed,
+            "manifests were read"
+        );
+        self.told = Some(told);
+        changed
+    }
+
+    /// The objects of all files, each name once.
+    fn merged(&self) -> Merged<'_> {
+        let mut objects: BTreeMap<&ObjectKey, (&str, &Value)> = BTreeMap::new();
+        let mut diagnostics = Vec::new();
+        let mut n_foreign_nodes = 0_usize;
+        for (name, file) in &self.files {
+            diagnostics.extend(file.diagnostics.iter().cloned());
+            for (key, value) in file.documents.iter().flat_map(|good| &good.objects) {
+                if let ObjectKey::Node(node) = key
+                    && *node != self.node
+                {
+                    n_foreign_nodes += 1;
+                    continue;
+                }
+                if let Some((first, _)) = objects.get(key) {
+                    diagnostics.push(Diagnostic {
+                        object: format!("{name} {key}"),
+                        field: String::new(),
+                        message: format!("is in {first} already; this one is ignored"),
+                    });
+                } else {
+                    objects.insert(key, (name, value));
+                }
+            }
+        }
+        let has_node = objects.contains_key(&ObjectKey::Node(Arc::clone(&self.node)));
+        if n_foreign_nodes > 0 && !has_node {
+            diagnostics.push(Diagnostic {
+                object: format!("{} {}", ObjectKind::Node, self.node),
+                field: String::new(),
+                message: format!(
+                    "is not among the {n_foreign_nodes} Nodes of the manifests; \
+                     --hostname-override says which of them this node is"
+                ),
+            });
+        }
+        Merged {
+            objects,
+            diagnostics,
+        }
+    }
+}
+
+/// What all files together say.
+struct Merged<'a> {
+    /// The first object of each name, and the file that it is in.
+    objects: BTreeMap<&'a ObjectKey, (&'a str, &'a Value)>,
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl Good {
+    fn share(&self) -> Self {
+        Self {
+            objects: self.objects.clone(),
+        }
+    }
+}
+
+/// A file's new state: what is unchanged is shared with the old one, what is unreadable stays as it was.
+fn merge(identity: Identity, documents: Vec<Document>, old: &[Good]) -> File {
+    let known: BTreeMap<_, _> = old
+        .iter()
+        .flat_map(|good| good.objects.iter().map(|(key, value)| (key, value)))
+        .collect();
+    let n_documents = documents.len();
+    let any_bad = documents
+        .iter()
+        .any(|document| matches!(document, Document::Bad(_)));
+    // Without the same number of documents nobody can say which one the unreadable one was.
+    let keep_whole = any_bad && n_documents != old.len();
+    let mut file = File {
+        identity: Some(identity),
+        ..File::default()
+    };
+    for (index, document) in documents.into_iter().enumerate() {
+        let good = match document {
+            Document::Good {
+                mut objects,
+                diagnostics,
+            } => {
+                file.diagnostics.extend(diagnostics);
+                for (key, value) in &mut objects {
+                    if let Some(same) = known.get(key).filter(|old| **old == value) {
+                        *value = (*same).clone();
+                    }
+                }
+                Good { objects }
+            }
+            Document::Bad(mut diagnostic) => {
+                let last = old.get(index).filter(|_| !keep_whole).map(Good::share);
+                if keep_whole && !old.is_empty() {
+                    diagnostic
+                        .message
+                        .push_str("; the file's last good state stays");
+                } else if last.as_ref().is_some_and(|last| !last.objects.is_empty()) {
+                    diagnostic.message.push_str("; its last good state stays");
+                }
+                file.diagnostics.push(diagnostic);
+                last.unwrap_or_default()
+            }
+        };
+        file.documents.push(good);
+    }
+    if keep_whole && !old.is_empty() {
+        file.documents = old.iter().map(Good::share).collect();
+    }
+    file
+}
+
+fn is_manifest(name: &str) -> bool {
+    !name.starts_with('.')
+        && Path::new(name).extension().is_some_and(|extension| {
+            ["yaml", "yml", "json"]
+                .iter()
+                .any(|known| extension == *known)
+        })
+}
+
+fn read_token(path: &Path) -> Option<Arc<str>> {
+    let bytes = std::fs::read(path).ok()?;
+    let text = String::from_utf8_lossy(bytes.get(..bytes.len().min(MAX_TOKEN))?);
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.into())
+}

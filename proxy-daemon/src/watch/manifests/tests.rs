@@ -1,0 +1,342 @@
+//! Does the store follow the directory, and does nothing half-written reach it?
+
+use std::fs;
+use std::future::Future;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::{Manifests, ManifestsError};
+use crate::model::ServiceName;
+use crate::watch::{Shared, Store};
+
+/// A directory that is removed when dropped.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new() -> Self {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let name = format!("pd-{}-manifests-{serial}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).expect("a directory");
+        Self(path)
+    }
+
+    /// Writes a file the way careful tools do: beside, then renamed.
+    fn put(&self, name: &str, text: &str) {
+        let beside = self.0.join(format!(".{name}.new"));
+        fs::write(&beside, text).expect("written");
+        fs::rename(beside, self.0.join(name)).expect("renamed");
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).expect("removed");
+    }
+}
+
+fn service(name: &str, last: u8) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: 10.96.0.{last}}}\n---\n"
+    )
+}
+
+fn cluster_ip(store: &Store, name: &str) -> Option<String> {
+    let service = store.service(&ServiceName::new("default", name))?;
+    service.cluster_ip_v4.map(|address| address.to_string())
+}
+
+fn faults(shared: &Shared) -> Vec<String> {
+    let current = shared.diagnostics().current();
+    current.iter().map(ToString::to_string).collect()
+}
+
+/// Runs a test beside a source that follows the directory.
+fn follow<T: Future<Output = ()>>(path: &Path, test: impl FnOnce(Arc<Shared>) -> T) {
+    let shared = Arc::new(Shared::default());
+    let source = Manifests::open(path, "n".into()).expect("a directory");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        tokio::select! {
+            stopped = source.run(Arc::clone(&shared)) => panic!("{stopped:?}"),
+            () = test(Arc::clone(&shared)) => {}
+        }
+    });
+}
+
+/// Waits until the store looks like this.
+async fn until(shared: &Shared, what: &str, holds: impl Fn(&Store) -> bool) {
+    let mut bell = shared.subscribe();
+    let wait = async {
+        while !shared.with(|store| holds(store)) {
+            bell.changed().await.expect("a bell");
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), wait).await;
+    assert!(waited.is_ok(), "never: {what}: {:?}", faults(shared));
+}
+
+/// Waits until a state of the directory was read.
+async fn until_token(directory: &Temporary, shared: &Shared, token: &str) {
+    directory.put(".token", &format!("{token}\n"));
+    until(shared, token, |store| store.source_token() == Some(token)).await;
+}
+
+#[test]
+fn a_missing_directory_is_an_error_that_names_it() {
+    let error = Manifests::open("/nonexistent/manifests", "n".into()).err();
+    assert!(
+        matches!(&error, Some(ManifestsError::Read { path, .. }) if path.starts_with("/nonexistent"))
+    );
+    let file = Temporary::new();
+    file.put("x", "");
+    let error = Manifests::open(file.0.join("x"), "n".into()).err();
+    assert!(matches!(error, Some(ManifestsError::Read { .. })));
+}
+
+#[test]
+fn an_empty_directory_is_a_complete_list_of_nothing() {
+    let directory = Temporary::new();
+    follow(&directory.0, async |shared| {
+        until(&shared, "complete", Store::is_complete).await;
+        shared.with(|store| assert_eq!(store.service_names().count(), 0));
+    });
+}
+
+#[test]
+fn files_that_come_change_and_go_are_followed() {
+    let directory = Temporary::new();
+    directory.put("a.yaml", &service("a", 1));
+    directory.put("ignored.txt", &service("x", 9));
+    directory.put(".hidden.yaml", &service("x", 9));
+    follow(&directory.0, async |shared| {
+        until(&shared, "a", |s| {
+            cluster_ip(s, "a").as_deref() == Some("10.96.0.1")
+        })
+        .await;
+        directory.put(
+            "b.json",
+            r#"{"kind":"Service","metadata":{"name":"b"},"spec":{"clusterIP":"10.96.0.2"}}"#,
+        );
+        until(&shared, "b", |s| cluster_ip(s, "b").is_some()).await;
+        directory.put("a.yaml", &service("a", 3));
+        until(&shared, "a changed", |s| {
+            cluster_ip(s, "a").as_deref() == Some("10.96.0.3")
+        })
+        .await;
+        fs::rename(directory.0.join("a.yaml"), directory.0.join("c.yml")).expect("renamed");
+        fs::remove_file(directory.0.join("b.json")).expect("removed");
+        until_token(&directory, &shared, "end").await;
+        until(&shared, "b gone", |s| cluster_ip(s, "b").is_none()).await;
+        shared.with(|store| {
+            assert_eq!(cluster_ip(store, "a").as_deref(), Some("10.96.0.3"));
+            assert_eq!(store.service_names().count(), 1);
+        });
+        assert_eq!(faults(&shared), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn the_token_names_a_state_that_is_in_the_store() {
+    let directory = Temporary::new();
+    follow(&directory.0, async |shared| {
+        for round in 1..=50_u8 {
+            directory.put("a.yaml", &service("a", round));
+            directory.put(".token", &round.to_string());
+            let token = round.to_string();
+            until(&shared, &token, |store| {
+                store.source_token() == Some(&token)
+            })
+            .await;
+            shared.with(|store| {
+                assert_eq!(cluster_ip(store, "a"), Some(format!("10.96.0.{round}")));
+                assert_eq!(store.drain().source_token.as_deref(), Some(token.as_str()));
+            });
+        }
+    });
+}
+
+#[test]
+fn an_unreadable_document_keeps_its_last_good_state_and_its_neighbours_follow() {
+    let directory = Temporary::new();
+    let three =
+        |middle: &str, last: u8| format!("{}{middle}{}", service("a", last), service("c", last));
+    directory.put("x.yaml", &three(&service("b", 1), 1));
+    follow(&directory.0, async |shared| {
+        until_token(&directory, &shared, "1").await;
+        directory.put("x.yaml", &three("kind: [\n---\n", 2));
+        until_token(&directory, &shared, "2").await;
+        shared.with(|store| {
+            assert_eq!(cluster_ip(store, "a").as_deref(), Some("10.96.0.2"));
+            assert_eq!(cluster_ip(store, "b").as_deref(), Some("10.96.0.1"));
+            assert_eq!(cluster_ip(store, "c").as_deref(), Some("10.96.0.2"));
+        });
+        let told = faults(&shared);
+        assert!(
+            told[0].starts_with("x.yaml:") && told[0].ends_with("its last good state stays"),
+            "{told:?}"
+        );
+        // With one document less nobody knows which one is meant: the file stays as it was.
+        directory.put("x.yaml", "kind: [\n");
+        until_token(&directory, &shared, "3").await;
+        shared.with(|store| assert_eq!(store.service_names().count(), 3));
+        directory.put("x.yaml", &three("", 4));
+        until_token(&directory, &shared, "4").await;
+        shared.with(|store| {
+            assert_eq!(cluster_ip(store, "b"), None);
+            assert_eq!(cluster_ip(store, "c").as_deref(), Some("10.96.0.4"));
+        });
+        assert_eq!(faults(&shared), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn the_first_of_two_objects_of_one_name_counts() {
+    let directory = Temporary::new();
+    directory.put("b.yaml", &service("x", 2));
+    directory.put("c.yaml", &service("x", 3));
+    follow(&directory.0, async |shared| {
+        until_token(&directory, &shared, "1").await;
+        shared.with(|store| assert_eq!(cluster_ip(store, "x").as_deref(), Some("10.96.0.2")));
+        assert_eq!(
+            faults(&shared),
+            ["c.yaml Service default/x: is in b.yaml already; this one is ignored"]
+        );
+        directory.put("a.yaml", &service("x", 1));
+        until_token(&directory, &shared, "2").await;
+        shared.with(|store| assert_eq!(cluster_ip(store, "x").as_deref(), Some("10.96.0.1")));
+        for file in ["a.yaml", "b.yaml"] {
+            fs::remove_file(directory.0.join(file)).expect("removed");
+        }
+        until_token(&directory, &shared, "3").await;
+        shared.with(|store| assert_eq!(cluster_ip(store, "x").as_deref(), Some("10.96.0.3")));
+    });
+}
+
+#[test]
+fn selectors_hold_as_on_the_server() {
+    let directory = Temporary::new();
+    let labelled = service("hidden", 1).replace(
+        "{name: hidden}",
+        "{name: hidden, labels: {service.kubernetes.io/service-proxy-name: other}}",
+    );
+    let node =
+        |name: &str| format!("kind: Node\napiVersion: v1\nmetadata: {{name: {name}}}\n---\n");
+    directory.put(
+        "a.yaml",
+        &format!("{labelled}{}{}", node("other"), node("another")),
+    );
+    follow(&directory.0, async |shared| {
+        until_token(&directory, &shared, "1").await;
+        shared.with(|store| {
+            assert_eq!(store.service_names().count(), 0);
+            assert_eq!(store.node(), None);
+        });
+        assert!(faults(&shared)[0].starts_with("Node n: is not among the 2 Nodes"));
+        directory.put("n.yaml", &node("n"));
+        until_token(&directory, &shared, "2").await;
+        shared.with(|store| assert!(store.node().is_some()));
+        assert_eq!(faults(&shared), Vec::<String>::new());
+        // HZ-5: the last copy of a Node stays.
+        fs::remove_file(directory.0.join("n.yaml")).expect("removed");
+        until_token(&directory, &shared, "3").await;
+        shared.with(|store| assert!(store.node().is_some()));
+    });
+}
+
+#[test]
+fn a_file_that_is_being_written_is_not_looked_at() {
+    let directory = Temporary::new();
+    directory.put("a.yaml", &format!("{}{}", service("a", 1), service("b", 1)));
+    follow(&directory.0, async |shared| {
+        until_token(&directory, &shared, "1").await;
+        let mut file = fs::File::create(directory.0.join("a.yaml")).expect("a file");
+        file.write_all(service("a", 2).as_bytes()).expect("written");
+        // Something else asks for a look while half of the file is there.
+        directory.put("z.yaml", &service("z", 1));
+        until(&shared, "z", |store| cluster_ip(store, "z").is_some()).await;
+        shared.with(|store| {
+            assert_eq!(cluster_ip(store, "a").as_deref(), Some("10.96.0.1"));
+            assert_eq!(cluster_ip(store, "b").as_deref(), Some("10.96.0.1"));
+        });
+        file.write_all(service("b", 2).as_bytes()).expect("written");
+        drop(file);
+        until(&shared, "a", |s| {
+            cluster_ip(s, "a").as_deref() == Some("10.96.0.2")
+        })
+        .await;
+        shared.with(|store| assert_eq!(cluster_ip(store, "b").as_deref(), Some("10.96.0.2")));
+    });
+}
+
+#[test]
+fn a_directory_mounted_from_a_config_map_is_followed() {
+    let directory = Temporary::new();
+    let version = |name: &str, last: u8| {
+        let path = directory.0.join(name);
+        fs::create_dir(&path).expect("a directory");
+        fs::write(path.join("a.yaml"), service("a", last)).expect("written");
+    };
+    let point = |name: &str| {
+        let beside = directory.0.join("..data_tmp");
+        std::os::unix::fs::symlink(name, &beside).expect("a link");
+        fs::rename(beside, directory.0.join("..data")).expect("renamed");
+    };
+    version("..1", 1);
+    point("..1");
+    std::os::unix::fs::symlink("..data/a.yaml", directory.0.join("a.yaml")).expect("a link");
+    follow(&directory.0, async |shared| {
+        until(&shared, "1", |s| {
+            cluster_ip(s, "a").as_deref() == Some("10.96.0.1")
+        })
+        .await;
+        version("..2", 2);
+        point("..2");
+        until(&shared, "2", |s| {
+            cluster_ip(s, "a").as_deref() == Some("10.96.0.2")
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_directory_that_is_replaced_is_found_again() {
+    let parent = Temporary::new();
+    let path = parent.0.join("manifests");
+    fs::create_dir(&path).expect("a directory");
+    fs::write(path.join("a.yaml"), service("a", 1)).expect("written");
+    follow(&path, async |shared| {
+        until(&shared, "1", |s| cluster_ip(s, "a").is_some()).await;
+        fs::rename(&path, parent.0.join("old")).expect("renamed");
+        fs::create_dir(parent.0.join("new")).expect("a directory");
+        fs::write(parent.0.join("new/a.yaml"), service("a", 2)).expect("written");
+        shared.with(|store| assert!(cluster_ip(store, "a").is_some()));
+        fs::rename(parent.0.join("new"), &path).expect("renamed");
+        until(&shared, "2", |s| {
+            cluster_ip(s, "a").as_deref() == Some("10.96.0.2")
+        })
+        .await;
+    });
+}
+
+#[test]
+fn unchanged_objects_of_a_changed_file_are_not_dirty() {
+    let directory = Temporary::new();
+    directory.put("a.yaml", &format!("{}{}", service("a", 1), service("b", 1)));
+    follow(&directory.0, async |shared| {
+        until_token(&directory, &shared, "1").await;
+        shared.with(Store::drain);
+        directory.put("a.yaml", &format!("{}{}", service("a", 1), service("b", 2)));
+        until_token(&directory, &shared, "2").await;
+        let drained = shared.with(Store::drain);
+        let names: Vec<_> = drained.services.keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["default/b"]);
+    });
+}

@@ -9,14 +9,20 @@
 //! - [`compile`]: what they mean for packets;
 //! - [`forwarding`]: that meaning, the contract;
 //! - [`sys`]: the machine;
+//! - [`conntrack`]: which flows the kernel must forget;
+//! - [`sync`]: when the kernel is made to match;
+//! - [`health`]: how that goes;
 //! - [`datapath`]: what carries it in the kernel.
 
 pub mod cli;
 pub mod compile;
 pub mod config;
+pub mod conntrack;
 pub mod datapath;
 pub mod forwarding;
+pub mod health;
 pub mod model;
 pub mod net;
+pub mod sync;
 pub mod sys;
 pub mod watch;

@@ -110,6 +110,8 @@ const RULES: &[Rule] = &[
             "metrics",
             "model",
             "sys",
+            // Of it only `Drained`: what changed, taken through a trait of its own.
+            "watch",
         ],
         crates: Crates::Any,
     },

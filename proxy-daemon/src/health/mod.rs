@@ -1,0 +1,218 @@
+//! Is the daemon doing its work, and who may ask?
+//!
+//! Two servers, plain HTTP/1.1, GET:
+//! - on the healthz address (default `0.0.0.0:10256`): `/healthz` and `/livez`, for load balancers and
+//!   kubelet (HZ-1 to HZ-6);
+//! - on the metrics address (default `127.0.0.1:10249`): `/proxyMode` (MET-1), `/healthz` that says `ok`
+//!   (MET-2), and for people and tests on the node `/debug/sync` (JSON, see [`Health::report`]),
+//!   `/debug/forwarding` and `/debug/diagnostics` (text). These show the cluster's objects, so that they
+//!   are answered to peers on loopback only, wherever the server listens.
+//!
+//! Invariants: asking never delays a sync; what is reported was true at one moment.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
+
+use crate::net::IpFamily;
+use crate::sys::Clock;
+
+mod rfc3339;
+mod server;
+
+pub use rfc3339::rfc3339;
+pub use server::{Ask, BindError, Inside, healthz_router, local_router, serve};
+
+/// How each family stands, written by the sync thread and read by the servers.
+#[derive(Debug)]
+pub struct Health {
+    state: Mutex<State>,
+    /// How old a queued change may become before we are unhealthy. Spec: HZ-3.
+    patience: Duration,
+}
+
+#[derive(Debug)]
+struct State {
+    families: BTreeMap<IpFamily, Family>,
+    node_eligible: bool,
+    source_token: Option<Arc<str>>,
+}
+
+#[derive(Debug, Default)]
+struct Family {
+    /// When the oldest and the newest of the changes that wait were announced.
+    waiting: Option<(Instant, Instant)>,
+    last_updated: Option<SystemTime>,
+    last_error: Option<String>,
+    n_syncs: u64,
+    n_failures: u64,
+}
+
+/// What `/healthz` and `/livez` answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Whether the status is 200; else it is 503.
+    pub ok: bool,
+    /// The body. Spec: HZ-2.
+    pub body: Value,
+}
+
+impl Health {
+    /// Nothing synced, nothing waiting; `node_eligible` holds until a Node says otherwise (HZ-4).
+    pub fn new(sync_period: Duration, node_eligible: bool) -> Self {
+        Self {
+            state: Mutex::new(State {
+                families: BTreeMap::new(),
+                node_eligible,
+                source_token: None,
+            }),
+            patience: sync_period * 2,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_family(&self, family: IpFamily, change: impl FnOnce(&mut Family)) {
+        change(self.state().families.entry(family).or_default());
+    }
+
+    /// This family is served, and counts from now on.
+    pub fn expect(&self, family: IpFamily) {
+        self.with_family(family, |_| {});
+    }
+
+    /// A change was announced at this time.
+    pub fn queued(&self, at: Instant) {
+        for family in self.state().families.values_mut() {
+            let (oldest, newest) = family.waiting.unwrap_or((at, at));
+            family.waiting = Some((oldest.min(at), newest.max(at)));
+        }
+    }
+
+    /// A sync that began at this time has ended well.
+    pub fn succeeded(&self, family: IpFamily, started: Instant, clock: &dyn Clock) {
+        let wall = clock.wall();
+        self.with_family(family, |family| {
+            // What was announced later may have missed it.
+            family.waiting = family
+                .waiting
+                .filter(|(_, newest)| *newest > started)
+                .map(|(_, newest)| (newest, newest));
+            family.last_updated = Some(wall);
+            family.last_error = None;
+            family.n_syncs += 1;
+        });
+    }
+
+    /// A sync failed.
+    pub fn failed(&self, family: IpFamily, error: &(dyn Error + 'static)) {
+        let mut texts = Vec::new();
+        let mut next: Option<&(dyn Error + 'static)> = Some(error);
+        while let Some(error) = next {
+            texts.push(error.to_string());
+            next = error.source();
+        }
+        self.with_family(family, |family| {
+            family.last_error = Some(texts.join(": "));
+            family.n_failures += 1;
+        });
+    }
+
+    /// Whether our Node may get traffic from load balancers. Spec: HZ-4.
+    pub fn set_node_eligible(&self, eligible: bool) {
+        self.state().node_eligible = eligible;
+    }
+
+    /// Every family carries the state that the source calls so.
+    pub fn programmed(&self, token: Option<&Arc<str>>) {
+        self.state().source_token = token.cloned();
+    }
+
+    /// What `/healthz` answers. Spec: HZ-2 to HZ-4.
+    pub fn healthz(&self, clock: &dyn Clock) -> Answer {
+        let state = self.state();
+        let eligible = state.node_eligible;
+        let mut answer = self.answer(&state, clock, eligible);
+        if let Value::Object(body) = &mut answer.body {
+            body.insert("nodeEligible".to_owned(), eligible.into());
+        }
+        answer
+    }
+
+    /// What `/livez` answers. Spec: HZ-6.
+    pub fn livez(&self, clock: &dyn Clock) -> Answer {
+        self.answer(&self.state(), clock, true)
+    }
+
+    fn answer(&self, state: &State, clock: &dyn Clock, eligible: bool) -> Answer {
+        let (now, wall) = (clock.now(), clock.wall());
+        let is_healthy = |family: &Family| self.is_healthy(family, now);
+        let healthy = state.families.values().all(is_healthy);
+        let ok = healthy && eligible;
+        let newest = state.families.values().filter_map(|f| f.last_updated).max();
+        let status: BTreeMap<&str, Value> = state
+            .families
+            .iter()
+            .map(|(name, family)| {
+                let last = rfc3339(family.last_updated.unwrap_or(SystemTime::UNIX_EPOCH));
+                let status = json!({"lastUpdated": last, "healthy": is_healthy(family)});
+                (name.name(), status)
+            })
+            .collect();
+        // Compat: while healthy, the time of the last update is the time of the answer (HZ-2).
+        let last = if ok { Some(wall) } else { newest };
+        Answer {
+            ok,
+            body: json!({
+                "lastUpdated": rfc3339(last.unwrap_or(SystemTime::UNIX_EPOCH)),
+                "currentTime": rfc3339(wall),
+                "healthy": healthy,
+                "status": status,
+            }),
+        }
+    }
+
+    fn is_healthy(&self, family: &Family, now: Instant) -> bool {
+        family
+            .waiting
+            .is_none_or(|(oldest, _)| now.saturating_duration_since(oldest) <= self.patience)
+    }
+
+    /// What `/debug/sync` answers.
+    ///
+    /// `token` is the content of the manifest directory's `.token` as of the state that every family
+    /// carries; `pending` is how many families have changes waiting.
+    pub fn report(&self, clock: &dyn Clock) -> Value {
+        let state = self.state();
+        let now = clock.now();
+        let families: BTreeMap<&str, Value> = state
+            .families
+            .iter()
+            .map(|(name, family)| {
+                let report = json!({
+                    "last_sync": family.last_updated.map(rfc3339),
+                    "healthy": self.is_healthy(family, now),
+                    "pending": family.waiting.is_some(),
+                    "last_error": family.last_error,
+                    "n_syncs": family.n_syncs,
+                    "n_failures": family.n_failures,
+                });
+                (name.name(), report)
+            })
+            .collect();
+        let pending = state.families.values().filter(|f| f.waiting.is_some());
+        json!({
+            "token": state.source_token.as_deref(),
+            "pending": pending.count(),
+            "families": families,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

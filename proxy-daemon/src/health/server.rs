@@ -1,0 +1,194 @@
+//! Which paths are answered, and to whom?
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::get;
+use tokio::sync::oneshot;
+
+use super::{Answer, Health};
+use crate::forwarding::{ForwardingState, table};
+use crate::net::{V4, V6};
+use crate::sys::Clock;
+
+/// How long an address that is taken is left alone. Spec: HZ-8.
+const REBIND: Duration = Duration::from_secs(5);
+/// How long a look into the sync thread may take, which may be busy with a large sync.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// What the sync thread shows of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Inside {
+    /// The IPv4 forwarding state; `None` if nothing was compiled yet.
+    pub v4: Option<ForwardingState<V4>>,
+    /// The IPv6 forwarding state.
+    pub v6: Option<ForwardingState<V6>>,
+    /// What could not be used of the objects in force, a line each.
+    pub diagnostics: Vec<String>,
+}
+
+/// Asks the sync thread to show itself.
+pub type Ask = Arc<dyn Fn(oneshot::Sender<Inside>) + Send + Sync>;
+
+#[derive(Clone)]
+struct Shared {
+    health: Arc<Health>,
+    clock: Arc<dyn Clock>,
+}
+
+/// An address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}")]
+pub struct BindError {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+/// Answers on an address for as long as the process runs; one that is taken is tried again (HZ-8).
+///
+/// # Errors
+/// [`BindError`] if the address cannot be bound and `hard_fail` asks to end then.
+pub async fn serve(
+    address: SocketAddr,
+    router: Router,
+    hard_fail: bool,
+) -> Result<Infallible, BindError> {
+    loop {
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(listener) => {
+                let service = router
+                    .clone()
+                    .into_make_service_with_connect_info::<SocketAddr>();
+                if let Err(error) = axum::serve(listener, service).await {
+                    tracing::warn!(%address, %error, "server ended, starting again");
+                }
+            }
+            Err(source) if hard_fail => return Err(BindError { address, source }),
+            Err(error) => {
+                tracing::error!(%address, %error, "cannot listen, trying again");
+            }
+        }
+        tokio::time::sleep(REBIND).await;
+    }
+}
+
+/// `/healthz` and `/livez`. Spec: HZ-1.
+pub fn healthz_router(health: Arc<Health>, clock: Arc<dyn Clock>) -> Router {
+    let healthz = |State(s): State<Shared>| async move { probe(&s.health.healthz(&*s.clock)) };
+    let livez = |State(s): State<Shared>| async move { probe(&s.health.livez(&*s.clock)) };
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/livez", get(livez))
+        .with_state(Shared { health, clock })
+}
+
+/// The node-local server: `/proxyMode`, `/healthz` and `/debug`.
+pub fn local_router(
+    mode: &'static str,
+    health: Arc<Health>,
+    clock: Arc<dyn Clock>,
+    ask: Ask,
+) -> Router {
+    let sync = |State(s): State<Shared>| async move {
+        let body = format!("{:#}\n", s.health.report(&*s.clock));
+        answer(StatusCode::OK, "application/json", body)
+    };
+    let forwarding = {
+        let ask = Arc::clone(&ask);
+        move || async move { inside(&ask, forwarding_text).await }
+    };
+    let diagnostics = move || async move { inside(&ask, diagnostics_text).await };
+    let debug = Router::new()
+        .route("/debug/sync", get(sync))
+        .route("/debug/forwarding", get(forwarding))
+        .route("/debug/diagnostics", get(diagnostics))
+        .route_layer(middleware::from_fn(only_loopback))
+        .with_state(Shared { health, clock });
+    Router::new()
+        .route(
+            "/proxyMode",
+            get(move || async move { text(mode.to_owned()) }),
+        )
+        .route("/healthz", get(|| async { text("ok".to_owned()) }))
+        .merge(debug)
+}
+
+async fn only_loopback(
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if is_loopback(peer.ip()) {
+        next.run(request).await
+    } else {
+        let refusal = "answered on loopback only\n".to_owned();
+        answer(StatusCode::FORBIDDEN, "text/plain; charset=utf-8", refusal)
+    }
+}
+
+fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+async fn inside(ask: &Ask, show: fn(&Inside) -> String) -> Response {
+    let (sender, receiver) = oneshot::channel();
+    ask(sender);
+    match tokio::time::timeout(LOOK, receiver).await {
+        Ok(Ok(inside)) => text(show(&inside)),
+        Ok(Err(_)) | Err(_) => answer(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "text/plain; charset=utf-8",
+            "the sync thread does not answer\n".to_owned(),
+        ),
+    }
+}
+
+fn forwarding_text(inside: &Inside) -> String {
+    let v4 = inside.v4.as_ref().map(table::<V4>);
+    let v6 = inside.v6.as_ref().map(table::<V6>);
+    [v4, v6].into_iter().flatten().collect()
+}
+
+fn diagnostics_text(inside: &Inside) -> String {
+    let mut text = inside.diagnostics.join("\n");
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
+}
+
+fn probe(probe: &Answer) -> Response {
+    let status = if probe.ok {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    answer(status, "application/json", probe.body.to_string())
+}
+
+fn text(body: String) -> Response {
+    answer(StatusCode::OK, "text/plain; charset=utf-8", body)
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(content_type),
+    );
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        header::HeaderValue::from_static("nosniff"),
+    );
+    response
+}

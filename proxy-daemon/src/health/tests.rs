@@ -1,0 +1,113 @@
+//! Do the answers follow SPEC §15?
+
+use super::*;
+
+struct Fake(Mutex<(Instant, SystemTime)>);
+
+impl Fake {
+    fn new() -> Self {
+        let now = crate::sys::SystemClock.now();
+        Self(Mutex::new((now, SystemTime::UNIX_EPOCH)))
+    }
+
+    fn advance(&self, seconds: u64) {
+        let mut times = self.0.lock().unwrap();
+        times.0 += Duration::from_secs(seconds);
+        times.1 += Duration::from_secs(seconds);
+    }
+}
+
+impl Clock for Fake {
+    fn now(&self) -> Instant {
+        self.0.lock().unwrap().0
+    }
+    fn wall(&self) -> SystemTime {
+        self.0.lock().unwrap().1
+    }
+}
+
+fn health() -> Health {
+    let health = Health::new(Duration::from_secs(30), true);
+    health.expect(IpFamily::V4);
+    health.expect(IpFamily::V6);
+    health
+}
+
+#[test]
+fn hz_3_unhealthy_when_a_change_waits_for_two_sync_periods() {
+    let clock = Fake::new();
+    let health = health();
+    assert!(health.healthz(&clock).ok);
+    health.queued(clock.now());
+    clock.advance(60);
+    assert!(health.healthz(&clock).ok);
+    clock.advance(1);
+    assert!(!health.healthz(&clock).ok);
+    health.succeeded(IpFamily::V4, clock.now(), &clock);
+    assert!(!health.healthz(&clock).ok, "the other family still waits");
+    health.succeeded(IpFamily::V6, clock.now(), &clock);
+    assert!(health.healthz(&clock).ok);
+    clock.advance(100_000);
+    assert!(health.healthz(&clock).ok, "idle is healthy");
+}
+
+#[test]
+fn hz_3_a_change_during_a_sync_waits_for_the_next() {
+    let clock = Fake::new();
+    let health = health();
+    let started = clock.now();
+    health.queued(started);
+    clock.advance(1);
+    health.queued(clock.now());
+    health.succeeded(IpFamily::V4, started, &clock);
+    health.succeeded(IpFamily::V6, started, &clock);
+    assert_eq!(health.report(&clock)["pending"], 2);
+    clock.advance(60);
+    assert!(health.livez(&clock).ok);
+    clock.advance(1);
+    assert!(!health.livez(&clock).ok);
+}
+
+#[test]
+fn hz_2_the_body_says_who_is_unwell() {
+    let clock = Fake::new();
+    let health = health();
+    health.queued(clock.now());
+    clock.advance(10);
+    health.succeeded(IpFamily::V4, clock.now(), &clock);
+    clock.advance(90);
+    let Answer { ok, body } = health.healthz(&clock);
+    assert!(!ok);
+    assert_eq!(
+        body,
+        json!({
+            "lastUpdated": "1970-01-01T00:00:10.000000Z",
+            "currentTime": "1970-01-01T00:01:40.000000Z",
+            "healthy": false,
+            "nodeEligible": true,
+            "status": {
+                "IPv4": {"lastUpdated": "1970-01-01T00:00:10.000000Z", "healthy": true},
+                "IPv6": {"lastUpdated": "1970-01-01T00:00:00.000000Z", "healthy": false},
+            },
+        })
+    );
+    health.succeeded(IpFamily::V6, clock.now(), &clock);
+    clock.advance(5);
+    assert_eq!(
+        health.healthz(&clock).body["lastUpdated"],
+        "1970-01-01T00:01:45.000000Z"
+    );
+}
+
+#[test]
+fn hz_4_hz_6_an_ineligible_node_is_live_and_not_healthy() {
+    let clock = Fake::new();
+    let health = health();
+    health.set_node_eligible(false);
+    assert!(!health.healthz(&clock).ok);
+    let livez = health.livez(&clock);
+    assert!(livez.ok);
+    assert_eq!(livez.body.get("nodeEligible"), None);
+    health.set_node_eligible(true);
+    assert!(health.healthz(&clock).ok);
+}

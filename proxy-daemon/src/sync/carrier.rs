@@ -1,0 +1,293 @@
+//! Does the kernel carry this family's forwarding state, and what is due if not?
+//!
+//! Invariants: a change is handed to the datapath only while its last answer was a success; else
+//! everything is (SYNC-8). What follows a sync follows a successful one only: health, then conntrack
+//! (SYNC-13, CT-13).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use super::backoff::Backoff;
+use crate::conntrack::StaleFlows;
+use crate::datapath::{Datapath, DatapathError, SyncReport};
+use crate::forwarding::{Changes, ForwardingState};
+use crate::health::Health;
+use crate::net::Family;
+use crate::sys::Clock;
+
+/// How long a family may go without reading back what is installed. Spec: SYNC-4.
+const FULL: Duration = Duration::from_secs(3_600);
+
+/// Why the kernel was written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    Start,
+    Change,
+    Retry,
+    Foreign,
+    Hourly,
+}
+
+impl Reason {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Change => "change",
+            Self::Retry => "retry",
+            Self::Foreign => "changed by others",
+            Self::Hourly => "hourly",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// The kernel matches the state that was handed over last; all of it was read back at this time.
+    InSync { full: Instant },
+    /// It may not, until a resync at the backoff's time succeeds.
+    Behind { backoff: Backoff, reason: Reason },
+}
+
+/// One family's datapath and conntrack, and how they stand.
+pub struct Carrier<F: Family> {
+    datapath: Box<dyn Datapath<F>>,
+    stale_flows: StaleFlows<F>,
+    standing: Standing,
+    sync_period: Duration,
+}
+
+impl<F: Family> Carrier<F> {
+    /// One that knows nothing of the kernel yet.
+    pub fn new(
+        datapath: Box<dyn Datapath<F>>,
+        stale_flows: StaleFlows<F>,
+        sync_period: Duration,
+        now: Instant,
+    ) -> Self {
+        Self {
+            datapath,
+            stale_flows,
+            standing: Standing::Behind {
+                backoff: Backoff::due(now),
+                reason: Reason::Start,
+            },
+            sync_period,
+        }
+    }
+
+    /// Whether the kernel matches the state that was handed over last.
+    pub(super) const fn is_in_sync(&self) -> bool {
+        matches!(self.standing, Standing::InSync { .. })
+    }
+
+    /// When something is due even without a change.
+    pub(super) fn deadline(&self, now: Instant) -> Instant {
+        match self.standing {
+            Standing::Behind { backoff, .. } => backoff.at(),
+            Standing::InSync { full } => {
+                let stale = self.stale_flows.deadline(now);
+                stale.map_or(full + FULL, |stale| stale.min(full + FULL))
+            }
+        }
+    }
+
+    /// Forgets what it knows of the kernel.
+    pub(super) fn fall_behind(&mut self, now: Instant) {
+        if let Standing::InSync { .. } = self.standing {
+            self.standing = Standing::Behind {
+                backoff: Backoff::due(now),
+                reason: Reason::Retry,
+            };
+        }
+    }
+
+    /// Asks whether others changed our objects. Spec: SYNC-9.
+    pub(super) fn look(&mut self, now: Instant) {
+        let Standing::InSync { .. } = self.standing else {
+            return;
+        };
+        let datapath = &mut self.datapath;
+        let reason = match catch_unwind(AssertUnwindSafe(|| datapath.changed_by_others())) {
+            Ok(Ok(false)) => return,
+            Ok(Ok(true)) => Reason::Foreign,
+            Ok(Err(error)) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(
+                    family = F::FAMILY.name(),
+                    error,
+                    "cannot look at our objects"
+                );
+                Reason::Retry
+            }
+            Err(_panic) => Reason::Retry,
+        };
+        self.standing = Standing::Behind {
+            backoff: Backoff::due(now),
+            reason,
+        };
+    }
+
+    /// Does what is due, the changes since the last step taken into account.
+    pub(super) fn step(
+        &mut self,
+        state: &ForwardingState<F>,
+        changes: Option<&Changes<F>>,
+        local: &BTreeSet<IpAddr>,
+        clock: &dyn Clock,
+        health: &Health,
+    ) {
+        let started = clock.now();
+        if let Some(changes) = changes {
+            self.stale_flows.note(changes);
+        }
+        match self.standing {
+            Standing::InSync { full } if started >= full + FULL => {
+                self.standing = Standing::Behind {
+                    backoff: Backoff::due(started),
+                    reason: Reason::Hourly,
+                };
+            }
+            Standing::Behind { backoff, reason } if changes.is_some() => {
+                self.standing = Standing::Behind {
+                    backoff: backoff.hurry(started),
+                    reason,
+                };
+            }
+            Standing::InSync { .. } | Standing::Behind { .. } => {}
+        }
+        let datapath = &mut self.datapath;
+        let (reason, outcome) = match (self.standing, changes) {
+            (Standing::Behind { backoff, reason }, _) if backoff.at() <= started => {
+                (reason, guarded(|| datapath.resync(state)))
+            }
+            (Standing::Behind { .. }, _) => return,
+            (Standing::InSync { .. }, Some(changes)) if !changes.is_empty() => {
+                (Reason::Change, guarded(|| datapath.sync(state, changes)))
+            }
+            (Standing::InSync { .. }, Some(_)) => {
+                health.succeeded(F::FAMILY, started, clock);
+                return;
+            }
+            (Standing::InSync { .. }, None) => {
+                self.clean(state, local, clock);
+                return;
+            }
+        };
+        let took = clock.now() - started;
+        match outcome {
+            Outcome::Done(report) => {
+                self.standing = Standing::InSync {
+                    full: match self.standing {
+                        Standing::InSync { full } => full,
+                        Standing::Behind { .. } => started,
+                    },
+                };
+                log_success(state, report, reason, took);
+                health.succeeded(F::FAMILY, started, clock);
+                self.clean(state, local, clock);
+            }
+            Outcome::Failed(error) => {
+                tracing::error!(
+                    family = F::FAMILY.name(),
+                    reason = reason.name(),
+                    error = &error as &dyn std::error::Error,
+                    "sync failed; what forwarded before still does"
+                );
+                health.failed(F::FAMILY, &error);
+                self.failed(clock.now());
+            }
+            Outcome::Panicked => {
+                tracing::error!(
+                    family = F::FAMILY.name(),
+                    "a bug ended a sync; what forwarded before still does"
+                );
+                self.failed(clock.now());
+            }
+        }
+    }
+
+    fn failed(&mut self, now: Instant) {
+        let before = match self.standing {
+            Standing::Behind { backoff, .. } => backoff,
+            Standing::InSync { .. } => Backoff::due(now),
+        };
+        self.standing = Standing::Behind {
+            backoff: before.failed(now, self.sync_period),
+            reason: Reason::Retry,
+        };
+    }
+
+    fn clean(&mut self, state: &ForwardingState<F>, local: &BTreeSet<IpAddr>, clock: &dyn Clock) {
+        match self.stale_flows.clean(state, local, clock) {
+            Ok(None) => {}
+            Ok(Some(pass)) => {
+                if pass.n_deleted + pass.n_failed > 0 {
+                    tracing::info!(
+                        family = F::FAMILY.name(),
+                        n_deleted = pass.n_deleted,
+                        n_failed = pass.n_failed,
+                        "stale UDP flows"
+                    );
+                }
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(
+                    family = F::FAMILY.name(),
+                    error,
+                    "stale UDP flows stay for now"
+                );
+            }
+        }
+    }
+}
+
+enum Outcome {
+    Done(SyncReport),
+    Failed(DatapathError),
+    Panicked,
+}
+
+/// A panic in a datapath is a bug of ours, and must not cost the other family its syncs (SYNC-7).
+fn guarded(work: impl FnOnce() -> Result<SyncReport, DatapathError>) -> Outcome {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(report)) => Outcome::Done(report),
+        Ok(Err(error)) => Outcome::Failed(error),
+        Err(_panic) => Outcome::Panicked,
+    }
+}
+
+fn log_success<F: Family>(
+    state: &ForwardingState<F>,
+    report: SyncReport,
+    reason: Reason,
+    took: Duration,
+) {
+    // Counting walks the state, which a sync of one change must not cost at 10,000 Services.
+    let counts = (reason != Reason::Change).then(|| count(state));
+    tracing::info!(
+        family = F::FAMILY.name(),
+        reason = reason.name(),
+        n_service_ports = state.service_ports.len(),
+        n_frontends = counts.map(|(frontends, _)| frontends),
+        n_backends = counts.map(|(_, backends)| backends),
+        n_added = report.n_added,
+        n_removed = report.n_removed,
+        took_ms = took.as_secs_f64() * 1000.0,
+        "synced"
+    );
+}
+
+fn count<F: Family>(state: &ForwardingState<F>) -> (usize, usize) {
+    state
+        .service_ports
+        .values()
+        .fold((0, 0), |(frontends, backends), port| {
+            (
+                frontends + port.frontends.len(),
+                backends + port.cluster.len(),
+            )
+        })
+}

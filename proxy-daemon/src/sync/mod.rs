@@ -1,0 +1,280 @@
+//! When is the kernel made to match the cluster, and what if that fails?
+//!
+//! One blocking thread takes in what changed, compiles it, and hands each family's changes to its
+//! [`carrier::Carrier`]. Invariants: level-triggered, so that only the newest objects count; nothing is
+//! written before Services and EndpointSlices are listed (SYNC-12); the families fail, wait and retry
+//! apart from each other (DS-1); a failure, and a panic too, leaves what forwards in place and leads to
+//! a resync (SYNC-7, SYNC-8).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::compile::{Compiled, Compiler, Environment};
+use crate::config::Periods;
+use crate::health::Health;
+use crate::model::Diagnostic;
+use crate::net::{IpFamily, V4, V6};
+use crate::sys::Clock;
+use crate::watch::Drained;
+
+mod backoff;
+mod carrier;
+mod mailbox;
+mod surroundings;
+#[cfg(test)]
+mod tests;
+
+pub use carrier::Carrier;
+pub use mailbox::{Mailbox, Question};
+pub use surroundings::Surroundings;
+
+/// How often we look whether others changed our objects, where syncPeriod does not say sooner.
+///
+/// The question is one small message to the kernel, so that there is no reason to leave Services broken
+/// for the 30 s that SYNC-9 allows.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Where changes of the cluster come from.
+pub trait Intake: Send {
+    /// What changed since the last call; `None` if nothing may be programmed yet (SYNC-12).
+    ///
+    /// With `everything`, every Service is handed over, for a compiler that knows none.
+    fn take(&mut self, everything: bool) -> Option<Drained>;
+}
+
+/// What a [`Question`] may look at, on the sync thread.
+#[derive(Debug)]
+pub struct View<'a> {
+    /// The forwarding states.
+    pub compiler: Option<&'a Compiler>,
+    /// What could not be used of the objects in force.
+    pub diagnostics: &'a BTreeSet<Diagnostic>,
+    /// What was compiled against.
+    pub environment: Option<&'a Environment>,
+}
+
+/// The loop; [`Sync::run`] is its thread.
+pub struct Sync<I: Intake> {
+    intake: I,
+    mailbox: Arc<Mailbox>,
+    surroundings: Surroundings,
+    periods: Periods,
+    clock: Arc<dyn Clock>,
+    health: Arc<Health>,
+    v4: Option<Carrier<V4>>,
+    v6: Option<Carrier<V6>>,
+    compiler: Option<Compiler>,
+    environment: Option<Environment>,
+    diagnostics: BTreeSet<Diagnostic>,
+    /// When the oldest change that is not taken in yet was announced.
+    requested: Option<Instant>,
+    /// Before this, changes wait. Spec: SYNC-1.
+    not_before: Option<Instant>,
+    /// When to look for foreign changes next; nothing was written that others could change without one.
+    next_look: Option<Instant>,
+    /// What the source calls the newest state that was taken in.
+    source_token: Option<Arc<str>>,
+}
+
+impl<I: Intake> Sync<I> {
+    /// A loop that has done nothing yet.
+    pub fn new(
+        intake: I,
+        mailbox: Arc<Mailbox>,
+        surroundings: Surroundings,
+        periods: Periods,
+        clock: Arc<dyn Clock>,
+        health: Arc<Health>,
+    ) -> Self {
+        let now = clock.now();
+        Self {
+            intake,
+            mailbox,
+            surroundings,
+            periods,
+            clock,
+            health,
+            v4: None,
+            v6: None,
+            compiler: None,
+            environment: None,
+            diagnostics: BTreeSet::new(),
+            requested: Some(now),
+            not_before: None,
+            next_look: None,
+            source_token: None,
+        }
+    }
+
+    /// Serves IPv4 through this carrier.
+    #[must_use]
+    pub fn with_v4(mut self, carrier: Carrier<V4>) -> Self {
+        self.health.expect(IpFamily::V4);
+        self.v4 = Some(carrier);
+        self
+    }
+
+    /// Serves IPv6 through this carrier.
+    #[must_use]
+    pub fn with_v6(mut self, carrier: Carrier<V6>) -> Self {
+        self.health.expect(IpFamily::V6);
+        self.v6 = Some(carrier);
+        self
+    }
+
+    /// Syncs until the mailbox says that the process ends.
+    pub fn run(mut self) {
+        loop {
+            let deadline = self.deadline();
+            let Some(mail) = self.mailbox.wait(deadline, &*self.clock) else {
+                return;
+            };
+            if mail.changed_since.is_some() {
+                self.requested = self.requested.or(mail.changed_since);
+            }
+            if let Some(addresses) = mail.local_addresses {
+                self.set_local_addresses(addresses);
+            }
+            self.step();
+            for question in mail.questions {
+                question(&View {
+                    compiler: self.compiler.as_ref(),
+                    diagnostics: &self.diagnostics,
+                    environment: self.environment.as_ref(),
+                });
+            }
+        }
+    }
+
+    fn set_local_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+        if self.surroundings.set_local_addresses(addresses) {
+            self.requested = self.requested.or_else(|| Some(self.clock.now()));
+        }
+    }
+
+    /// When something is due even if nobody calls.
+    fn deadline(&self) -> Instant {
+        let now = self.clock.now();
+        let change = self
+            .requested
+            .map(|requested| self.not_before.unwrap_or(requested));
+        let v4 = self.v4.as_ref().map(|carrier| carrier.deadline(now));
+        let v6 = self.v6.as_ref().map(|carrier| carrier.deadline(now));
+        // Carriers have nothing to carry before something was compiled.
+        let carriers = [v4, v6, self.next_look]
+            .into_iter()
+            .filter(|_| self.compiler.is_some());
+        carriers
+            .chain([change])
+            .flatten()
+            .fold(now + self.periods.sync, Instant::min)
+    }
+
+    /// Does what is due now.
+    fn step(&mut self) {
+        let now = self.clock.now();
+        if self.next_look.is_some_and(|look| now >= look) {
+            self.look_for_foreign_changes(now);
+        }
+        let due = self.requested.is_some() && self.not_before.is_none_or(|t| now >= t);
+        let news = if due { self.take_in(now) } else { None };
+        self.carry(news.as_ref());
+        if news.is_some() {
+            self.not_before = Some(self.clock.now() + self.periods.min_sync);
+        }
+    }
+
+    fn look_for_foreign_changes(&mut self, now: Instant) {
+        if let Some(carrier) = &mut self.v4 {
+            carrier.look(now);
+        }
+        if let Some(carrier) = &mut self.v6 {
+            carrier.look(now);
+        }
+        self.next_look = Some(now + self.periods.sync.min(LOOK));
+    }
+
+    /// Drains and compiles; `None` if there is nothing to compile yet.
+    fn take_in(&mut self, now: Instant) -> Option<Compiled> {
+        let everything = self.compiler.is_none();
+        let since = self.requested.take().unwrap_or(now);
+        let drained = self.intake.take(everything)?;
+        self.health.queued(since);
+        if let Some(node) = &drained.node {
+            self.health.set_node_eligible(node.eligible);
+        }
+        self.source_token = drained.source_token.or(self.source_token.take());
+        self.surroundings
+            .take_in(drained.node, drained.service_cidrs);
+        let environment = self.surroundings.environment();
+        let services = drained.services;
+        for name in services.keys() {
+            let suffix = format!(" {name}");
+            self.diagnostics.retain(|d| !d.object.ends_with(&suffix));
+        }
+        // A panic in compile is a bug of ours: the compiler's memory is no longer to be trusted, so it
+        // starts anew from everything, while what forwards goes on forwarding.
+        let mut compiler = self
+            .compiler
+            .take()
+            .unwrap_or_else(|| Compiler::new(&environment));
+        let outcome = catch_unwind(AssertUnwindSafe(move || {
+            let news = compiler.apply(services, &environment);
+            (compiler, environment, news)
+        }));
+        let Ok((compiler, environment, news)) = outcome else {
+            tracing::error!(
+                "a bug in compile; the kernel keeps its state, and all is compiled anew"
+            );
+            self.requested = Some(since);
+            self.not_before = Some(self.clock.now() + self.periods.sync);
+            self.fall_behind();
+            return None;
+        };
+        self.compiler = Some(compiler);
+        self.environment = Some(environment);
+        for diagnostic in &news.diagnostics {
+            if self.diagnostics.insert(diagnostic.clone()) {
+                tracing::warn!(object = diagnostic.object, "{diagnostic}");
+            }
+        }
+        Some(news)
+    }
+
+    fn fall_behind(&mut self) {
+        let now = self.clock.now();
+        if let Some(carrier) = &mut self.v4 {
+            carrier.fall_behind(now);
+        }
+        if let Some(carrier) = &mut self.v6 {
+            carrier.fall_behind(now);
+        }
+    }
+
+    /// Lets each family do what is due for it.
+    fn carry(&mut self, news: Option<&Compiled>) {
+        let v4_changes = news.map(|news| &news.v4);
+        let v6_changes = news.map(|news| &news.v6);
+        let (Some(compiler), Some(environment)) = (&self.compiler, &self.environment) else {
+            return;
+        };
+        let local = &environment.local_addresses;
+        if let Some(carrier) = &mut self.v4 {
+            carrier.step(compiler.v4(), v4_changes, local, &*self.clock, &self.health);
+        }
+        if let Some(carrier) = &mut self.v6 {
+            carrier.step(compiler.v6(), v6_changes, local, &*self.clock, &self.health);
+        }
+        let in_sync = self.v4.as_ref().is_none_or(Carrier::is_in_sync)
+            && self.v6.as_ref().is_none_or(Carrier::is_in_sync);
+        if in_sync {
+            self.health.programmed(self.source_token.as_ref());
+            let now = self.clock.now();
+            self.next_look
+                .get_or_insert(now + self.periods.sync.min(LOOK));
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! When is what handed to the datapaths?
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+use super::*;
+use crate::config::Policy;
+use crate::conntrack::{ConntrackError, Flow, FlowTable, StaleFlows};
+use crate::datapath::{Datapath, DatapathError, SyncReport};
+use crate::forwarding::{Changes, ForwardingState};
+use crate::model::{
+    Endpoint, EndpointSlice, Service, ServiceInput, ServiceKind, ServiceName, ServicePortSpec,
+    SliceName, SlicePort, TrafficPolicy,
+};
+use crate::net::{Family, L4Proto, Port};
+use crate::sys::SystemClock;
+
+const PERIODS: Periods = Periods {
+    min_sync: Duration::from_secs(1),
+    sync: Duration::from_secs(30),
+};
+
+/// A clock that only moves when told.
+struct FakeClock {
+    start: Instant,
+    passed: Mutex<Duration>,
+}
+
+impl FakeClock {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            start: SystemClock.now(),
+            passed: Mutex::default(),
+        })
+    }
+
+    fn advance(&self, by: Duration) {
+        *self.passed.lock().unwrap() += by;
+    }
+}
+
+impl Clock for FakeClock {
+    fn now(&self) -> Instant {
+        self.start + *self.passed.lock().unwrap()
+    }
+    fn wall(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + *self.passed.lock().unwrap()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Sync(usize),
+    Resync(usize),
+    List,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    Fine,
+    Fail,
+    Panic,
+}
+
+#[derive(Default)]
+struct Log {
+    calls: Vec<(Duration, Call)>,
+    answers: VecDeque<Answer>,
+    foreign: bool,
+}
+
+/// A datapath and a conntrack table that write down what they are asked.
+#[derive(Clone)]
+struct Fake {
+    clock: Arc<FakeClock>,
+    log: Arc<Mutex<Log>>,
+}
+
+impl Fake {
+    fn new(clock: &Arc<FakeClock>) -> Self {
+        Self {
+            clock: Arc::clone(clock),
+            log: Arc::default(),
+        }
+    }
+
+    fn call(&self, call: Call) -> Result<SyncReport, DatapathError> {
+        let answer = {
+            let mut log = self.log.lock().unwrap();
+            let at = *self.clock.passed.lock().unwrap();
+            log.calls.push((at, call));
+            log.answers.pop_front().unwrap_or(Answer::Fine)
+        };
+        match answer {
+            Answer::Fine => Ok(SyncReport::default()),
+            Answer::Fail => Err(DatapathError::Refused {
+                operation: "test",
+                object: "test".to_owned(),
+                source: io::ErrorKind::Other.into(),
+            }),
+            Answer::Panic => panic!("a bug, for the test"),
+        }
+    }
+
+    fn take(&self) -> Vec<(Duration, Call)> {
+        std::mem::take(&mut self.log.lock().unwrap().calls)
+    }
+
+    fn answer(&self, answers: &[Answer]) {
+        self.log.lock().unwrap().answers.extend(answers);
+    }
+}
+
+impl<F: Family> Datapath<F> for Fake {
+    fn sync(
+        &mut self,
+        _: &ForwardingState<F>,
+        changes: &Changes<F>,
+    ) -> Result<SyncReport, DatapathError> {
+        self.call(Call::Sync(changes.service_ports.len()))
+    }
+    fn resync(&mut self, desired: &ForwardingState<F>) -> Result<SyncReport, DatapathError> {
+        self.call(Call::Resync(desired.service_ports.len()))
+    }
+    fn changed_by_others(&mut self) -> Result<bool, DatapathError> {
+        Ok(std::mem::take(&mut self.log.lock().unwrap().foreign))
+    }
+    fn cleanup(&mut self) -> Result<(), DatapathError> {
+        Ok(())
+    }
+}
+
+impl<F: Family> FlowTable<F> for Fake {
+    fn list(&mut self, _: &dyn Fn(&Flow<F>) -> bool) -> Result<Vec<Flow<F>>, ConntrackError> {
+        let at = *self.clock.passed.lock().unwrap();
+        self.log.lock().unwrap().calls.push((at, Call::List));
+        Ok(Vec::new())
+    }
+    fn delete(&mut self, _: &Flow<F>) -> Result<(), ConntrackError> {
+        Ok(())
+    }
+}
+
+/// What the store would hand over.
+#[derive(Clone, Default)]
+struct Cluster(Arc<Mutex<Objects>>);
+
+#[derive(Default)]
+struct Objects {
+    listed: bool,
+    all: BTreeMap<ServiceName, ServiceInput>,
+    changed: Drained,
+}
+
+impl Intake for Cluster {
+    fn take(&mut self, everything: bool) -> Option<Drained> {
+        let mut cluster = self.0.lock().unwrap();
+        if !cluster.listed {
+            return None;
+        }
+        let mut drained = std::mem::take(&mut cluster.changed);
+        if everything {
+            drained.services.clone_from(&cluster.all);
+        }
+        Some(drained)
+    }
+}
+
+impl Cluster {
+    fn put(&self, name: &str, protocol: L4Proto, n_endpoints: u8) {
+        let input = input(name, protocol, n_endpoints);
+        let name = ServiceName::new("ns", name);
+        let mut cluster = self.0.lock().unwrap();
+        cluster.listed = true;
+        cluster.all.insert(name.clone(), input.clone());
+        cluster.changed.services.insert(name, input);
+    }
+}
+
+fn input(name: &str, protocol: L4Proto, n_endpoints: u8) -> ServiceInput {
+    let number = name.bytes().fold(0_u8, u8::wrapping_add);
+    let port = Port::new(80).unwrap();
+    let service = ServiceName::new("ns", name);
+    let endpoint = |i| Endpoint {
+        address: IpAddr::from([10, 244, 1, i]),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: None,
+        hints: None,
+    };
+    ServiceInput {
+        service: Some(Arc::new(Service {
+            name: service.clone(),
+            kind: ServiceKind::ClusterIp,
+            cluster_ip_v4: Some(Ipv4Addr::new(10, 96, 0, number)),
+            cluster_ip_v6: None,
+            ports: Box::new([ServicePortSpec {
+                name: "".into(),
+                protocol,
+                port,
+                node_port: None,
+            }]),
+            external_ips: Box::default(),
+            load_balancer_ips: Box::default(),
+            source_ranges: Box::default(),
+            external_policy: TrafficPolicy::Cluster,
+            internal_policy: TrafficPolicy::Cluster,
+            affinity: None,
+            health_check_port: None,
+            created: 0,
+        })),
+        slices: vec![Arc::new(EndpointSlice {
+            name: SliceName::new("ns", name),
+            service,
+            family: IpFamily::V4,
+            ports: Box::new([SlicePort {
+                name: "".into(),
+                protocol,
+                port,
+            }]),
+            endpoints: (1..=n_endpoints).map(endpoint).collect(),
+        })],
+    }
+}
+
+struct Bench {
+    clock: Arc<FakeClock>,
+    cluster: Cluster,
+    v4: Fake,
+    v6: Fake,
+    health: Arc<Health>,
+    sync: Sync<Cluster>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let clock = FakeClock::new();
+        let cluster = Cluster::default();
+        let (v4, v6) = (Fake::new(&clock), Fake::new(&clock));
+        let health = Arc::new(Health::new(PERIODS.sync, true));
+        let surroundings = Surroundings::new(Policy::default(), "node".into(), None);
+        let now = clock.now();
+        let sync = Sync::new(
+            cluster.clone(),
+            Arc::default(),
+            surroundings,
+            PERIODS,
+            Arc::clone(&clock) as Arc<dyn Clock>,
+            Arc::clone(&health),
+        )
+        .with_v4(carrier(&v4, now))
+        .with_v6(carrier(&v6, now));
+        Self {
+            clock,
+            cluster,
+            v4,
+            v6,
+            health,
+            sync,
+        }
+    }
+
+    /// What the loop does when it is told of a change.
+    fn change(&mut self, name: &str, n_endpoints: u8) {
+        self.cluster.put(name, L4Proto::Tcp, n_endpoints);
+        self.sync.requested = self.sync.requested.or(Some(self.clock.now()));
+        self.sync.step();
+    }
+
+    /// Lets time pass, the loop waking when it wants to.
+    fn wait(&mut self, time: Duration) {
+        let end = self.clock.now() + time;
+        loop {
+            let next = self.sync.deadline();
+            if next > end {
+                break;
+            }
+            assert!(next > self.clock.now(), "the loop spins");
+            self.clock.advance(next - self.clock.now());
+            self.sync.step();
+        }
+        self.clock.advance(end - self.clock.now());
+    }
+}
+
+fn carrier<F: Family>(fake: &Fake, now: Instant) -> Carrier<F> {
+    let stale = StaleFlows::new(Box::new(fake.clone()));
+    Carrier::new(Box::new(fake.clone()), stale, PERIODS.sync, now)
+}
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+#[test]
+fn sync_12_nothing_is_written_before_all_kinds_are_listed() {
+    let mut bench = Bench::new();
+    bench.sync.step();
+    bench.wait(ms(300_000));
+    assert_eq!(bench.v4.take(), []);
+    bench.change("a", 1);
+    assert_eq!(bench.v4.take(), [(ms(300_000), Call::Resync(1))]);
+}
+
+#[test]
+fn sync_1_changes_after_idle_run_at_once_and_then_merge() {
+    let mut bench = Bench::new();
+    bench.change("a", 1);
+    bench.wait(ms(5_000));
+    bench.v4.take();
+    bench.change("b", 1);
+    for n in 0..10 {
+        bench.wait(ms(50));
+        bench.change(&format!("c{n}"), 1);
+    }
+    bench.wait(ms(10_000));
+    assert_eq!(
+        bench.v4.take(),
+        [(ms(5_000), Call::Sync(1)), (ms(6_000), Call::Sync(10))]
+    );
+}
+
+#[test]
+fn sync_3_sync_4_idle_writes_nothing_but_reads_back_every_hour() {
+    let mut bench = Bench::new();
+    bench.change("a", 1);
+    bench.v4.take();
+    bench.wait(ms(3_599_000));
+    assert_eq!(bench.v4.take(), []);
+    bench.wait(ms(2_000));
+    assert_eq!(bench.v4.take(), [(ms(3_600_000), Call::Resync(1))]);
+}
+
+#[test]
+fn sync_7_sync_8_a_failed_family_is_read_back_and_the_other_goes_on() {
+    let mut bench = Bench::new();
+    bench.change("a", 1);
+    bench.wait(ms(5_000));
+    bench.v6.take();
+    bench.v4.take();
+    bench.v4.answer(&[Answer::Fail, Answer::Fail]);
+    bench.change("a", 2);
+    bench.wait(ms(5_000));
+    assert_eq!(
+        bench.v4.take(),
+        [
+            (ms(5_000), Call::Sync(1)),
+            (ms(5_100), Call::Resync(1)),
+            (ms(5_300), Call::Resync(1)),
+        ]
+    );
+    assert_eq!(bench.v6.take(), [], "it has no such Service");
+    assert_eq!(bench.health.report(&*bench.clock)["pending"], 0);
+}
+
+#[test]
+fn sync_7_a_kernel_that_keeps_refusing_is_asked_ever_less() {
+    let mut bench = Bench::new();
+    bench.v4.answer(&[Answer::Fail; 100]);
+    bench.change("a", 1);
+    bench.wait(ms(600_000));
+    let calls = bench.v4.take();
+    assert!((20..40).contains(&calls.len()), "{calls:?}");
+    assert!(!bench.health.healthz(&*bench.clock).ok, "HZ-3");
+    bench.change("b", 1);
+    bench.wait(ms(100));
+    assert!(bench.v4.take().len() <= 1);
+}
+
+#[test]
+fn sync_7_a_bug_in_a_datapath_is_a_failure() {
+    let mut bench = Bench::new();
+    bench.v4.answer(&[Answer::Panic]);
+    bench.change("a", 1);
+    bench.wait(ms(1_000));
+    assert_eq!(
+        bench.v4.take(),
+        [(ms(0), Call::Resync(1)), (ms(100), Call::Resync(1))]
+    );
+}
+
+#[test]
+fn sync_9_what_others_changed_is_read_back() {
+    let mut bench = Bench::new();
+    bench.change("a", 1);
+    bench.v4.take();
+    bench.v4.log.lock().unwrap().foreign = true;
+    bench.wait(ms(30_000));
+    assert_eq!(bench.v4.take(), [(ms(5_000), Call::Resync(1))]);
+    assert_eq!(
+        bench.v6.take().len(),
+        1,
+        "the other family is not disturbed"
+    );
+}
+
+#[test]
+fn np_7_an_address_change_alone_is_a_change() {
+    let mut bench = Bench::new();
+    bench.change("a", 1);
+    bench.wait(ms(5_000));
+    let address = IpAddr::from([192, 0, 2, 2]);
+    bench.sync.set_local_addresses([address].into());
+    assert_eq!(bench.sync.deadline(), bench.sync.not_before.unwrap());
+    bench.sync.set_local_addresses([address].into());
+    bench.sync.step();
+    assert_eq!(bench.sync.requested, None);
+    assert!(
+        bench
+            .sync
+            .environment
+            .as_ref()
+            .unwrap()
+            .local_addresses
+            .contains(&address)
+    );
+}
+
+#[test]
+fn ct_13_stale_flows_are_looked_for_after_a_successful_sync() {
+    let mut bench = Bench::new();
+    bench.v4.answer(&[Answer::Fail]);
+    bench.cluster.put("dns", L4Proto::Udp, 1);
+    bench.sync.step();
+    assert_eq!(bench.v4.take(), [(ms(0), Call::Resync(1))]);
+    bench.wait(ms(1_000));
+    assert_eq!(
+        bench.v4.take(),
+        [(ms(100), Call::Resync(1)), (ms(100), Call::List)]
+    );
+}
+
+#[test]
+fn sync_14_no_difference_writes_nothing() {
+    let mut bench = Bench::new();
+    bench.change("a", 1);
+    bench.wait(ms(5_000));
+    bench.v4.take();
+    bench.change("a", 1);
+    assert_eq!(bench.v4.take(), []);
+    assert_eq!(bench.health.report(&*bench.clock)["pending"], 0);
+}

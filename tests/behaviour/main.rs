@@ -1,13 +1,50 @@
 //! The behaviours of SPEC.md, shown with packets on the real daemon. One file per area.
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm,
+    clippy::float_cmp,
     reason = "a behaviour test stops at once when an assumption breaks"
 )]
 
+mod aff;
+mod ct;
+mod dl;
+mod ds;
+mod eps;
+mod external;
 mod harness;
+mod loc;
+mod master;
+mod np;
+mod rej;
+mod src;
+mod svc;
+mod sync;
+mod topo;
+mod vip;
+mod xm;
 
 fn main() {
-    let mut cases = Vec::new();
-    cases.extend(harness::cases());
+    let mut cases = harness::cases();
+    cases.extend(vip::cases());
+    cases.extend(src::cases());
+    cases.extend(dl::cases());
+    cases.extend(external::cases());
+    cases.extend(np::cases());
+    cases.extend(loc::cases());
+    cases.extend(rej::cases());
+    cases.extend(aff::cases());
+    cases.extend(topo::cases());
+    cases.extend(svc::cases());
+    cases.extend(eps::cases());
+    cases.extend(ds::cases());
+    cases.extend(ct::cases());
+    cases.extend(xm::cases());
+    cases.extend(sync::cases());
+    cases.extend(master::cases());
     proxy_tests::matrix::main(cases)
 }

@@ -442,7 +442,15 @@ impl Stream {
         }
     }
 
-    /// The address that the client's own socket shows.
+    /// The client's own address.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+
+    /// Whom the client's socket says it is connected to.
     ///
     /// # Errors
     /// When the connection is gone.

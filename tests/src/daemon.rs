@@ -115,14 +115,17 @@ impl Daemon {
         let mut all = usual_flags();
         all.push(format!("--mode={mode}"));
         all.push(format!("--manifests={}", manifests.path().display()));
-        all.extend_from_slice(flags);
-        Ok(Self {
+        let private = Directory::new()?;
+        let mut daemon = Self {
             manifests,
-            private: Directory::new()?,
+            private,
             flags: all,
             child: None,
             token: String::new(),
-        })
+        };
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        daemon.set_flags(&flags);
+        Ok(daemon)
     }
 
     /// Replaces the flags that begin alike, and adds the others; they count from the next start.

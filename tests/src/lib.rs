@@ -34,6 +34,7 @@ pub mod matrix;
 pub mod netns;
 pub mod reactor;
 pub mod sctp;
+pub mod segment;
 pub mod sniff;
 pub mod topology;
 pub mod world;

@@ -6,9 +6,12 @@
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use nix::sys::signal::Signal;
 
 use crate::address::{Family, Host, Protocol, Site};
 use crate::bed::{Bed, Kind};
@@ -216,6 +219,121 @@ impl Test {
         self.attempt(flow).run(self.ns(flow.client.site))
     }
 
+    /// Who answers how often, when a flow is tried `n` times; anything but an answer fails.
+    #[track_caller]
+    pub fn count(&self, flow: &Flow, n: usize) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        let ns = self.ns(flow.client.site);
+        let attempt = self.attempt(flow);
+        let mut left = n;
+        while left > 0 {
+            let batch: Vec<_> = (0..left.min(100)).map(|_| attempt.open(ns)).collect();
+            left -= batch.len();
+            let outcomes = reactor::block(async move {
+                let tasks: Vec<_> = batch
+                    .into_iter()
+                    .map(|o| tokio::spawn(o.finish()))
+                    .collect();
+                let mut outcomes = Vec::new();
+                for task in tasks {
+                    outcomes.push(task.await.expect("a flow does not panic"));
+                }
+                outcomes
+            });
+            for outcome in outcomes {
+                let Outcome::Reached(to) = outcome else {
+                    panic!("{outcome}{}", self.state())
+                };
+                *counts.entry(to.backend).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    /// The one who answers, when a flow is tried `n` times one after the other.
+    #[track_caller]
+    pub fn only(&self, flow: &Flow, n: usize) -> String {
+        let mut counts = BTreeMap::new();
+        for _ in 0..n {
+            counts.extend(self.count(flow, 1));
+        }
+        assert_eq!(
+            counts.len(),
+            1,
+            "{} moves: {counts:?}{}",
+            flow.client.name(),
+            self.state()
+        );
+        counts.into_keys().next().unwrap_or_default()
+    }
+
+    /// Tries a flow over and over, in the background.
+    pub fn hammer(&self, flow: &Flow) -> Hammer {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (attempt, ns) = (self.attempt(flow), Arc::clone(self.ns(flow.client.site)));
+        let told = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut outcomes = BTreeMap::new();
+            while !told.load(Ordering::Relaxed) {
+                let mut outcome = attempt.run(&ns);
+                if let Outcome::Reached(to) = &mut outcome {
+                    to.source_port = 0;
+                }
+                *outcomes.entry(outcome).or_default() += 1;
+            }
+            outcomes
+        });
+        Hammer { stop, thread }
+    }
+
+    /// The value of a metric of the daemon, summed over its labels.
+    #[track_caller]
+    pub fn metric(&self, name: &str) -> f64 {
+        let (_, text) = crate::daemon::http(self.node_ns(), "127.0.0.1:10249", "/metrics")
+            .unwrap_or_else(|error| panic!("no metrics: {error:#}"));
+        let values: Vec<f64> = text
+            .lines()
+            .filter(|line| line.split(['{', ' ']).next() == Some(name))
+            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+            .collect();
+        assert!(!values.is_empty(), "no metric {name}");
+        values.iter().sum()
+    }
+
+    /// How many syncs there were, over both families.
+    #[track_caller]
+    pub fn n_syncs(&self) -> f64 {
+        self.metric("kubeproxy_sync_proxy_rules_duration_seconds_count")
+    }
+
+    /// Runs `nft` in N.
+    #[track_caller]
+    pub fn nft(&self, script: &str) {
+        if let Err(error) = self.node_ns().feed("nft", &["-f", "-"], script) {
+            panic!("{error:#}");
+        }
+    }
+
+    /// Runs `ip` in a namespace; the words are split at blanks.
+    #[track_caller]
+    pub fn ip_tool(&self, site: Site, command: &str) {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        if let Err(error) = self.ns(site).check_run("ip", &words) {
+            panic!("{error:#}");
+        }
+    }
+
+    /// Ends the daemon, and starts it again with these flags besides those it has.
+    #[track_caller]
+    pub fn restart(&mut self, signal: Signal, flags: &[&str]) {
+        self.bed
+            .daemon
+            .signal(signal)
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        self.bed.daemon.set_flags(flags);
+        self.apply();
+    }
+
     /// The attempt that a flow stands for, to be changed by the test.
     pub fn attempt(&self, flow: &Flow) -> Attempt {
         let patient = flow.clone().is_rejected();
@@ -237,7 +355,7 @@ impl Test {
     }
 
     /// A namespace.
-    pub fn ns(&self, site: Site) -> &Netns {
+    pub fn ns(&self, site: Site) -> &Arc<Netns> {
         self.bed.topology.site(site)
     }
 
@@ -275,6 +393,31 @@ impl Test {
             rules.join("\n"),
             self.bed.daemon.log()
         )
+    }
+}
+
+/// A flow that is tried over and over.
+#[derive(Debug)]
+pub struct Hammer {
+    stop: Arc<AtomicBool>,
+    thread: thread::JoinHandle<BTreeMap<Outcome, usize>>,
+}
+
+impl Hammer {
+    /// Stops it; what came of the attempts.
+    pub fn stop(self) -> BTreeMap<Outcome, usize> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("a client does not panic")
+    }
+
+    /// Stops it and demands that every attempt was answered.
+    #[track_caller]
+    pub fn was_always_answered(self) {
+        let outcomes = self.stop();
+        let answered = outcomes
+            .keys()
+            .all(|outcome| matches!(outcome, Outcome::Reached(_)));
+        assert!(answered && !outcomes.is_empty(), "{outcomes:?}");
     }
 }
 

@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Arc;
 
 use anyhow::Result;
 
@@ -38,7 +39,7 @@ pub const BRIDGE: &str = "cbr0";
 /// The namespaces of one test bed.
 #[derive(Debug)]
 pub struct Topology {
-    sites: BTreeMap<Site, Netns>,
+    sites: BTreeMap<Site, Arc<Netns>>,
     /// How the local pods hang off the node.
     pub pods: Pods,
 }
@@ -50,8 +51,8 @@ impl Topology {
     /// When the kernel refuses a namespace, a link, an address or a route.
     pub fn build(pods: Pods) -> Result<Self> {
         let labels: Vec<&str> = Site::ALL.iter().map(|site| site.label()).collect();
-        let sites: BTreeMap<Site, Netns> =
-            Site::ALL.into_iter().zip(Netns::create(&labels)?).collect();
+        let spaces = Netns::create(&labels)?.into_iter().map(Arc::new);
+        let sites = Site::ALL.into_iter().zip(spaces).collect();
         let topology = Self { sites, pods };
         for site in Site::ALL {
             topology.sysctls(site)?;
@@ -70,7 +71,7 @@ impl Topology {
     }
 
     /// One namespace.
-    pub fn site(&self, site: Site) -> &Netns {
+    pub fn site(&self, site: Site) -> &Arc<Netns> {
         &self.sites[&site]
     }
 

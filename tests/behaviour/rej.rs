@@ -1,0 +1,242 @@
+//! REJ: reject, drop, unknown.
+
+use proxy_tests::address::{
+    EXTERNAL_IP, Family, HOST, LB_VIP, NODE, OTHER_CIDR_VIP, P1, P2, Protocol, R, UNALLOCATED, VIP,
+    VIP2, X,
+};
+use proxy_tests::case;
+use proxy_tests::client::Outcome;
+use proxy_tests::flow::{flow, kept, masqueraded};
+use proxy_tests::matrix::{Case, Test};
+
+const PORT: u16 = 30_080;
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case!(rej_1_no_endpoints_means_reject_on_every_frontend),
+        case!(rej_1_the_refusal_comes_from_the_node).tcp(),
+        case!(rej_2_nothing_leaks_to_the_gateway),
+        case!(rej_3_established_flows_are_not_rejected).tcp(),
+        case!(rej_4_dropped_means_silence),
+        case!(rej_5_unknown_port_of_a_cluster_ip_is_rejected),
+        case!(rej_5_a_cluster_ip_without_endpoints_is_alive),
+        case!(rej_6_unallocated_service_addresses_are_dropped),
+        case!(rej_7_service_cidr_changes_are_followed),
+        case!(rej_8_a_service_outside_known_cidrs_works_at_once),
+        case!(rej_9_xm_16_between_reject_and_forward_nothing_falls_through)
+            .protocols(&[Protocol::Tcp, Protocol::Udp]),
+    ]
+}
+
+fn rej_1_no_endpoints_means_reject_on_every_frontend(t: &mut Test) {
+    t.service("web")
+        .cluster_ip(VIP)
+        .port(80)
+        .node_port(PORT)
+        .external_ip(EXTERNAL_IP);
+    t.service("web").load_balancer(LB_VIP);
+    let mut flows = Vec::new();
+    for client in [P1, HOST, X] {
+        for (to, port) in [(VIP, 80), (NODE, PORT), (EXTERNAL_IP, 80), (LB_VIP, 80)] {
+            flows.push(flow(client, to, port).is_rejected());
+        }
+    }
+    t.check(flows.clone());
+    // A slice without usable endpoints is no different.
+    t.endpoints("web").unready(P2);
+    t.check(flows);
+}
+
+fn rej_1_the_refusal_comes_from_the_node(t: &mut Test) {
+    t.service("web").cluster_ip(VIP).port(80);
+    t.apply();
+    let pod = t.sniff(P1, "eth0");
+    t.observe([flow(P1, VIP, 80).is_rejected().times(1)]);
+    let icmp = if t.family == Family::V4 { 1 } else { 58 };
+    let answers: Vec<_> = pod
+        .packets()
+        .into_iter()
+        .filter(|p| !p.outgoing && p.protocol == icmp)
+        .collect();
+    let from = t.ip(proxy_tests::address::POD_GATEWAY);
+    assert!(answers.iter().any(|p| p.source == from), "{answers:?}");
+}
+
+fn rej_2_nothing_leaks_to_the_gateway(t: &mut Test) {
+    t.service("web")
+        .cluster_ip(VIP)
+        .port(80)
+        .external_ip(EXTERNAL_IP)
+        .load_balancer(LB_VIP);
+    t.apply();
+    let uplink = t.sniff(HOST, "up0");
+    let mut flows = Vec::new();
+    for client in [HOST, P1] {
+        for to in [VIP, EXTERNAL_IP, LB_VIP] {
+            flows.push(flow(client, to, 80).is_rejected());
+        }
+    }
+    t.observe(flows);
+    let leaked: Vec<_> = uplink
+        .packets()
+        .into_iter()
+        .filter(|p| {
+            [VIP, EXTERNAL_IP, LB_VIP]
+                .iter()
+                .any(|a| t.ip(*a) == p.destination)
+        })
+        .collect();
+    assert!(leaked.is_empty(), "{leaked:?}");
+}
+
+fn rej_3_established_flows_are_not_rejected(t: &mut Test) {
+    t.service("web")
+        .cluster_ip(VIP)
+        .port(80)
+        .node_port(PORT)
+        .load_balancer(LB_VIP);
+    t.endpoints("web").ready(P2);
+    t.apply();
+    let mut streams = [
+        t.stream(&flow(P1, VIP, 80)),
+        t.stream(&flow(HOST, VIP, 80)),
+        t.stream(&flow(X, NODE, PORT)),
+        t.stream(&flow(X, LB_VIP, 80)),
+    ];
+    t.endpoints("web").clear();
+    t.check([
+        flow(P1, VIP, 80).is_rejected(),
+        flow(X, NODE, PORT).is_rejected(),
+    ]);
+    for stream in &mut streams {
+        stream.echo().unwrap();
+    }
+}
+
+fn rej_4_dropped_means_silence(t: &mut Test) {
+    t.service("web")
+        .cluster_ip(VIP)
+        .port(80)
+        .node_port(PORT)
+        .external_local()
+        .internal_local();
+    t.endpoints("web").ready(R);
+    t.apply();
+    let (vip, node, unallocated) = (t.ip(VIP), t.ip(NODE), t.ip(UNALLOCATED));
+    let (pod, client) = (t.sniff(P1, "eth0"), t.sniff(X, "eth0"));
+    t.observe([
+        flow(P1, VIP, 80).is_dropped(),
+        flow(P1, UNALLOCATED, 80).is_dropped(),
+        flow(X, NODE, PORT).is_dropped(),
+    ]);
+    let icmp = if t.family == Family::V4 { 1 } else { 58 };
+    for packet in pod.packets().into_iter().chain(client.packets()) {
+        let of_a_vip = [vip, node, unallocated].contains(&packet.source);
+        // Kernel: type 135 and 136 are neighbour discovery.
+        let neighbours = icmp == 58 && packet.payload.first().is_some_and(|t| *t >= 133);
+        let error = packet.protocol == icmp && !neighbours;
+        assert!(packet.outgoing || !(of_a_vip || error), "{packet:?}");
+    }
+}
+
+fn rej_5_unknown_port_of_a_cluster_ip_is_rejected(t: &mut Test) {
+    t.service("web").cluster_ip(VIP).port(80);
+    t.endpoints("web").ready(P2);
+    let other = if t.protocol == Protocol::Tcp {
+        Protocol::Udp
+    } else {
+        Protocol::Tcp
+    };
+    let mut flows = Vec::new();
+    for client in [P1, HOST, X] {
+        flows.push(flow(client, VIP, 81).is_rejected());
+        flows.push(flow(client, VIP, 80).over(other).is_rejected());
+    }
+    t.check(flows);
+}
+
+fn rej_5_a_cluster_ip_without_endpoints_is_alive(t: &mut Test) {
+    t.service("web").cluster_ip(VIP).port(80);
+    t.check([
+        flow(P1, VIP, 81).is_rejected(),
+        flow(HOST, VIP, 81).is_rejected(),
+    ]);
+}
+
+fn rej_6_unallocated_service_addresses_are_dropped(t: &mut Test) {
+    t.service("web").cluster_ip(VIP).port(80);
+    t.endpoints("web").ready(P2);
+    t.apply();
+    let uplink = t.sniff(HOST, "up0");
+    t.observe([P1, HOST].map(|client| flow(client, UNALLOCATED, 80).is_dropped()));
+    let address = t.ip(UNALLOCATED);
+    assert!(uplink.packets().iter().all(|p| p.destination != address));
+    t.observe([flow(X, UNALLOCATED, 80).is_dropped()]);
+}
+
+fn rej_7_service_cidr_changes_are_followed(t: &mut Test) {
+    let cidr = if t.family == Family::V4 {
+        "10.97.0.0/16"
+    } else {
+        "fd00:97::/112"
+    };
+    let routed = || flow(P1, OTHER_CIDR_VIP, 80).is_unroutable();
+    let dropped = || [P1, HOST].map(|client| flow(client, OTHER_CIDR_VIP, 80).is_dropped());
+    t.check([routed()]);
+    t.service_cidr("second", &[cidr]);
+    t.check(dropped());
+    t.service_cidr("third", &[cidr]);
+    t.apply();
+    t.delete_service_cidr("second");
+    t.check(dropped());
+    t.delete_service_cidr("third");
+    t.check([routed()]);
+}
+
+fn rej_8_a_service_outside_known_cidrs_works_at_once(t: &mut Test) {
+    t.service("web")
+        .cluster_ip(OTHER_CIDR_VIP)
+        .port(80)
+        .node_port(PORT);
+    t.endpoints("web").ready(P2);
+    let works = || {
+        [
+            flow(P1, OTHER_CIDR_VIP, 80).reaches([kept(P2)]),
+            flow(X, NODE, PORT).reaches([masqueraded(P2)]),
+        ]
+    };
+    t.check(works());
+    let cidr = if t.family == Family::V4 {
+        "10.97.0.0/16"
+    } else {
+        "fd00:97::/112"
+    };
+    t.service_cidr("second", &[cidr]);
+    t.check(works());
+}
+
+fn rej_9_xm_16_between_reject_and_forward_nothing_falls_through(t: &mut Test) {
+    t.service("web").cluster_ip(VIP).port(80);
+    t.service("other").cluster_ip(VIP2).port(80);
+    t.endpoints("other").ready(R);
+    t.apply();
+    let uplink = t.sniff(HOST, "up0");
+    let hammers = [P1, HOST].map(|client| t.hammer(&flow(client, VIP, 80)));
+    for _ in 0..15 {
+        t.endpoints("web").ready(P2);
+        t.apply();
+        t.endpoints("web").clear();
+        t.apply();
+    }
+    for hammer in hammers {
+        let outcomes = hammer.stop();
+        let fine = |outcome: &Outcome| matches!(outcome, Outcome::Reached(_) | Outcome::Refused);
+        assert!(outcomes.keys().all(fine), "{outcomes:?}");
+        assert!(outcomes.len() > 1, "both were seen: {outcomes:?}");
+    }
+    let vip = t.ip(VIP);
+    assert!(
+        uplink.packets().iter().all(|p| p.destination != vip),
+        "the VIP left the node"
+    );
+}

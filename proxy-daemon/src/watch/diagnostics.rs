@@ -63,6 +63,26 @@ impl Diagnostics {
         }
     }
 
+    /// Replaces what is known about one object.
+    pub fn set_object(&self, key: &ObjectKey, diagnostics: Vec<Diagnostic>) {
+        let is_clean = diagnostics.is_empty();
+        // Nearly every object is without fault, and most often all are.
+        let none_known = || {
+            let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+            current.is_empty()
+        };
+        if !(is_clean && none_known()) {
+            self.set(About::Object(key.clone()), diagnostics);
+        }
+    }
+
+    /// Forgets the objects without a usable name whose group starts so.
+    pub fn forget_unnamed(&self, prefix: &str) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current
+            .retain(|about, _| !matches!(about, About::Unnamed(name) if name.starts_with(prefix)));
+    }
+
     /// Every diagnostic that holds now, by object.
     pub fn current(&self) -> Vec<Diagnostic> {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,6 +5,7 @@
 //! listed once (SYNC-12); a source never decides what an object means.
 
 mod diagnostics;
+pub mod kubernetes;
 pub mod manifests;
 mod shared;
 mod store;

@@ -6,7 +6,7 @@
 //! the API server's selectors would hide (SVC-1, EPS-1) has no value, as if it were deleted.
 
 mod faults;
-mod field;
+pub(crate) mod field;
 mod intern;
 mod node;
 mod service;

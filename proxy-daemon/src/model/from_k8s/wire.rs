@@ -43,6 +43,16 @@ pub(crate) struct Object<'a> {
     pub(crate) message: Text<'a>,
 }
 
+/// One line of a watch.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Event<'a> {
+    #[serde(borrow, rename = "type")]
+    pub(crate) kind: Text<'a>,
+    #[serde(borrow)]
+    pub(crate) object: Field<Object<'a>>,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Metadata<'a> {

@@ -177,7 +177,7 @@ fn ct_4_a_new_frontend_cleans_untranslated_flows(t: &mut Test) {
 }
 
 fn ct_5_flows_to_other_hosts_node_ports_are_left_alone(t: &mut Test) {
-    t.bed.serve(X, X.addr, &[PORT]).unwrap();
+    t.bed_mut().serve(X, X.addr, &[PORT]).unwrap();
     web(t);
     t.endpoints("web").ready(P2);
     t.apply();
@@ -293,11 +293,11 @@ fn ct_10_timeouts_are_written(t: &mut Test) {
             .unwrap()
     };
     let stream = read(t, "udp_timeout_stream");
-    t.bed.daemon.set_flags(&[
+    t.bed_mut().daemon.set_flags(&[
         "--conntrack-udp-timeout=77s",
         "--conntrack-udp-timeout-stream=0s",
     ]);
-    t.bed
+    t.bed_mut()
         .daemon
         .set_flags(&["--conntrack-tcp-timeout-close-wait=1h30m"]);
     t.apply();
@@ -309,14 +309,14 @@ fn ct_10_timeouts_are_written(t: &mut Test) {
 
 fn ct_11_a_refused_sysctl_ends_the_daemon(t: &mut Test) {
     // Kernel: nf_conntrack_max cannot be written in a network namespace.
-    t.bed
+    t.bed_mut()
         .daemon
         .set_flags(&["--conntrack-max-per-core=4321", "--conntrack-min=4321"]);
     t.service("web").cluster_ip(VIP).port(80);
     let world = t.clone();
-    assert!(t.bed.apply(&world).is_err());
-    let status = t.bed.daemon.ended().unwrap().expect("it ended");
-    assert_eq!(status.code(), Some(1), "{}", t.bed.daemon.log());
+    assert!(t.bed_mut().apply(&world).is_err());
+    let status = t.bed_mut().daemon.ended().unwrap().expect("it ended");
+    assert_eq!(status.code(), Some(1), "{}", t.bed().daemon.log());
     let tables = t.node_ns().check_run("nft", &["list", "tables"]).unwrap();
     assert!(!tables.contains("proxy-daemon"), "{tables}");
 }

@@ -125,7 +125,7 @@ fn eps_6_ports_match_by_name_and_protocol(t: &mut Test) {
     t.service("unnamed").cluster_ip(VIP2).port(80);
     t.endpoints("unnamed")
         .ready(P2)
-        .raw_port(json!({"protocol": "TCP", "port": TARGET_PORT}));
+        .port("another", TARGET_PORT);
     t.check([
         flow(P1, VIP, 80).reaches([kept(P2).on(TARGET_PORT)]),
         flow(P1, VIP, 81).is_rejected(),

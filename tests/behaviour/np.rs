@@ -55,7 +55,7 @@ fn works(client: proxy_tests::address::Host, to: Addr) -> Flow {
 }
 
 fn np_1_a_host_listener_never_gets_the_connection(t: &mut Test) {
-    t.bed.serve(HOST, NODE, &[PORT]).unwrap();
+    t.bed_mut().serve(HOST, NODE, &[PORT]).unwrap();
     t.observe([flow(X, NODE, PORT).reaches([kept(HOST)])]);
     web(t);
     t.check([P1, X, HOST, HOST_ALT].map(|client| works(client, NODE)));
@@ -125,7 +125,7 @@ fn np_5_loopback_is_never_captured(t: &mut Test) {
 }
 
 fn np_6_a_listener_on_another_address_gets_its_connections(t: &mut Test) {
-    t.bed.serve(HOST_ALT, NODE_ALT, &[PORT]).unwrap();
+    t.bed_mut().serve(HOST_ALT, NODE_ALT, &[PORT]).unwrap();
     web(t);
     t.check([
         flow(X, NODE_ALT, PORT).reaches([kept(HOST_ALT)]),
@@ -155,7 +155,7 @@ fn np_7_new_addresses_are_picked_up(t: &mut Test) {
 }
 
 fn np_8_no_endpoints_spare_listeners_on_other_addresses(t: &mut Test) {
-    t.bed.serve(HOST_ALT, NODE_ALT, &[PORT]).unwrap();
+    t.bed_mut().serve(HOST_ALT, NODE_ALT, &[PORT]).unwrap();
     web(t);
     t.endpoints("web").clear();
     t.check([

@@ -145,10 +145,10 @@ fn sync_1_bursts_are_merged(t: &mut Test) {
             .no_ports()
             .port(1000 + n);
         let world = t.clone();
-        t.bed.daemon.publish(&world).unwrap();
+        t.bed_mut().daemon.publish(&world).unwrap();
         std::thread::sleep(Duration::from_millis(3));
     }
-    t.bed.settle().unwrap();
+    t.bed_mut().settle().unwrap();
     // One at once and one per second after it, in each family.
     let seconds = started.elapsed().as_secs_f64().ceil();
     let n = t.n_syncs() - before;
@@ -203,7 +203,7 @@ fn sync_5_partial_syncs_end_where_a_full_one_would(t: &mut Test) {
         t.apply();
     }
     let churned = rules(t);
-    t.bed.kill_daemon().unwrap();
+    t.bed_mut().kill_daemon().unwrap();
     for family in FAMILIES {
         t.nft(&format!("delete table {family} proxy-daemon"));
     }
@@ -328,7 +328,7 @@ fn sync_10_foreign_objects_are_never_touched(t: &mut Test) {
     t.endpoints("web").ready(P2);
     t.restart(Signal::SIGKILL, &[]);
     t.observe(works());
-    t.bed.daemon.signal(Signal::SIGTERM).unwrap();
+    t.bed_mut().daemon.signal(Signal::SIGTERM).unwrap();
     assert_eq!(foreign(t), before);
 }
 
@@ -370,7 +370,7 @@ fn sync_11_nothing_stale_is_left(t: &mut Test) {
 fn life_2_existing_rules_forward_while_the_daemon_is_away(t: &mut Test) {
     web(t);
     t.check(works());
-    t.bed.kill_daemon().unwrap();
+    t.bed_mut().kill_daemon().unwrap();
     t.observe(works());
 }
 
@@ -398,7 +398,7 @@ fn life_5_a_restart_takes_in_what_changed_meanwhile(t: &mut Test) {
     t.service("old").cluster_ip(VIP2).port(80);
     t.endpoints("old").ready(P2);
     t.apply();
-    t.bed.kill_daemon().unwrap();
+    t.bed_mut().kill_daemon().unwrap();
     t.delete_service("old");
     t.service("new").cluster_ip(VIP3).port(80);
     t.endpoints("new").ready(R);
@@ -415,9 +415,9 @@ fn life_6_signals_end_it_promptly_and_rules_stay(t: &mut Test) {
     t.check(works());
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let started = Instant::now();
-        let status = t.bed.daemon.signal(signal).unwrap();
+        let status = t.bed_mut().daemon.signal(signal).unwrap();
         assert!(started.elapsed() < Duration::from_secs(5));
-        assert!(status.success(), "{status}: {}", t.bed.daemon.log());
+        assert!(status.success(), "{status}: {}", t.bed().daemon.log());
         t.observe(works());
         t.apply();
     }
@@ -441,7 +441,7 @@ fn life_7_cleanup_removes_ours_and_nothing_else(t: &mut Test) {
     let before = foreign(t);
     web(t);
     t.check(works());
-    t.bed.daemon.signal(Signal::SIGTERM).unwrap();
+    t.bed_mut().daemon.signal(Signal::SIGTERM).unwrap();
     let (code, text) = run(t, &["--cleanup"]);
     assert_eq!(code, Some(0), "{text}");
     assert!(rules(t).is_empty());
@@ -488,7 +488,9 @@ fn life_14_arguments_are_refused_and_version_is_printed(t: &mut Test) {
 }
 
 fn node_1_the_name_is_trimmed_and_lower_cased(t: &mut Test) {
-    t.bed.daemon.set_flags(&["--hostname-override=  Node-N "]);
+    t.bed_mut()
+        .daemon
+        .set_flags(&["--hostname-override=  Node-N "]);
     web(t);
     t.service("web").external_local();
     t.endpoints("web").ready(R);

@@ -63,7 +63,8 @@ fn web(t: &mut Test, host: Host) {
 fn xm_2_a_closed_endpoint_port_is_reported_to_the_client(t: &mut Test) {
     web(t, P2);
     t.endpoints("web").port("", 9);
-    t.check([
+    t.apply();
+    t.observe([
         flow(P1, VIP, 80).is_rejected(),
         flow(HOST, VIP, 80).is_rejected(),
         flow(X, NODE, PORT).is_rejected(),
@@ -338,7 +339,7 @@ fn xm_12_foreign_rules_keep_counting(t: &mut Test) {
     t.restart(Signal::SIGTERM, &[]);
     t.observe([flow(X, R.addr, TARGET_PORT).reaches([kept(R)]).times(1)]);
     let second = count(t);
-    t.bed.daemon.signal(Signal::SIGTERM).unwrap();
+    t.bed_mut().daemon.signal(Signal::SIGTERM).unwrap();
     t.observe([flow(X, R.addr, TARGET_PORT).reaches([kept(R)]).times(1)]);
     assert!(0 < first && first < second && second < count(t));
 }

@@ -202,6 +202,17 @@ impl Host {
     pub fn name(self) -> &'static str {
         self.addr.name
     }
+
+    /// The address it sends from towards another one.
+    pub fn source_towards(self, to: Addr) -> Addr {
+        let own = [NODE, NODE_ALT, POD_GATEWAY, LOOPBACK];
+        match own.into_iter().find(|own| own.v4 == to.v4) {
+            _ if !self.kernel_picks_source => self.addr,
+            // The kernel talks to its own addresses from themselves, and to the world from the uplink's.
+            Some(itself) => itself,
+            None => NODE,
+        }
+    }
 }
 
 const CLUSTER: [u16; 4] = [0xfd00, 0x244, 0, 1];

@@ -54,6 +54,13 @@ pub fn binary() -> PathBuf {
     directory.join("proxy-daemon")
 }
 
+/// Puts a flag in the place of that of the same name.
+fn put(flags: &mut Vec<String>, flag: &str) {
+    let key = flag.split('=').next().unwrap_or(flag);
+    flags.retain(|old| old.split('=').next() != Some(key));
+    flags.push(flag.to_owned());
+}
+
 /// A directory that goes with its value.
 #[derive(Debug)]
 pub struct Directory {
@@ -112,28 +119,34 @@ impl Daemon {
     /// When there is no place for its files.
     pub fn new(mode: &str, flags: &[String]) -> Result<Self> {
         let manifests = Directory::new()?;
-        let mut all = usual_flags();
-        all.push(format!("--mode={mode}"));
+        let mut all = Self::all_flags(mode, flags);
         all.push(format!("--manifests={}", manifests.path().display()));
         let private = Directory::new()?;
-        let mut daemon = Self {
+        Ok(Self {
             manifests,
             private,
             flags: all,
             child: None,
             token: String::new(),
-        };
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        daemon.set_flags(&flags);
-        Ok(daemon)
+        })
+    }
+
+    /// The usual flags with these over them.
+    pub fn all_flags(mode: &str, flags: &[String]) -> Vec<String> {
+        let mut all = usual_flags();
+        if mode != "oracle" {
+            all.push(format!("--mode={mode}"));
+        }
+        for flag in flags {
+            put(&mut all, flag);
+        }
+        all
     }
 
     /// Replaces the flags that begin alike, and adds the others; they count from the next start.
     pub fn set_flags(&mut self, flags: &[&str]) {
         for flag in flags {
-            let key = flag.split('=').next().unwrap_or(flag);
-            self.flags.retain(|old| old.split('=').next() != Some(key));
-            self.flags.push((*flag).to_owned());
+            put(&mut self.flags, flag);
         }
     }
 

@@ -9,9 +9,7 @@ use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::address::{
-    Addr, Family, HOST, HOST_ALT, Host, NODE, NODE_ALT, P1, POD_GATEWAY, Protocol, R, Site,
-};
+use crate::address::{Addr, Family, Host, P1, Protocol, R, Site};
 use crate::client::{Attempt, Outcome};
 use crate::reactor;
 use crate::topology::Topology;
@@ -24,18 +22,21 @@ pub const ANSWER: Duration = Duration::from_secs(3);
 
 /// Whom the server sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+pub(crate) enum Source {
+    /// The client's own address.
     Kept,
+    /// N's address on the way to the server.
     Masqueraded,
+    /// This one.
     Address(Addr),
 }
 
 /// Where a flow may end: a server, and whom it sees.
 #[derive(Clone, Copy, Debug)]
 pub struct Landing {
-    host: Host,
-    source: Source,
-    port: Option<u16>,
+    pub(crate) host: Host,
+    pub(crate) source: Source,
+    pub(crate) port: Option<u16>,
 }
 
 impl Landing {
@@ -104,22 +105,23 @@ pub struct Flow {
     pub expect: Expect,
     bytes: usize,
     attempts: Option<usize>,
-    protocol: Option<Protocol>,
-    family: Option<Family>,
+    pub(crate) protocol: Option<Protocol>,
+    pub(crate) family: Option<Family>,
+    pub(crate) oracle_knows: bool,
 }
 
 /// A flow without its expectation.
 pub fn flow(client: Host, to: Addr, port: u16) -> Flow {
-    let expect = Expect::Dropped;
     Flow {
         client,
         to,
         port,
-        expect,
+        expect: Expect::Dropped,
         bytes: 0,
         attempts: None,
         protocol: None,
         family: None,
+        oracle_knows: true,
     }
 }
 
@@ -198,6 +200,15 @@ impl Flow {
     pub fn family(self, family: Family) -> Self {
         Self {
             family: Some(family),
+            ..self
+        }
+    }
+
+    /// What comes of it depends on memory, time or other programs, of which the oracle knows nothing.
+    #[must_use]
+    pub fn beyond_the_oracle(self) -> Self {
+        Self {
+            oracle_knows: false,
             ..self
         }
     }
@@ -383,10 +394,7 @@ impl Setting<'_> {
         let address = match landing.source {
             Source::Address(address) => address,
             Source::Masqueraded => landing.host.gateway,
-            Source::Kept if !flow.client.kernel_picks_source => flow.client.addr,
-            // The kernel talks to its own addresses from themselves, and to the world from the uplink's.
-            Source::Kept if is_node_address(flow.to) => flow.to,
-            Source::Kept => NODE,
+            Source::Kept => flow.client.source_towards(flow.to),
         };
         address.of(family)
     }
@@ -420,10 +428,4 @@ impl Setting<'_> {
             line(format!("  observed: {n} × {outcome}"));
         }
     }
-}
-
-fn is_node_address(address: Addr) -> bool {
-    [NODE, NODE_ALT, POD_GATEWAY, HOST.addr, HOST_ALT.addr]
-        .iter()
-        .any(|own| own.of(Family::V4) == address.of(Family::V4))
 }

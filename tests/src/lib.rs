@@ -32,6 +32,7 @@ pub mod flow;
 pub mod lab;
 pub mod matrix;
 pub mod netns;
+pub mod oracle;
 pub mod reactor;
 pub mod sctp;
 pub mod segment;

@@ -16,8 +16,10 @@ use nix::sys::signal::Signal;
 use crate::address::{Family, Host, Protocol, Site};
 use crate::bed::{Bed, Kind};
 use crate::client::{Attempt, Outcome, Stream};
+use crate::daemon::Daemon;
 use crate::flow::{Flow, Setting};
 use crate::netns::{self, Netns};
+use crate::oracle::Judgement;
 use crate::reactor;
 use crate::sniff::Sniffer;
 use crate::topology::Pods;
@@ -25,6 +27,12 @@ use crate::world::World;
 
 /// The datapaths that every behaviour is shown on.
 pub const DATAPATHS: [&str; 1] = ["nftables"];
+
+/// What stands in a test's name for the run without a kernel.
+const ORACLE: &str = "oracle";
+
+/// Thrown by a test on the oracle when it comes to something that only a kernel can show.
+struct NeedsKernel;
 
 /// How many tests run at once: they wait more than they work.
 const THREADS: usize = 4;
@@ -146,10 +154,9 @@ pub fn bridge_netfilter() -> Result<(), String> {
 #[derive(Debug)]
 pub struct Test {
     world: World,
-    /// The bed.
-    pub bed: Bed,
-    /// The datapath.
-    pub mode: &'static str,
+    bed: Option<Bed>,
+    kind: Kind,
+    n_judged: usize,
 }
 
 impl Deref for Test {
@@ -166,19 +173,52 @@ impl DerefMut for Test {
 }
 
 impl Test {
+    /// The bed.
+    pub fn bed(&self) -> &Bed {
+        self.bed
+            .as_ref()
+            .unwrap_or_else(|| resume_unwind(Box::new(NeedsKernel)))
+    }
+
+    /// The bed, to change it.
+    pub fn bed_mut(&mut self) -> &mut Bed {
+        self.bed
+            .as_mut()
+            .unwrap_or_else(|| resume_unwind(Box::new(NeedsKernel)))
+    }
+
     /// Makes the world come true.
     #[track_caller]
     pub fn apply(&mut self) {
-        if let Err(error) = self.bed.apply(&self.world) {
+        if let Some(bed) = &mut self.bed
+            && let Err(error) = bed.apply(&self.world)
+        {
             panic!("{error:#}");
         }
     }
 
-    /// Makes the world come true and tries the flows, all at once.
+    /// Asks the oracle, makes the world come true, and tries the flows, all at once.
     #[track_caller]
     pub fn check(&mut self, flows: impl IntoIterator<Item = Flow>) {
-        self.apply();
-        self.observe(flows);
+        let flows: Vec<Flow> = flows.into_iter().collect();
+        self.judge(&flows);
+        if self.bed.is_some() {
+            self.apply();
+            self.observe(flows);
+        }
+    }
+
+    /// What the oracle says must be what is expected.
+    #[track_caller]
+    fn judge(&mut self, flows: &[Flow]) {
+        let flags = Daemon::all_flags(self.kind.mode, &self.kind.flags);
+        let told = Judgement::of(&self.world, &flags, self.kind.pods)
+            .unwrap_or_else(|error| panic!("no oracle: {error:#}"))
+            .check(flows, self.world.family, self.world.protocol);
+        if let Err(report) = told {
+            panic!("{report}");
+        }
+        self.n_judged += flows.iter().filter(|flow| flow.oracle_knows).count();
     }
 
     /// Tries the flows in the world as it is.
@@ -208,7 +248,7 @@ impl Test {
     pub fn setting(&self) -> Setting<'_> {
         let (family, protocol) = (self.world.family, self.world.protocol);
         Setting {
-            topology: &self.bed.topology,
+            topology: &self.bed().topology,
             family,
             protocol,
         }
@@ -326,11 +366,11 @@ impl Test {
     /// Ends the daemon, and starts it again with these flags besides those it has.
     #[track_caller]
     pub fn restart(&mut self, signal: Signal, flags: &[&str]) {
-        self.bed
+        self.bed_mut()
             .daemon
             .signal(signal)
             .unwrap_or_else(|error| panic!("{error:#}"));
-        self.bed.daemon.set_flags(flags);
+        self.bed_mut().daemon.set_flags(flags);
         self.apply();
     }
 
@@ -356,7 +396,7 @@ impl Test {
 
     /// A namespace.
     pub fn ns(&self, site: Site) -> &Arc<Netns> {
-        self.bed.topology.site(site)
+        self.bed().topology.site(site)
     }
 
     /// The node's namespace.
@@ -391,7 +431,7 @@ impl Test {
         format!(
             "--- rules of N\n{}\n--- log\n{}",
             rules.join("\n"),
-            self.bed.daemon.log()
+            self.bed().daemon.log()
         )
     }
 }
@@ -472,27 +512,69 @@ fn run_case(
             return Ok(Completion::ignored_with(reason));
         }
     }
-    let bed = if case.fresh {
-        Bed::build(kind).map_err(|error| format!("no test bed: {error:#}"))?
+    let bed = if kind.mode == ORACLE {
+        None
+    } else if case.fresh {
+        Some(Bed::build(kind).map_err(|error| format!("no test bed: {error:#}"))?)
     } else {
-        pool.take(kind)
+        Some(pool.take(kind))
     };
+    let world = World::new(family, protocol);
     let mut test = Test {
-        world: World::new(family, protocol),
+        world,
         bed,
-        mode: kind.mode,
+        kind: kind.clone(),
+        n_judged: 0,
     };
     match catch_unwind(AssertUnwindSafe(|| (case.body)(&mut test))) {
-        Ok(()) => {
-            if !case.fresh {
-                pool.give_back(kind, test.bed);
+        Ok(()) => match test.bed {
+            Some(bed) => {
+                if !case.fresh {
+                    pool.give_back(kind, bed);
+                }
+                Ok(Completion::Completed)
             }
-            Ok(Completion::Completed)
-        }
+            None => Ok(judged(test.n_judged)),
+        },
+        Err(panic) if panic.is::<NeedsKernel>() => Ok(judged(test.n_judged)),
         Err(panic) => {
+            let place = PLACE.take();
             drop(test);
-            resume_unwind(panic)
+            let what = panic.downcast_ref::<String>().cloned();
+            let what = what.or_else(|| panic.downcast_ref().map(|text: &&str| (*text).to_owned()));
+            Err(Failed::from(format!(
+                "{place}: {}",
+                what.unwrap_or_default()
+            )))
         }
+    }
+}
+
+thread_local! {
+    /// Where the last panic of this thread happened.
+    static PLACE: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
+}
+
+/// Keeps the place of a panic for the report, which says more than a message and a backtrace on the way.
+fn report_panics_once() {
+    let loud = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let is_test = thread::current().name().is_none();
+        PLACE.set(info.location().map(ToString::to_string).unwrap_or_default());
+        if !is_test {
+            loud(info);
+        }
+    }));
+}
+
+/// What a run on the oracle came to.
+fn judged(n: usize) -> Completion {
+    if n > 0 {
+        Completion::Completed
+    } else {
+        Completion::ignored_with(
+            "it depends on memory, time or other programs: shown on the kernel",
+        )
     }
 }
 
@@ -501,11 +583,12 @@ pub fn main(cases: Vec<Case>) -> ! {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(THREADS);
     netns::sweep();
+    report_panics_once();
     leave_nothing_on_signals();
     let pool = Arc::new(Pool::default());
     let mut all = Vec::new();
     for case in cases {
-        for mode in DATAPATHS {
+        for mode in [ORACLE].into_iter().chain(DATAPATHS) {
             for family in &case.families {
                 for protocol in &case.protocols {
                     let kind = Kind {

@@ -1,0 +1,257 @@
+//! What the oracle says about a test's flows: the same expectations, without a kernel.
+//!
+//! The manifests go through the daemon's own source, store and `compile`; `forwarding::eval` is asked about the first packet of
+//! each flow. Invariant: an expectation that holds in the kernel and not here, or the other way round, fails the test.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use proxy_daemon::cli::Cli;
+use proxy_daemon::compile::{Environment, compile};
+use proxy_daemon::config::{Beside, Config, resolve};
+use proxy_daemon::forwarding::{ForwardingState, Hop, Oracle, Packet, Transport, Verdict};
+use proxy_daemon::net::{Family as FamilyTypes, L4Proto, Port, V4, V6};
+use proxy_daemon::watch::Shared;
+use proxy_daemon::watch::manifests::Manifests;
+
+use crate::address::{
+    Addr, EXTERNAL_IP, EXTERNAL_IP2, Family, Host, LB_VIP, LB_VIP2, LOOPBACK, NODE, NODE_ALT,
+    NODE_NAME, OTHER, OUT, POD_GATEWAY, Protocol, Site,
+};
+use crate::daemon::Directory;
+use crate::flow::{Expect, Flow, Landing, Source};
+use crate::reactor;
+use crate::topology::{BRIDGE, Pods, UPLINK};
+use crate::world::World;
+
+const TOKEN: &str = "oracle";
+
+/// The forwarding states of a world.
+#[derive(Debug)]
+pub struct Judgement {
+    v4: ForwardingState<V4>,
+    v6: ForwardingState<V6>,
+    pods: Pods,
+}
+
+impl Judgement {
+    /// Compiles a world as the daemon with these flags would.
+    ///
+    /// # Errors
+    /// When flags or manifests cannot be read.
+    pub fn of(world: &World, flags: &[String], pods: Pods) -> Result<Self> {
+        let config = configuration(flags)?;
+        let directory = Directory::new()?;
+        directory.write("cluster.yaml", &world.manifest().to_string())?;
+        directory.write(".token", TOKEN)?;
+        let shared = Arc::new(Shared::default());
+        let manifests = Manifests::open(directory.path(), Arc::clone(&config.node_name))?;
+        let store = Arc::clone(&shared);
+        let read = reactor::block(async move {
+            let mut bell = store.subscribe();
+            let source = tokio::spawn(manifests.run(Arc::clone(&store)));
+            let complete = async {
+                while !store.with(|s| s.is_complete() && s.source_token() == Some(TOKEN)) {
+                    drop(bell.changed().await);
+                }
+            };
+            let read = tokio::time::timeout(Duration::from_secs(10), complete).await;
+            source.abort();
+            read
+        });
+        if read.is_err() {
+            bail!("the manifests were not read in time");
+        }
+        let drained = shared.with(proxy_daemon::watch::Store::drain);
+        let addresses: Vec<IpAddr> = drained
+            .node
+            .iter()
+            .flat_map(|node| node.addresses.iter().copied())
+            .collect();
+        let own = [NODE, NODE_ALT, POD_GATEWAY, LOOPBACK];
+        let environment = Environment {
+            policy: config.policy,
+            node_name: config.node_name,
+            zone: drained.node.as_ref().and_then(|node| node.zone.clone()),
+            node_ip_v4: addresses.iter().find_map(|ip| V4::addr(*ip)),
+            node_ip_v6: addresses.iter().find_map(|ip| V6::addr(*ip)),
+            pod_cidrs: drained
+                .node
+                .as_ref()
+                .map(|node| node.pod_cidrs.clone())
+                .unwrap_or_default(),
+            local_addresses: Family::ALL
+                .into_iter()
+                .flat_map(|family| own.map(|address| address.of(family)))
+                .collect(),
+            service_cidrs: drained
+                .service_cidrs
+                .into_iter()
+                .flatten()
+                .flat_map(|cidr| cidr.cidrs.to_vec())
+                .collect(),
+        };
+        let (v4, v6, _) = compile(&drained.services, &environment);
+        Ok(Self { v4, v6, pods })
+    }
+
+    /// Compares the oracle's verdicts with what is expected of flows.
+    ///
+    /// # Errors
+    /// Every flow on which they differ.
+    pub fn check(&self, flows: &[Flow], family: Family, protocol: Protocol) -> Result<(), String> {
+        let mut report = String::new();
+        for flow in flows.iter().filter(|flow| flow.oracle_knows) {
+            let family = flow.family.unwrap_or(family);
+            let protocol = flow.protocol.unwrap_or(protocol);
+            let told = match family {
+                Family::V4 => self.ask(&self.v4, flow, family, protocol),
+                Family::V6 => self.ask(&self.v6, flow, family, protocol),
+            };
+            if let Err(why) = told {
+                let _infallible = writeln!(
+                    report,
+                    "the oracle on {} → {}:{} ({} {}): {why}\n  expected: {}",
+                    flow.client.name(),
+                    flow.to.name,
+                    flow.port,
+                    family.label(),
+                    protocol.label(),
+                    expected(&flow.expect)
+                );
+            }
+        }
+        if report.is_empty() {
+            Ok(())
+        } else {
+            Err(report)
+        }
+    }
+
+    fn ask<F: FamilyTypes>(
+        &self,
+        state: &ForwardingState<F>,
+        flow: &Flow,
+        family: Family,
+        protocol: Protocol,
+    ) -> Result<(), String> {
+        let address = |address: Addr| F::addr(address.of(family)).expect("its own family");
+        let source = flow.client.source_towards(flow.to);
+        let packet = Packet::<F> {
+            source: address(source),
+            source_is_local: flow.client.site == Site::N,
+            ingress: self.ingress(flow.client),
+            destination: address(flow.to),
+            transport: Transport::Ports(
+                match protocol {
+                    Protocol::Tcp => L4Proto::Tcp,
+                    Protocol::Udp => L4Proto::Udp,
+                    Protocol::Sctp => L4Proto::Sctp,
+                },
+                Port::new(flow.port).expect("no flow goes to port 0"),
+            ),
+        };
+        let decision = Oracle::new(state).eval(&packet);
+        let told = match &decision.verdict {
+            Verdict::Forward(hops) => {
+                let hop = |hop: &Hop<F>| {
+                    let masquerade = if hop.masquerade { " masqueraded" } else { "" };
+                    format!(
+                        "{}:{}{masquerade}",
+                        hop.backend.address,
+                        hop.backend.port.get()
+                    )
+                };
+                hops.iter().map(hop).collect::<Vec<_>>().join(", ")
+            }
+            verdict => format!("{verdict:?}"),
+        };
+        let told = format!(
+            "{told} ({:?}, {})",
+            decision.class,
+            decision.because.sentence()
+        );
+        let agree = match (&flow.expect, &decision.verdict) {
+            (Expect::Rejected, Verdict::Reject)
+            | (Expect::Dropped, Verdict::Drop)
+            | (Expect::Closed | Expect::Unroutable, Verdict::Pass) => true,
+            (Expect::Reaches(landings), Verdict::Pass) => landings
+                .iter()
+                .all(|landing| passes(*landing, flow.to) && landing.source != Source::Masqueraded),
+            (Expect::Reaches(landings), Verdict::Forward(hops)) => {
+                let fits = |landing: &Landing, hop: &Hop<F>| {
+                    hop.backend.address == address(landing.host.addr)
+                        && landing
+                            .port
+                            .is_none_or(|port| hop.backend.port.get() == port)
+                        && match landing.source {
+                            Source::Kept => !hop.masquerade,
+                            Source::Masqueraded => hop.masquerade,
+                            Source::Address(_) => true,
+                        }
+                };
+                hops.iter()
+                    .all(|hop| landings.iter().any(|landing| fits(landing, hop)))
+                    && landings
+                        .iter()
+                        .all(|landing| hops.iter().any(|hop| fits(landing, hop)))
+            }
+            _ => false,
+        };
+        if agree { Ok(()) } else { Err(told) }
+    }
+
+    fn ingress(&self, client: Host) -> Option<&'static str> {
+        match (client.site, self.pods) {
+            (Site::N, _) => None,
+            (Site::P1 | Site::P2, Pods::Bridge) => Some(BRIDGE),
+            (Site::P1, Pods::PointToPoint) => Some("p1"),
+            (Site::P2, Pods::PointToPoint) => Some("p2"),
+            (Site::R | Site::X | Site::Outside | Site::Upstream, _) => Some(UPLINK),
+        }
+    }
+}
+
+fn expected(expect: &Expect) -> String {
+    let Expect::Reaches(landings) = expect else {
+        return format!("{expect:?}");
+    };
+    let landing = |landing: &Landing| format!("{} {:?}", landing.host.name(), landing.source);
+    landings.iter().map(landing).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether a packet that nobody translates ends there.
+fn passes(landing: Landing, to: Addr) -> bool {
+    let external = [EXTERNAL_IP, EXTERNAL_IP2, LB_VIP, LB_VIP2];
+    match landing.host {
+        host if host == OUT => external.iter().any(|own| own.name == to.name),
+        host if host == OTHER => to.of(Family::V4) == OTHER.addr.of(Family::V4),
+        host => host.addr.of(Family::V4) == to.of(Family::V4),
+    }
+}
+
+fn configuration(flags: &[String]) -> Result<Config> {
+    let name = "proxy-daemon".to_owned();
+    let cli = Cli::read(
+        std::iter::once(name)
+            .chain(flags.iter().cloned())
+            .map(Into::into),
+    )?;
+    let raw = cli.as_configuration().map_err(anyhow::Error::msg)?;
+    let beside = Beside {
+        manifests: cli.flags.manifests.clone(),
+        os_hostname: NODE_NAME.into(),
+        ..Beside::default()
+    };
+    match resolve(&raw, &beside) {
+        Ok(resolved) => Ok(resolved.config),
+        Err(faults) => {
+            let faults: BTreeSet<String> = faults.iter().map(ToString::to_string).collect();
+            bail!("{faults:?}")
+        }
+    }
+}

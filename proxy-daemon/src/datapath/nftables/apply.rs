@@ -1,0 +1,441 @@
+//! How does the kernel's table become what the forwarding state asks for?
+//!
+//! Invariants: one transaction per sync, so that no packet sees half of it; a table that is not there
+//! is built unreachable, in bounded transactions, and hooked in by the last one; nothing that is right
+//! already is written again.
+
+use super::affinity::Check;
+use super::codec::{Kernel, PrintedChain, Transaction};
+use super::elements::{Comparison, Difference, Elements, difference};
+use super::kind::Pick;
+use super::layout::{self, SetId, TABLE, TABLE_COMMENT};
+use super::render::{Rendered, render_globals, render_service_port};
+use super::ruleset::{Chain, Set};
+use super::shared::Shared;
+use crate::datapath::{DatapathError, SyncReport};
+use crate::forwarding::{Changes, ForwardingState, Globals};
+use crate::net::Family;
+
+/// A transaction of a table that is not live yet has about this many bytes.
+const BOUNDED: usize = 4 << 20;
+/// How often a full comparison is begun anew because others wrote meanwhile.
+const RESYNC_ATTEMPTS: u32 = 10;
+
+/// What the kernel was last given, as far as incremental changes need it.
+#[derive(Debug)]
+pub(crate) struct Installed<F: Family> {
+    shared: Shared<F>,
+    globals: Globals<F>,
+}
+
+/// A whole state, rendered.
+struct Desired<F: Family> {
+    sets: Vec<Set>,
+    chains: Vec<Chain>,
+    elements: Elements,
+    shared: Shared<F>,
+}
+
+fn declarations<F: Family>() -> Vec<Set> {
+    SetId::ALL
+        .iter()
+        .map(|id| id.declaration(F::FAMILY))
+        .collect()
+}
+
+/// All chains, base chains last.
+fn all_chains<'a, F: Family>(
+    globals: &Globals<F>,
+    picks: impl Iterator<Item = &'a Pick>,
+) -> Vec<Chain> {
+    picks
+        .map(|pick| pick.chain(globals))
+        .chain(layout::chains(globals))
+        .collect()
+}
+
+impl<F: Family> Desired<F> {
+    fn render(state: &ForwardingState<F>) -> Self {
+        let ForwardingState {
+            globals,
+            service_ports,
+        } = state;
+        let mut rendered = Rendered::default();
+        for service_port in service_ports.values() {
+            render_service_port(service_port, globals.detector.is_some(), &mut rendered);
+        }
+        render_globals(globals, &mut rendered.elements);
+        let mut shared = Shared::default();
+        shared.count(&rendered, 1);
+        let turns = Shared::default().turns(&shared);
+        let mut elements = rendered.elements;
+        elements.append(turns.added);
+        Self {
+            sets: declarations::<F>(),
+            chains: all_chains(globals, shared.picks()),
+            elements,
+            shared,
+        }
+    }
+
+    /// Everything but base chains and elements.
+    fn create_unhooked(&self, transaction: &mut Transaction) {
+        transaction.create_table(TABLE_COMMENT);
+        for set in &self.sets {
+            transaction.create_set(set);
+        }
+        // A rule may name any chain, a map's element too: all chains come first.
+        let unhooked = || self.chains.iter().filter(|chain| chain.hook.is_none());
+        for chain in unhooked() {
+            transaction.create_chain(chain);
+        }
+        for chain in unhooked() {
+            transaction.create_rules(chain);
+        }
+    }
+
+    fn create_hooked(&self, transaction: &mut Transaction) {
+        for chain in self.chains.iter().filter(|chain| chain.hook.is_some()) {
+            transaction.create_chain(chain);
+            transaction.create_rules(chain);
+        }
+    }
+
+    /// How many objects a table made from nothing has.
+    fn n_objects(&self) -> usize {
+        let n_rules: usize = self.chains.iter().map(|chain| chain.rules.len()).sum();
+        1 + self.sets.len() + self.chains.len() + n_rules + self.elements.n_elements()
+    }
+}
+
+fn transaction<F: Family>(generation: Option<u32>) -> Transaction {
+    Transaction::new(F::FAMILY, TABLE, generation)
+}
+
+/// Makes the kernel match `state`, whatever it holds.
+pub(crate) fn resync<F: Family>(
+    kernel: &mut Kernel,
+    state: &ForwardingState<F>,
+) -> Result<(Installed<F>, SyncReport), DatapathError> {
+    let mut desired = Desired::render(state);
+    let mut attempts = 0;
+    let mut report = loop {
+        let generation = kernel.generation()?;
+        let result = if kernel.has_table()? {
+            desired.elements.sort();
+            repair(kernel, &desired, generation)
+        } else {
+            create(kernel, &desired)
+        };
+        match result {
+            Err(DatapathError::Refused { source, .. })
+                if attempts < RESYNC_ATTEMPTS && is_outdated(&source) =>
+            {
+                attempts += 1;
+            }
+            other => break other?,
+        }
+    };
+    let forgotten = Check::all(state).apply::<F>(kernel, || transaction::<F>(None))?;
+    report.n_added += forgotten.n_added;
+    report.n_removed += forgotten.n_removed;
+    let installed = Installed {
+        shared: desired.shared,
+        globals: state.globals.clone(),
+    };
+    Ok((installed, report))
+}
+
+/// Kernel: `ERESTART` answers a transaction whose generation is not the current one.
+fn is_outdated(source: &std::io::Error) -> bool {
+    const ERESTART: i32 = 85;
+    source.raw_os_error() == Some(ERESTART)
+}
+
+/// Builds a table that is not there.
+fn create<F: Family>(
+    kernel: &mut Kernel,
+    desired: &Desired<F>,
+) -> Result<SyncReport, DatapathError> {
+    let mut part = transaction::<F>(None);
+    desired.create_unhooked(&mut part);
+    for (id, elements) in desired.elements.sets() {
+        for element in elements.iter() {
+            part.add_element(id.name(), element.bytes());
+            if part.len() > BOUNDED {
+                kernel.commit(std::mem::replace(&mut part, transaction::<F>(None)))?;
+            }
+        }
+    }
+    desired.create_hooked(&mut part);
+    kernel.commit(part)?;
+    Ok(SyncReport {
+        n_added: desired.n_objects(),
+        n_removed: 0,
+    })
+}
+
+/// Changes a table that is there, in one transaction.
+fn repair<F: Family>(
+    kernel: &mut Kernel,
+    desired: &Desired<F>,
+    generation: u32,
+) -> Result<SyncReport, DatapathError> {
+    let sets = kernel.sets(&desired.sets)?;
+    let chains = kernel.chains()?;
+    let moved = |chain: &PrintedChain| {
+        let wanted = desired
+            .chains
+            .iter()
+            .find(|wanted| wanted.name == chain.name);
+        wanted.is_some_and(|wanted| !chain.has_hook(wanted.hook))
+    };
+    if sets.iter().any(|(_, same)| *same == Some(false)) || chains.iter().any(moved) {
+        return replace(kernel, desired, generation);
+    }
+    let mut transaction = transaction::<F>(Some(generation));
+    let mut report = SyncReport::default();
+    for set in &desired.sets {
+        if !sets.iter().any(|(name, _)| name == set.name) {
+            transaction.create_set(set);
+            report.n_added += 1;
+        }
+    }
+    repair_chains::<F>(&chains, &desired.chains, &mut transaction, &mut report);
+
+    let comparisons = compare(kernel, &desired.elements, &sets)?;
+    let differences: Vec<(SetId, Difference<'_>)> = desired
+        .elements
+        .sets()
+        .zip(&comparisons)
+        .map(|((id, wanted), comparison)| (id, comparison.difference(wanted)))
+        .collect();
+    write_differences(&differences, &mut transaction, &mut report);
+
+    // Unknown objects may name each other: rules go first, then chains, then sets.
+    let unknown = |chain: &&PrintedChain| {
+        !desired
+            .chains
+            .iter()
+            .any(|wanted| wanted.name == chain.name)
+    };
+    for chain in chains.iter().filter(unknown) {
+        transaction.flush_chain(&chain.name);
+    }
+    for chain in chains.iter().filter(unknown) {
+        transaction.delete_chain(&chain.name);
+        report.n_removed += 1;
+    }
+    for (name, _) in sets.iter().filter(|(_, same)| same.is_none()) {
+        transaction.delete_set(name);
+        report.n_removed += 1;
+    }
+    kernel.commit(transaction)?;
+    Ok(report)
+}
+
+/// Reads every set that the kernel has, except the affinity memory, which is the packets' own.
+fn compare(
+    kernel: &mut Kernel,
+    elements: &Elements,
+    printed: &[(String, Option<bool>)],
+) -> Result<Vec<Comparison>, DatapathError> {
+    let mut comparisons = Vec::with_capacity(SetId::ALL.len());
+    for (id, wanted) in elements.sets() {
+        let exists = printed.iter().any(|(name, _)| name == id.name());
+        comparisons.push(if exists && id != SetId::Affinity {
+            kernel.elements(
+                id.name(),
+                || Comparison::new(wanted),
+                |comparison, element| comparison.take(wanted, element),
+            )?
+        } else {
+            Comparison::new(wanted)
+        });
+    }
+    Ok(comparisons)
+}
+
+/// Makes missing chains, and gives the others the rules they should have.
+fn repair_chains<F: Family>(
+    printed: &[PrintedChain],
+    wanted: &[Chain],
+    transaction: &mut Transaction,
+    report: &mut SyncReport,
+) {
+    let find = |chain: &Chain| printed.iter().find(|printed| printed.name == chain.name);
+    for chain in wanted.iter().filter(|chain| find(chain).is_none()) {
+        transaction.create_chain(chain);
+        report.n_added += 1;
+    }
+    for chain in wanted {
+        match find(chain) {
+            Some(printed) if printed.has_rules(&chain.rules, F::FAMILY) => continue,
+            Some(printed) => {
+                transaction.flush_chain(&chain.name);
+                report.n_removed += printed.rules.len();
+            }
+            None => {}
+        }
+        transaction.create_rules(chain);
+        report.n_added += chain.rules.len();
+    }
+}
+
+/// Puts a new table in the place of one whose sets or hooks are not ours; in one transaction.
+fn replace<F: Family>(
+    kernel: &mut Kernel,
+    desired: &Desired<F>,
+    generation: u32,
+) -> Result<SyncReport, DatapathError> {
+    let mut transaction = transaction::<F>(Some(generation));
+    transaction.delete_table();
+    desired.create_unhooked(&mut transaction);
+    for (id, elements) in desired.elements.sets() {
+        for element in elements.iter() {
+            transaction.add_element(id.name(), element.bytes());
+        }
+    }
+    desired.create_hooked(&mut transaction);
+    kernel.commit(transaction)?;
+    Ok(SyncReport {
+        n_added: desired.n_objects(),
+        n_removed: 1,
+    })
+}
+
+/// Removes first: an element that moves to another ServicePort, or gets another value, has the same key.
+fn write_differences(
+    differences: &[(SetId, Difference<'_>)],
+    transaction: &mut Transaction,
+    report: &mut SyncReport,
+) {
+    for (id, difference) in differences {
+        for key in &difference.removed {
+            transaction.delete_element(id.name(), key);
+        }
+        report.n_removed += difference.removed.len();
+    }
+    for (id, difference) in differences {
+        for element in &difference.added {
+            transaction.add_element(id.name(), element);
+        }
+        report.n_added += difference.added.len();
+    }
+}
+
+impl<F: Family> Installed<F> {
+    /// Whether a change can be applied without looking at every ServicePort and rule.
+    pub(crate) fn can_follow(&self, desired: &ForwardingState<F>) -> bool {
+        let Globals {
+            detector,
+            masquerade_bit,
+            node_port_addresses: _,
+            service_cidrs: _,
+            drop_invalid,
+        } = &desired.globals;
+        self.globals.detector == *detector
+            && self.globals.masquerade_bit == *masquerade_bit
+            && self.globals.drop_invalid == *drop_invalid
+    }
+
+    /// Applies changes to what is installed.
+    ///
+    /// # Errors
+    /// What the kernel refused; `self` is to be thrown away then.
+    pub(crate) fn follow(
+        &mut self,
+        kernel: &mut Kernel,
+        desired: &ForwardingState<F>,
+        changes: &Changes<F>,
+    ) -> Result<SyncReport, DatapathError> {
+        let has_detector = desired.globals.detector.is_some();
+        let (mut old, mut new) = (Rendered::default(), Rendered::default());
+        for change in changes.service_ports.values() {
+            for (service_port, to) in [(&change.old, &mut old), (&change.new, &mut new)] {
+                if let Some(service_port) = service_port {
+                    render_service_port(service_port, has_detector, to);
+                }
+            }
+        }
+        if self.globals != desired.globals {
+            render_globals(&self.globals, &mut old.elements);
+            render_globals(&desired.globals, &mut new.elements);
+        }
+        let mut change = Shared::default();
+        change.count(&old, -1);
+        change.count(&new, 1);
+        let turns = self.shared.turns(&change);
+        old.elements.append(turns.removed);
+        new.elements.append(turns.added);
+        old.elements.sort();
+        new.elements.sort();
+
+        let mut transaction = transaction::<F>(None);
+        let mut report = SyncReport::default();
+        let chains: Vec<Chain> = turns
+            .chains_added
+            .iter()
+            .map(|pick| pick.chain(&desired.globals))
+            .collect();
+        for chain in &chains {
+            transaction.create_chain(chain);
+            transaction.create_rules(chain);
+            report.n_added += 1 + chain.rules.len();
+        }
+        let differences: Vec<(SetId, Difference<'_>)> = old
+            .elements
+            .sets()
+            .zip(new.elements.sets())
+            .map(|((id, old), (_, new))| (id, difference(old, new)))
+            .filter(|(_, difference)| !difference.is_empty())
+            .collect();
+        write_differences(&differences, &mut transaction, &mut report);
+        for pick in &turns.chains_removed {
+            transaction.delete_chain(&pick.chain_name());
+            report.n_removed += 1;
+        }
+        kernel.commit(transaction)?;
+        self.shared.merge(change);
+        if self.globals != desired.globals {
+            self.globals = desired.globals.clone();
+        }
+        let forgotten =
+            Check::of_changes(changes).apply::<F>(kernel, || self::transaction::<F>(None))?;
+        report.n_added += forgotten.n_added;
+        report.n_removed += forgotten.n_removed;
+        Ok(report)
+    }
+
+    /// Whether the table's sets, chains and rules are still as we wrote them.
+    pub(crate) fn is_intact(&self, kernel: &mut Kernel) -> Result<bool, DatapathError> {
+        if !kernel.has_table()? {
+            return Ok(false);
+        }
+        let declarations = declarations::<F>();
+        let sets = kernel.sets(&declarations)?;
+        let chains = kernel.chains()?;
+        let wanted = all_chains(&self.globals, self.shared.picks());
+        let all_sets =
+            sets.len() == declarations.len() && sets.iter().all(|(_, same)| *same == Some(true));
+        let all_chains = chains.len() == wanted.len()
+            && wanted.iter().all(|wanted| {
+                chains.iter().any(|chain| {
+                    chain.name == wanted.name
+                        && chain.has_hook(wanted.hook)
+                        && chain.has_rules(&wanted.rules, F::FAMILY)
+                })
+            });
+        Ok(all_sets && all_chains)
+    }
+}
+
+/// Removes our table.
+pub(crate) fn cleanup<F: Family>(kernel: &mut Kernel) -> Result<(), DatapathError> {
+    if kernel.has_table()? {
+        let mut transaction = transaction::<F>(None);
+        transaction.delete_table();
+        kernel.commit(transaction)?;
+    }
+    Ok(())
+}

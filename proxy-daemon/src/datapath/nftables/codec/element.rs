@@ -1,0 +1,142 @@
+//! How does a set element become bytes?
+//!
+//! Invariants: equal elements have equal bytes, and an element that the kernel prints has the bytes
+//! that we would write for it, once [`write_normal`] has put its attributes in our order; the key
+//! comes first, and its length is known, so that elements can be sorted and found by it.
+
+use super::expr::{DATA_VALUE, write_verdict};
+use super::wire::{Attrs, Writer};
+use crate::datapath::nftables::ruleset::Verdict;
+
+const KEY: u16 = 1;
+const DATA: u16 = 2;
+const FLAGS: u16 = 3;
+const TIMEOUT: u16 = 4;
+const EXPIRATION: u16 = 5;
+const USERDATA: u16 = 6;
+const KEY_END: u16 = 10;
+/// `NFT_SET_ELEM_INTERVAL_END`
+const INTERVAL_END: u32 = 1;
+/// Bytes of a comment that `nft` can show, without the closing zero.
+const MAX_COMMENT: usize = 127;
+
+/// The key of an element.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Key<'a> {
+    /// Just this.
+    Exact(&'a [u8]),
+    /// From the first to the second, both included; for concatenated keys.
+    Range(&'a [u8], &'a [u8]),
+    /// Where the interval that began before ends: the first key that is not in it.
+    End(&'a [u8]),
+}
+
+/// What an element holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Data<'a> {
+    /// Nothing.
+    None,
+    /// A verdict.
+    Verdict(&'a Verdict),
+    /// Bytes.
+    Bytes(&'a [u8]),
+}
+
+/// Writes an element without its surrounding `NFTA_LIST_ELEM`; answers how many bytes its key took.
+pub(crate) fn write_element(w: &mut Writer, key: Key<'_>, data: Data<'_>, comment: &str) -> usize {
+    let start = w.len();
+    match key {
+        Key::Exact(key) => w.nest(KEY, |w| w.attr(DATA_VALUE, key)),
+        Key::Range(first, last) => {
+            w.nest(KEY, |w| w.attr(DATA_VALUE, first));
+            w.nest(KEY_END, |w| w.attr(DATA_VALUE, last));
+        }
+        Key::End(key) => {
+            w.nest(KEY, |w| w.attr(DATA_VALUE, key));
+            w.attr_u32(FLAGS, INTERVAL_END);
+        }
+    }
+    let key_len = w.len() - start;
+    match data {
+        Data::None => {}
+        Data::Verdict(verdict) => w.nest(DATA, |w| write_verdict(w, verdict)),
+        Data::Bytes(bytes) => w.nest(DATA, |w| w.attr(DATA_VALUE, bytes)),
+    }
+    if !comment.is_empty() {
+        w.nest(USERDATA, |w| write_comment(w, comment));
+    }
+    key_len
+}
+
+/// Writes a comment as `nft` keeps it in an object's user data.
+pub(super) fn write_comment(w: &mut Writer, comment: &str) {
+    let clean = comment.bytes().take(MAX_COMMENT).map(|b| {
+        if b == b'"' || b == b'\\' || !(b' '..0x7f).contains(&b) {
+            b'?'
+        } else {
+            b
+        }
+    });
+    let len = comment.len().min(MAX_COMMENT) + 1;
+    w.bytes
+        .extend_from_slice(&[0, u8::try_from(len).unwrap_or(u8::MAX)]);
+    w.bytes.extend(clean);
+    w.bytes.push(0);
+}
+
+/// An element that the kernel printed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Printed<'a>(pub(super) Attrs<'a>);
+
+impl<'a> Printed<'a> {
+    /// Writes it in our order, without what the kernel adds; answers how many bytes its key took.
+    pub(crate) fn write_normal(self, w: &mut Writer) -> usize {
+        let start = w.len();
+        let mut key_len = 0;
+        for kind in [KEY, KEY_END, FLAGS, DATA, USERDATA] {
+            if kind == DATA {
+                key_len = w.len() - start;
+            }
+            if let Some(attr) = self.0.get(kind) {
+                w.attr(kind, attr.payload);
+            }
+        }
+        key_len
+    }
+
+    /// The bytes of its key.
+    pub(crate) fn key(self) -> Option<&'a [u8]> {
+        self.value(KEY)
+    }
+
+    /// The bytes that it holds.
+    pub(crate) fn data(self) -> Option<&'a [u8]> {
+        self.value(DATA)
+    }
+
+    /// For how long it was remembered, and for how long it still will be, in milliseconds.
+    pub(crate) fn timeout(self) -> Option<(u64, u64)> {
+        let number = |kind| self.0.get(kind)?.u64();
+        Some((number(TIMEOUT)?, number(EXPIRATION)?))
+    }
+
+    fn value(self, kind: u16) -> Option<&'a [u8]> {
+        Attrs(self.0.get(kind)?.payload)
+            .get(DATA_VALUE)
+            .map(|attr| attr.payload)
+    }
+}
+
+/// Writes an element that goes after a time, with the time that is left; both in milliseconds.
+pub(crate) fn write_timed(
+    w: &mut Writer,
+    key: &[u8],
+    data: &[u8],
+    timeout: u64,
+    left: u64,
+) -> usize {
+    let key_len = write_element(w, Key::Exact(key), Data::Bytes(data), "");
+    w.attr_u64(TIMEOUT, timeout);
+    w.attr_u64(EXPIRATION, left);
+    key_len
+}

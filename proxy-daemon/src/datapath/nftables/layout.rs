@@ -1,0 +1,746 @@
+//! Which sets and chains does our table always have, and how do packets go through them?
+//!
+//! ```text
+//! nat prerouting, output ─▶ services ─▶ @frontends, @node-ports: the code of a kind of treatment
+//!    kind ─▶ pick chain (one per backend set, size, masquerading, affinity): dnat to @cluster-backends or @local-backends
+//!         ─▶ firewall: the source must be in @source-ranges, then @firewalled says the kind
+//!         ─▶ by-source: @pod-frontends, @host-frontends or @extn-frontends says the kind
+//!         ─▶ drop, or accept for what the filter hooks reject
+//! nat postrouting: masquerade what was marked, and hairpins
+//! filter input, forward, output: reject, or drop, what was not translated
+//! ```
+//!
+//! Invariants:
+//! - the number of sets is constant: Services and endpoints are elements;
+//! - only the few `*-kinds` maps hold verdicts. The kernel walks every element of every verdict map
+//!   when one gets a new jump (19 ms with 44,000 of them), so frontends hold the *code* of a kind, which
+//!   goes through the packet's priority (`skb->priority`) to the verdict: the language of `nft` has no
+//!   other word for a value that one map gives and another takes, and `nft` 1.0.6 dies of rules that do
+//!   without (assertion `consumed > 0`). Only first packets of flows to frontends are touched: the
+//!   priority is cleared again, except of those with session affinity. `ip_forward()` sets its own;
+//!   what is lost is the `SO_PRIORITY` of a local client's first packet;
+//! - a VIP or NodePort that shares its ServicePort's backends gets the address and port that name the
+//!   ServicePort written into its first packet just before dnat. conntrack knows the packet by what it
+//!   was before, so replies come from where the client sent to;
+//! - packets of flows that conntrack knows meet no rule in nat chains and one in filter chains;
+//! - what is added to the nat chains must end in a verdict for each frontend: a packet that was for a
+//!   VIP must not go on as if it were for a NodePort (FW-8).
+
+use std::borrow::Cow;
+
+use super::ruleset::{Chain, DataType, Expr, Hook, Reg, Rule, Set, SetKind, Value, Verdict};
+use crate::forwarding::{Detector, Globals, SourceClass};
+use crate::net::{Family, IpFamily};
+
+/// Our table's name, in both families.
+pub(crate) const TABLE: &str = "proxy-daemon";
+/// What `nft list` says of it.
+pub(crate) const TABLE_COMMENT: &str =
+    "Kubernetes Services; written by proxy-daemon, which repairs changes by others";
+/// Clients that session affinity remembers at most, over all ServicePorts.
+const AFFINITY_SIZE: u32 = 1 << 20;
+
+macro_rules! sets {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal),* $(,)?) => {
+        /// The sets and maps of our table.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum SetId { $($(#[$doc])* $variant),* }
+
+        impl SetId {
+            /// All of them.
+            pub(crate) const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The set's name in the kernel.
+            pub(crate) const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+        }
+    };
+}
+
+sets! {
+    /// VIP frontends: the kind of treatment.
+    Frontends = "frontends",
+    /// NodePort frontends: the kind of treatment.
+    NodePorts = "node-ports",
+    /// Where a kind of `Frontends` and `NodePorts` goes.
+    FrontendKinds = "frontend-kinds",
+    /// VIP frontends with source ranges: the kind of treatment of sources inside.
+    Firewalled = "firewalled",
+    /// Where a kind of `Firewalled` goes.
+    FirewalledKinds = "firewalled-kinds",
+    /// VIP frontends and the sources they accept.
+    SourceRanges = "source-ranges",
+    /// VIP frontends that distinguish sources: the kind of treatment of POD.
+    PodFrontends = "pod-frontends",
+    /// The same for HOST.
+    HostFrontends = "host-frontends",
+    /// The same for EXTN.
+    ExtnFrontends = "extn-frontends",
+    /// NodePort frontends that distinguish sources: the kind of treatment of POD.
+    PodNodePorts = "pod-node-ports",
+    /// The same for HOST.
+    HostNodePorts = "host-node-ports",
+    /// The same for EXTN.
+    ExtnNodePorts = "extn-node-ports",
+    /// Where a kind of the six maps above goes.
+    SourceKinds = "source-kinds",
+    /// VIP frontends other than the one that names their ServicePort: the address of that one.
+    FrontendOwners = "frontend-owners",
+    /// NodePort frontends: the address of the frontend that names their ServicePort.
+    NodePortOwners = "node-port-owners",
+    /// NodePort frontends: the port of the frontend that names their ServicePort.
+    NodePortOwnerPorts = "node-port-owner-ports",
+    /// Backends of the set C of each ServicePort, numbered from 0.
+    ClusterBackends = "cluster-backends",
+    /// Backends of the set L of each ServicePort, numbered from 0.
+    LocalBackends = "local-backends",
+    /// With session affinity: the codes of backends of the set C, numbered from 0.
+    ClusterCodes = "cluster-codes",
+    /// With session affinity: the codes of backends of the set L, numbered from 0.
+    LocalCodes = "local-codes",
+    /// With session affinity: backends of the set C by code.
+    ClusterByCode = "cluster-by-code",
+    /// With session affinity: backends of the set L by code.
+    LocalByCode = "local-by-code",
+    /// The code of the backend that a client of a ServicePort had last.
+    Affinity = "affinity",
+    /// Addresses of this node that accept NodePort traffic.
+    NodePortAddresses = "node-port-addresses",
+    /// Addresses of all backends, twice.
+    Endpoints = "endpoints",
+    /// VIP frontends to be rejected.
+    NoEndpoints = "no-endpoints",
+    /// NodePort frontends to be rejected.
+    NoEndpointNodePorts = "no-endpoint-node-ports",
+    /// VIP frontends that are no ClusterIP.
+    ExternalFrontends = "external-frontends",
+    /// Live ClusterIPs.
+    ClusterIps = "cluster-ips",
+    /// Networks whose other addresses are dropped.
+    ServiceCidrs = "service-cidrs",
+}
+
+impl SetId {
+    /// The declaration of the set.
+    #[expect(clippy::too_many_lines, reason = "a table, one line per set")]
+    pub(crate) fn declaration(self, family: IpFamily) -> Set {
+        use DataType::{
+            ClassId as Code, InetProto as Proto, InetService as Service, Integer, Ipv4Addr as V4,
+            Ipv6Addr as V6,
+        };
+        let pick = |v4: &'static [DataType], v6: &'static [DataType]| match family {
+            IpFamily::V4 => v4,
+            IpFamily::V6 => v6,
+        };
+        let address = pick(&[V4], &[V6]);
+        let pair = pick(&[V4, V4], &[V6, V6]);
+        let frontend = pick(&[V4, Proto, Service], &[V6, Proto, Service]);
+        let numbered = pick(
+            &[V4, Proto, Service, Integer],
+            &[V6, Proto, Service, Integer],
+        );
+        let client = pick(&[V4, Proto, Service, V4], &[V6, Proto, Service, V6]);
+        let backend = pick(&[V4, Service], &[V6, Service]);
+        let coded = pick(&[V4, Proto, Service, Code], &[V6, Proto, Service, Code]);
+        let node_port: &[DataType] = &[Proto, Service];
+        let code = Value::Data(&[Code]);
+        let kind: &[DataType] = &[Code];
+
+        let (key, value, comment) = match self {
+            Self::Frontends => (frontend, code, "frontend : kind of treatment"),
+            Self::NodePorts => (node_port, code, "node port : kind of treatment"),
+            Self::FrontendKinds => (kind, Value::Verdict, "kinds of @frontends and @node-ports"),
+            Self::Firewalled => (
+                frontend,
+                code,
+                "frontend with source ranges : kind of treatment",
+            ),
+            Self::FirewalledKinds => (kind, Value::Verdict, "kinds of @firewalled"),
+            Self::SourceRanges => (client, Value::None, "frontend . sources it accepts"),
+            Self::PodFrontends => (frontend, code, "frontend : kind of treatment of pods"),
+            Self::HostFrontends => (frontend, code, "frontend : kind of treatment of this node"),
+            Self::ExtnFrontends => (frontend, code, "frontend : kind of treatment of others"),
+            Self::PodNodePorts => (node_port, code, "node port : kind of treatment of pods"),
+            Self::HostNodePorts => (
+                node_port,
+                code,
+                "node port : kind of treatment of this node",
+            ),
+            Self::ExtnNodePorts => (node_port, code, "node port : kind of treatment of others"),
+            Self::SourceKinds => (kind, Value::Verdict, "kinds of the maps by source"),
+            Self::FrontendOwners => (
+                frontend,
+                Value::Data(address),
+                "frontend : address that names its ServicePort",
+            ),
+            Self::NodePortOwners => (
+                node_port,
+                Value::Data(address),
+                "node port : address that names its ServicePort",
+            ),
+            Self::NodePortOwnerPorts => (
+                node_port,
+                Value::Data(&[Service]),
+                "node port : port that names its ServicePort",
+            ),
+            Self::ClusterBackends => (
+                numbered,
+                Value::Data(backend),
+                "ServicePort . number : backend",
+            ),
+            Self::LocalBackends => (
+                numbered,
+                Value::Data(backend),
+                "ServicePort . number : backend on this node",
+            ),
+            Self::ClusterCodes => (
+                numbered,
+                code,
+                "ServicePort with affinity . number : backend's code",
+            ),
+            Self::LocalCodes => (
+                numbered,
+                code,
+                "ServicePort with affinity . number : code of backend on this node",
+            ),
+            Self::ClusterByCode => (
+                coded,
+                Value::Data(backend),
+                "ServicePort with affinity . code : backend",
+            ),
+            Self::LocalByCode => (
+                coded,
+                Value::Data(backend),
+                "ServicePort with affinity . code : backend on this node",
+            ),
+            Self::Affinity => (
+                client,
+                code,
+                "ServicePort . client : code of the backend it had last",
+            ),
+            Self::NodePortAddresses => (address, Value::None, "addresses that accept node ports"),
+            Self::Endpoints => (
+                pair,
+                Value::None,
+                "addresses of backends, twice: source and destination of a hairpin",
+            ),
+            Self::NoEndpoints => (frontend, Value::None, "frontends without endpoints"),
+            Self::NoEndpointNodePorts => (node_port, Value::None, "node ports without endpoints"),
+            Self::ExternalFrontends => {
+                (frontend, Value::None, "external IPs and load balancer IPs")
+            }
+            Self::ClusterIps => (address, Value::None, "cluster IPs in use"),
+            Self::ServiceCidrs => (address, Value::None, "where cluster IPs come from"),
+        };
+        let kind = if matches!(self, Self::SourceRanges | Self::ServiceCidrs) {
+            SetKind::Interval
+        } else if self == Self::Affinity {
+            SetKind::Dynamic {
+                size: AFFINITY_SIZE,
+            }
+        } else {
+            SetKind::Exact
+        };
+        Set {
+            name: self.name(),
+            comment,
+            key,
+            value,
+            kind,
+        }
+    }
+
+    /// The map that says a frontend's treatment by source class.
+    pub(crate) const fn by_source(class: SourceClass, node_port: bool) -> Self {
+        match (class, node_port) {
+            (SourceClass::Pod, false) => Self::PodFrontends,
+            (SourceClass::Host, false) => Self::HostFrontends,
+            (SourceClass::Extn, false) => Self::ExtnFrontends,
+            (SourceClass::Pod, true) => Self::PodNodePorts,
+            (SourceClass::Host, true) => Self::HostNodePorts,
+            (SourceClass::Extn, true) => Self::ExtnNodePorts,
+        }
+    }
+}
+
+/// Chains that other chains go to by name.
+pub(crate) mod chains {
+    /// Frontends with source ranges.
+    pub(crate) const FIREWALL: &str = "firewall";
+    /// VIP frontends that distinguish sources.
+    pub(crate) const BY_SOURCE: &str = "by-source";
+    /// NodePort frontends that distinguish sources.
+    pub(crate) const BY_SOURCE_NODE_PORT: &str = "by-source-node-port";
+    /// Where translated flows are chosen.
+    pub(super) const SERVICES: &str = "services";
+    /// What a base chain does with packets that were not translated.
+    pub(super) const UNSERVED: &str = "unserved";
+    /// Answers that the port is unreachable.
+    pub(super) const REJECT: &str = "refuse";
+    /// Gives marked flows this node's address.
+    pub(super) const MASQUERADE: &str = "masquerade-marked";
+}
+
+/// Number of 32-bit registers that an address takes.
+pub(crate) const fn words<F: Family>() -> u8 {
+    match F::FAMILY {
+        IpFamily::V4 => 1,
+        IpFamily::V6 => 4,
+    }
+}
+
+/// Loads the source address.
+pub(crate) const fn load_source<F: Family>(to: Reg) -> Expr {
+    match F::FAMILY {
+        IpFamily::V4 => Expr::Network {
+            offset: 12,
+            len: 4,
+            to,
+        },
+        IpFamily::V6 => Expr::Network {
+            offset: 8,
+            len: 16,
+            to,
+        },
+    }
+}
+
+/// Loads the destination address.
+pub(crate) const fn load_destination<F: Family>(to: Reg) -> Expr {
+    match F::FAMILY {
+        IpFamily::V4 => Expr::Network {
+            offset: 16,
+            len: 4,
+            to,
+        },
+        IpFamily::V6 => Expr::Network {
+            offset: 24,
+            len: 16,
+            to,
+        },
+    }
+}
+
+/// Loads protocol and destination port: the key of a NodePort frontend.
+pub(crate) fn load_node_port(to: u8) -> Vec<Expr> {
+    vec![
+        Expr::L4Proto { to: Reg(to) },
+        Expr::DestinationPort { to: Reg(to + 1) },
+    ]
+}
+
+/// Loads destination address, protocol and destination port: the key of a VIP frontend.
+pub(crate) fn load_frontend<F: Family>(to: u8) -> Vec<Expr> {
+    let mut exprs = vec![load_destination::<F>(Reg(to))];
+    exprs.extend(load_node_port(to + words::<F>()));
+    exprs
+}
+
+/// A rule of several runs of expressions.
+pub(crate) fn rule(parts: impl IntoIterator<Item = Vec<Expr>>) -> Rule {
+    Rule {
+        exprs: parts.into_iter().flatten().collect(),
+        comment: None,
+    }
+}
+
+/// Goes on only for packets of class POD, or only for all others.
+pub(crate) fn from_pod<F: Family>(detector: &Detector<F>, yes: bool) -> Vec<Expr> {
+    let reg = Reg(0);
+    let test = |bytes: Vec<u8>| {
+        if yes {
+            Expr::Equal { reg, to: bytes }
+        } else {
+            Expr::NotEqual { reg, to: bytes }
+        }
+    };
+    match detector {
+        Detector::Network(network) => {
+            let (first, prefix) = F::prefix(network);
+            let mut bytes = Vec::with_capacity(F::ADDR_LEN);
+            F::write_addr(first, &mut bytes);
+            let mask = prefix_mask(prefix, F::ADDR_LEN);
+            let mut exprs = vec![load_source::<F>(reg)];
+            if usize::from(prefix) < F::ADDR_LEN * 8 {
+                let xor = vec![0; mask.len()];
+                exprs.push(Expr::Bitwise { reg, mask, xor });
+            }
+            exprs.push(test(bytes));
+            exprs
+        }
+        Detector::Interface(name) => {
+            let mut bytes = name.as_str().as_bytes().to_vec();
+            bytes.resize(16, 0);
+            vec![Expr::InterfaceName { to: reg }, test(bytes)]
+        }
+        Detector::InterfacePrefix(name) => {
+            vec![
+                Expr::InterfaceName { to: reg },
+                test(name.as_str().as_bytes().to_vec()),
+            ]
+        }
+    }
+}
+
+/// The mask of a prefix, in bytes.
+fn prefix_mask(prefix: u8, len: usize) -> Vec<u8> {
+    (0..len)
+        .map(|byte| {
+            let bits = usize::from(prefix).saturating_sub(byte * 8).min(8);
+            u8::try_from(0xff00_u16 >> bits & 0xff).unwrap_or(0)
+        })
+        .collect()
+}
+
+/// `meta mark set (meta mark & mask) ^ xor`.
+fn change_mark(mask: u32, xor: u32) -> Vec<Expr> {
+    let reg = Reg(0);
+    vec![
+        Expr::Mark { to: reg },
+        Expr::Bitwise {
+            reg,
+            mask: mask.to_ne_bytes().to_vec(),
+            xor: xor.to_ne_bytes().to_vec(),
+        },
+        Expr::SetMark { from: reg },
+    ]
+}
+
+/// Asks for masquerading. Other bits of the mark stay. Spec: SRC-10.
+pub(crate) fn mark_for_masquerade<F: Family>(globals: &Globals<F>) -> Vec<Expr> {
+    let bit = globals.masquerade_bit.mask();
+    change_mark(!bit, bit)
+}
+
+/// Goes on only if any of the bits is set in what `load` loads.
+fn any_bit(load: Expr, bits: u32) -> Vec<Expr> {
+    let reg = Reg(0);
+    let zero = vec![0; 4];
+    vec![
+        load,
+        Expr::Bitwise {
+            reg,
+            mask: bits.to_ne_bytes().to_vec(),
+            xor: zero.clone(),
+        },
+        Expr::NotEqual { reg, to: zero },
+    ]
+}
+
+/// Goes on only in one of these conntrack states.
+fn ct_state(bits: u32) -> Vec<Expr> {
+    any_bit(Expr::CtState { to: Reg(0) }, bits)
+}
+
+const INVALID: u32 = 1;
+const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+
+/// Goes on only for flows whose destination was translated.
+fn translated() -> Vec<Expr> {
+    any_bit(Expr::CtStatus { to: Reg(0) }, 0x20)
+}
+
+fn verdict(verdict: Verdict) -> Vec<Expr> {
+    vec![Expr::Verdict(verdict)]
+}
+
+fn goto(chain: &'static str) -> Vec<Expr> {
+    verdict(Verdict::Goto(chain.into()))
+}
+
+fn jump(chain: &'static str) -> Vec<Expr> {
+    verdict(Verdict::Jump(chain.into()))
+}
+
+/// Takes the kind of treatment that `map` says for the key at register 0, and follows it.
+fn treat(map: SetId, kinds: SetId) -> Vec<Expr> {
+    let (key, to) = (Reg(0), Reg(0));
+    vec![
+        Expr::Map {
+            set: map.name(),
+            key,
+            to,
+        },
+        Expr::SetPriority { from: to },
+        Expr::Priority { to },
+        Expr::VerdictMap {
+            set: kinds.name(),
+            key,
+        },
+    ]
+}
+
+fn is_in(set: SetId) -> Vec<Expr> {
+    vec![Expr::In {
+        set: set.name(),
+        key: Reg(0),
+    }]
+}
+
+fn commented(comment: &'static str, rule: Rule) -> Rule {
+    Rule {
+        comment: Some(comment),
+        ..rule
+    }
+}
+
+/// The chains that our table always has; base chains last.
+pub(crate) fn chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
+    let plain = |name: &'static str, comment, rules| Chain {
+        name: Cow::Borrowed(name),
+        comment,
+        hook: None,
+        rules,
+    };
+    let mut all = vec![
+        plain(
+            chains::REJECT,
+            "no such port: say so, but never to packets of a flow that may live",
+            reject(),
+        ),
+        plain(
+            chains::MASQUERADE,
+            "marked flows get this node's address",
+            masquerade(globals),
+        ),
+        plain(
+            chains::FIREWALL,
+            "frontends with source ranges",
+            firewall::<F>(),
+        ),
+        plain(
+            chains::BY_SOURCE,
+            "frontends that distinguish sources",
+            by_source(globals, false),
+        ),
+        plain(
+            chains::BY_SOURCE_NODE_PORT,
+            "node ports that distinguish sources",
+            by_source(globals, true),
+        ),
+        plain(chains::SERVICES, "first packets of flows", services::<F>()),
+        plain(
+            chains::UNSERVED,
+            "packets to frontends that were not translated",
+            unserved::<F>(),
+        ),
+    ];
+    all.extend(base_chains(globals));
+    all
+}
+
+fn reject() -> Vec<Rule> {
+    vec![
+        rule([ct_state(INVALID), verdict(Verdict::Drop)]),
+        rule([vec![Expr::Reject]]),
+    ]
+}
+
+fn masquerade<F: Family>(globals: &Globals<F>) -> Vec<Rule> {
+    vec![rule([
+        change_mark(!globals.masquerade_bit.mask(), 0),
+        vec![Expr::Masquerade],
+    ])]
+}
+
+fn firewall<F: Family>() -> Vec<Rule> {
+    let source = vec![load_source::<F>(Reg(words::<F>() + 2))];
+    let dispatch = treat(SetId::Firewalled, SetId::FirewalledKinds);
+    vec![
+        rule([
+            load_frontend::<F>(0),
+            source,
+            is_in(SetId::SourceRanges),
+            dispatch,
+        ]),
+        rule([verdict(Verdict::Drop)]),
+    ]
+}
+
+fn by_source<F: Family>(globals: &Globals<F>, node_port: bool) -> Vec<Rule> {
+    let dispatch = |class| {
+        let key = if node_port {
+            load_node_port(0)
+        } else {
+            load_frontend::<F>(0)
+        };
+        [
+            key,
+            treat(SetId::by_source(class, node_port), SetId::SourceKinds),
+        ]
+        .concat()
+    };
+    // Kernel: RTN_LOCAL.
+    let is_local = Expr::Equal {
+        reg: Reg(0),
+        to: 2_u32.to_ne_bytes().to_vec(),
+    };
+    let from_host = vec![Expr::SourceAddressType { to: Reg(0) }, is_local];
+    let mut rules = Vec::new();
+    if let Some(detector) = &globals.detector {
+        rules.push(rule([from_pod(detector, true), dispatch(SourceClass::Pod)]));
+    }
+    rules.push(rule([from_host, dispatch(SourceClass::Host)]));
+    rules.push(rule([dispatch(SourceClass::Extn)]));
+    rules
+}
+
+fn services<F: Family>() -> Vec<Rule> {
+    let to_node = [
+        vec![load_destination::<F>(Reg(0))],
+        is_in(SetId::NodePortAddresses),
+    ]
+    .concat();
+    vec![
+        rule([
+            load_frontend::<F>(0),
+            treat(SetId::Frontends, SetId::FrontendKinds),
+        ]),
+        rule([
+            to_node,
+            load_node_port(0),
+            treat(SetId::NodePorts, SetId::FrontendKinds),
+        ]),
+    ]
+}
+
+fn unserved<F: Family>() -> Vec<Rule> {
+    let destination = || vec![load_destination::<F>(Reg(0))];
+    let drop = || verdict(Verdict::Drop);
+    vec![
+        rule([
+            load_frontend::<F>(0),
+            is_in(SetId::NoEndpoints),
+            goto(chains::REJECT),
+        ]),
+        rule([
+            ct_state(INVALID),
+            load_frontend::<F>(0),
+            is_in(SetId::ExternalFrontends),
+            drop(),
+        ]),
+        rule([
+            destination(),
+            is_in(SetId::ClusterIps),
+            goto(chains::REJECT),
+        ]),
+        rule([destination(), is_in(SetId::ServiceCidrs), drop()]),
+    ]
+}
+
+fn base_chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
+    const PREROUTING: u32 = 0;
+    const INPUT: u32 = 1;
+    const FORWARD: u32 = 2;
+    const OUTPUT: u32 = 3;
+    const POSTROUTING: u32 = 4;
+    let base = |name: &'static str, chain_type, number, priority, rules| Chain {
+        name: Cow::Borrowed(name),
+        comment: "",
+        hook: Some(Hook {
+            chain_type,
+            number,
+            priority,
+        }),
+        rules,
+    };
+    // Before the host's firewall at 0, so that its default policy does not turn a reject into silence.
+    let filter = |name, number, rules| base(name, "filter", number, -10, rules);
+    let to_services = || vec![rule([jump(chains::SERVICES)])];
+    let served = || {
+        vec![
+            rule([ct_state(ESTABLISHED_OR_RELATED), verdict(Verdict::Accept)]),
+            rule([translated(), verdict(Verdict::Accept)]),
+        ]
+    };
+    let mut forward = served();
+    if globals.drop_invalid {
+        forward.push(invalid_of_endpoints::<F>());
+    }
+    forward.push(rule([goto(chains::UNSERVED)]));
+    let mut output = served();
+    output.push(rule([goto(chains::UNSERVED)]));
+    vec![
+        filter(
+            "filter-input",
+            INPUT,
+            [served(), unserved_input::<F>()].concat(),
+        ),
+        filter("filter-forward", FORWARD, forward),
+        filter("filter-output", OUTPUT, output),
+        base(
+            "nat-postrouting",
+            "nat",
+            POSTROUTING,
+            100,
+            postrouting(globals),
+        ),
+        base("nat-prerouting", "nat", PREROUTING, -100, to_services()),
+        base("nat-output", "nat", OUTPUT, -100, to_services()),
+    ]
+}
+
+fn unserved_input<F: Family>() -> Vec<Rule> {
+    let to_node = [
+        vec![load_destination::<F>(Reg(0))],
+        is_in(SetId::NodePortAddresses),
+    ]
+    .concat();
+    vec![
+        rule([
+            load_frontend::<F>(0),
+            is_in(SetId::NoEndpoints),
+            goto(chains::REJECT),
+        ]),
+        rule([
+            to_node,
+            load_node_port(0),
+            is_in(SetId::NoEndpointNodePorts),
+            goto(chains::REJECT),
+        ]),
+    ]
+}
+
+/// Spec: CT-7. Both halves of the key are the source: it is an endpoint.
+fn invalid_of_endpoints<F: Family>() -> Rule {
+    const TCP: u8 = 6;
+    let is_tcp = Expr::Equal {
+        reg: Reg(0),
+        to: vec![TCP],
+    };
+    let exprs = rule([
+        ct_state(INVALID),
+        vec![Expr::L4Proto { to: Reg(0) }, is_tcp],
+        vec![
+            load_source::<F>(Reg(0)),
+            load_source::<F>(Reg(words::<F>())),
+        ],
+        is_in(SetId::Endpoints),
+        verdict(Verdict::Drop),
+    ]);
+    commented(
+        "out of window: the client must not see the endpoint's address",
+        exprs,
+    )
+}
+
+fn postrouting<F: Family>(globals: &Globals<F>) -> Vec<Rule> {
+    let marked = any_bit(Expr::Mark { to: Reg(0) }, globals.masquerade_bit.mask());
+    let ends = vec![
+        load_source::<F>(Reg(0)),
+        load_destination::<F>(Reg(words::<F>())),
+    ];
+    vec![
+        rule([marked, goto(chains::MASQUERADE)]),
+        commented(
+            "hairpin",
+            rule([
+                translated(),
+                ends,
+                is_in(SetId::Endpoints),
+                vec![Expr::Masquerade],
+            ]),
+        ),
+    ]
+}

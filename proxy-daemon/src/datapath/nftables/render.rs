@@ -1,0 +1,533 @@
+//! Which elements does a ServicePort have in our sets, and which do the globals?
+//!
+//! Invariants: pure; decides nothing that the forwarding state leaves open; the same ServicePort gives
+//! the same elements, whatever else there is. What several ServicePorts share (kinds, endpoints,
+//! ClusterIPs) is only named here, and counted by `apply`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
+
+use super::codec::{Data, Key};
+use super::elements::Elements;
+use super::kind::{Kind, Masquerade, Pick, Via};
+use super::layout::SetId;
+use crate::forwarding::{
+    Backend, BackendSet, Exposure, Frontend, FrontendAddress, FrontendKey, Globals, Route, Routes,
+    ServicePort, SourceClass,
+};
+use crate::net::{Family, L4Proto};
+
+/// What one or several ServicePorts need.
+#[derive(Debug)]
+pub(crate) struct Rendered<F: Family> {
+    /// Elements that belong to one ServicePort each.
+    pub(crate) elements: Elements,
+    /// Kinds in use, each with the map that holds it; as often as it is used.
+    pub(crate) kinds: Vec<(SetId, Kind)>,
+    /// Addresses of backends; as often as they are used.
+    pub(crate) endpoints: Vec<F::Addr>,
+    /// Live ClusterIPs; as often as they are used.
+    pub(crate) cluster_ips: Vec<F::Addr>,
+}
+
+impl<F: Family> Default for Rendered<F> {
+    fn default() -> Self {
+        Self {
+            elements: Elements::default(),
+            kinds: Vec::new(),
+            endpoints: Vec::new(),
+            cluster_ips: Vec::new(),
+        }
+    }
+}
+
+/// The bytes of an address.
+pub(crate) fn address_key<F: Family>(address: F::Addr) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(F::ADDR_LEN);
+    F::write_addr(address, &mut bytes);
+    bytes
+}
+
+/// Appends protocol and port, each in a register of its own.
+fn write_node_port(protocol: L4Proto, port: u16, to: &mut Vec<u8>) {
+    to.extend_from_slice(&[protocol.number(), 0, 0, 0]);
+    let [high, low] = port.to_be_bytes();
+    to.extend_from_slice(&[high, low, 0, 0]);
+}
+
+/// The key of a NodePort frontend.
+fn node_port_key(protocol: L4Proto, port: u16) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(8);
+    write_node_port(protocol, port, &mut bytes);
+    bytes
+}
+
+/// The key of a VIP frontend; a NodePort that names a ServicePort has no address there.
+fn frontend_key<F: Family>(key: &FrontendKey<F>) -> Vec<u8> {
+    let FrontendKey {
+        address,
+        protocol,
+        port,
+    } = *key;
+    let mut bytes = Vec::with_capacity(F::ADDR_LEN + 12);
+    match address {
+        FrontendAddress::Vip(address) => F::write_addr(address, &mut bytes),
+        FrontendAddress::Node => bytes.resize(F::ADDR_LEN, 0),
+    }
+    write_node_port(protocol, port.get(), &mut bytes);
+    bytes
+}
+
+/// The name of a ServicePort in the kernel, as its clients are remembered by.
+pub(crate) fn owner_key<F: Family>(service_port: &ServicePort<F>) -> Option<Vec<u8>> {
+    service_port.key_frontend().map(|key| frontend_key(&key))
+}
+
+/// The bytes of a backend.
+pub(crate) fn backend_key<F: Family>(backend: &Backend<F>) -> Vec<u8> {
+    let Backend { address, port } = *backend;
+    let mut bytes = Vec::with_capacity(F::ADDR_LEN + 4);
+    F::write_addr(address, &mut bytes);
+    let [high, low] = port.get().to_be_bytes();
+    bytes.extend_from_slice(&[high, low, 0, 0]);
+    bytes
+}
+
+/// The codes by which clients remember the backends of a ServicePort; by both sets of backends.
+///
+/// A code is a hash of address and port, so that it outlives changes of the other backends and a restart.
+/// Of two backends with the same hash, which is one in 268 million, the second has the next number.
+pub(crate) fn backend_codes<F: Family>(service_port: &ServicePort<F>) -> BTreeMap<Backend<F>, u32> {
+    let backends: BTreeSet<Backend<F>> = service_port
+        .cluster
+        .iter()
+        .chain(&service_port.local)
+        .copied()
+        .collect();
+    let mut taken = BTreeSet::new();
+    let mut code_of = |backend: &Backend<F>| {
+        let bytes = backend_key(backend);
+        let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
+        // The upper half is no handle that a queueing discipline would have: codes lie in the priority.
+        let mut code = 0xe000_0000 | hash >> 4;
+        while !taken.insert(code) {
+            code = 0xe000_0000 | code.wrapping_add(1);
+        }
+        code
+    };
+    backends
+        .iter()
+        .map(|backend| (*backend, code_of(backend)))
+        .collect()
+}
+
+/// Renders the globals: addresses of this node and networks of ClusterIPs.
+///
+/// What else they say is in the rules of chains, see `layout` and `kind`.
+pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, elements: &mut Elements) {
+    let Globals {
+        detector: _,
+        masquerade_bit: _,
+        node_port_addresses,
+        service_cidrs,
+        drop_invalid: _,
+    } = globals;
+    for address in node_port_addresses {
+        elements.push(
+            SetId::NodePortAddresses,
+            Key::Exact(&address_key::<F>(*address)),
+            Data::None,
+            "",
+        );
+    }
+    for (first, last) in merge_ranges::<F>(service_cidrs.iter()) {
+        elements.push(SetId::ServiceCidrs, Key::Exact(&first), Data::None, "");
+        if let Some(end) = successor(&last) {
+            elements.push(SetId::ServiceCidrs, Key::End(&end), Data::None, "");
+        }
+    }
+}
+
+/// Renders a ServicePort. The detector matters: without one there is no POD.
+pub(crate) fn render_service_port<F: Family>(
+    service_port: &ServicePort<F>,
+    has_detector: bool,
+    to: &mut Rendered<F>,
+) {
+    let ServicePort {
+        id,
+        protocol: _,
+        cluster_ip,
+        affinity,
+        cluster,
+        local,
+        // Whose UDP flows are kept is for conntrack.
+        live: _,
+        frontends,
+    } = service_port;
+    to.cluster_ips.push(*cluster_ip);
+    let Some(owner) = service_port.key_frontend() else {
+        return;
+    };
+    let mut view = View {
+        comment: id.as_str(),
+        owner,
+        affinity: *affinity,
+        n_cluster: size(cluster),
+        n_local: size(local),
+        has_detector,
+        uses: BTreeSet::new(),
+    };
+    for (key, frontend) in frontends {
+        view.render_frontend(key, frontend, to);
+    }
+    let codes = affinity.map(|_| backend_codes(service_port));
+    for (owner, set) in view.uses {
+        match set {
+            BackendSet::Cluster => render_backends(&owner, cluster, codes.as_ref(), &CLUSTER, to),
+            BackendSet::Local => render_backends(&owner, local, codes.as_ref(), &LOCAL, to),
+        }
+    }
+}
+
+/// The maps that hold a set of backends.
+struct BackendMaps {
+    by_number: SetId,
+    codes: SetId,
+    by_code: SetId,
+}
+
+const CLUSTER: BackendMaps = BackendMaps {
+    by_number: SetId::ClusterBackends,
+    codes: SetId::ClusterCodes,
+    by_code: SetId::ClusterByCode,
+};
+
+const LOCAL: BackendMaps = BackendMaps {
+    by_number: SetId::LocalBackends,
+    codes: SetId::LocalCodes,
+    by_code: SetId::LocalByCode,
+};
+
+/// Renders a set of backends under the key of the frontend that names the ServicePort.
+fn render_backends<F: Family>(
+    owner: &[u8],
+    backends: &[Backend<F>],
+    codes: Option<&BTreeMap<Backend<F>, u32>>,
+    maps: &BackendMaps,
+    to: &mut Rendered<F>,
+) {
+    let mut key = Vec::with_capacity(owner.len() + 4);
+    for (backend, number) in backends.iter().zip(0_u32..) {
+        let bytes = backend_key(backend);
+        key.clear();
+        key.extend_from_slice(owner);
+        key.extend_from_slice(&number.to_ne_bytes());
+        to.elements
+            .push(maps.by_number, Key::Exact(&key), Data::Bytes(&bytes), "");
+        to.endpoints.push(backend.address);
+        if let Some(code) = codes.and_then(|codes| codes.get(backend)) {
+            to.elements.push(
+                maps.codes,
+                Key::Exact(&key),
+                Data::Bytes(&code.to_ne_bytes()),
+                "",
+            );
+            key.truncate(owner.len());
+            key.extend_from_slice(&code.to_ne_bytes());
+            to.elements
+                .push(maps.by_code, Key::Exact(&key), Data::Bytes(&bytes), "");
+        }
+    }
+}
+
+fn size<F: Family>(backends: &[Backend<F>]) -> u32 {
+    u32::try_from(backends.len()).unwrap_or(u32::MAX)
+}
+
+/// What the frontends of a ServicePort have in common.
+struct View<'a, F: Family> {
+    comment: &'a str,
+    owner: FrontendKey<F>,
+    affinity: Option<u32>,
+    n_cluster: u32,
+    n_local: u32,
+    has_detector: bool,
+    /// Which sets are in use, each under the key by which frontends find it.
+    uses: BTreeSet<(Vec<u8>, BackendSet)>,
+}
+
+/// The map with the verdicts for the kinds that `set` holds.
+const fn kinds_of(set: SetId) -> SetId {
+    if matches!(set, SetId::Frontends | SetId::NodePorts) {
+        SetId::FrontendKinds
+    } else if matches!(set, SetId::Firewalled) {
+        SetId::FirewalledKinds
+    } else {
+        SetId::SourceKinds
+    }
+}
+
+impl<F: Family> View<'_, F> {
+    /// Says in `set` that packets to `key` are treated as `kind`.
+    fn treat(&self, set: SetId, key: &[u8], kind: Kind, to: &mut Rendered<F>) {
+        to.elements.push(
+            set,
+            Key::Exact(key),
+            Data::Bytes(&kind.code().to_ne_bytes()),
+            self.comment,
+        );
+        to.kinds.push((kinds_of(set), kind));
+    }
+
+    fn render_frontend(
+        &mut self,
+        key: &FrontendKey<F>,
+        frontend: &Frontend<F>,
+        to: &mut Rendered<F>,
+    ) {
+        let Frontend {
+            exposure,
+            routes,
+            source_ranges,
+        } = frontend;
+        let node_port = match key.address {
+            FrontendAddress::Vip(_) => false,
+            FrontendAddress::Node => true,
+        };
+        let (bytes, dispatch) = if node_port {
+            (
+                node_port_key(key.protocol, key.port.get()),
+                SetId::NodePorts,
+            )
+        } else {
+            (frontend_key(key), SetId::Frontends)
+        };
+        let via = self.via(key);
+        let kind = self.kind(*routes, via, &bytes, to);
+        match source_ranges {
+            // FW-1: only VIPs have source ranges.
+            Some(ranges) if !node_port => {
+                self.treat(SetId::Frontends, &bytes, Kind::Firewall, to);
+                self.treat(SetId::Firewalled, &bytes, kind, to);
+                self.render_ranges(&bytes, ranges, to);
+            }
+            Some(_) | None => self.treat(dispatch, &bytes, kind, to),
+        }
+        self.render_filter(*exposure, *routes, node_port, &bytes, to);
+    }
+
+    fn render_ranges(&self, key: &[u8], ranges: &[F::Net], to: &mut Rendered<F>) {
+        for (first, last) in merge_ranges::<F>(ranges.iter()) {
+            let (first, last) = ([key, &first].concat(), [key, &last].concat());
+            to.elements.push(
+                SetId::SourceRanges,
+                Key::Range(&first, &last),
+                Data::None,
+                self.comment,
+            );
+        }
+    }
+
+    /// What the filter hooks must know of a frontend.
+    fn render_filter(
+        &self,
+        exposure: Exposure,
+        routes: Routes,
+        node_port: bool,
+        key: &[u8],
+        to: &mut Rendered<F>,
+    ) {
+        let Routes { pod, host, extn } = routes;
+        if [pod, host, extn].contains(&Route::Reject) {
+            let set = if node_port {
+                SetId::NoEndpointNodePorts
+            } else {
+                SetId::NoEndpoints
+            };
+            to.elements
+                .push(set, Key::Exact(key), Data::None, self.comment);
+        }
+        match exposure {
+            Exposure::ExternalIp | Exposure::LoadBalancer => {
+                to.elements.push(
+                    SetId::ExternalFrontends,
+                    Key::Exact(key),
+                    Data::None,
+                    self.comment,
+                );
+            }
+            Exposure::ClusterIp | Exposure::NodePort => {}
+        }
+    }
+
+    /// The kind of treatment that these routes ask for.
+    fn kind(&mut self, routes: Routes, via: Via, key: &[u8], to: &mut Rendered<F>) -> Kind {
+        let Routes { pod, host, extn } = routes;
+        let pod = if self.has_detector { pod } else { extn };
+        self.note_use([pod, host, extn], via, key, to);
+        if let Some(kind) = self.common_kind([pod, host, extn], via) {
+            return kind;
+        }
+        let node_port = matches!(via, Via::NodePort);
+        let classes = [
+            (SourceClass::Pod, pod),
+            (SourceClass::Host, host),
+            (SourceClass::Extn, extn),
+        ];
+        for (class, route) in classes {
+            if class != SourceClass::Pod || self.has_detector {
+                let kind = self.common_kind([route; 3], via).unwrap_or(Kind::Drop);
+                self.treat(SetId::by_source(class, node_port), key, kind, to);
+            }
+        }
+        Kind::BySource { node_port }
+    }
+
+    /// How the chain of a frontend's kind finds the backends.
+    ///
+    /// A VIP with another port than the ServicePort's name could not be led there by its address alone.
+    /// `compile` makes no such VIP; if there is one, it gets backends of its own.
+    fn via(&self, key: &FrontendKey<F>) -> Via {
+        match (key.address, self.owner.address) {
+            (FrontendAddress::Node, _) => Via::NodePort,
+            (FrontendAddress::Vip(_), FrontendAddress::Vip(_))
+                if *key != self.owner && key.port == self.owner.port =>
+            {
+                Via::Vip
+            }
+            (FrontendAddress::Vip(_), _) => Via::Itself,
+        }
+    }
+
+    /// Notes which backends are in use, and where they are found from this frontend.
+    fn note_use(&mut self, routes: [Route; 3], via: Via, key: &[u8], to: &mut Rendered<F>) {
+        let owner = match via {
+            Via::Itself => key.to_vec(),
+            Via::Vip | Via::NodePort => frontend_key(&self.owner),
+        };
+        let used = routes.into_iter().filter_map(|route| match route {
+            Route::Forward { to, masquerade: _ } => Some(to),
+            Route::Reject | Route::Drop => None,
+        });
+        let sets: BTreeSet<BackendSet> = used.collect();
+        if sets.is_empty() {
+            return;
+        }
+        self.uses
+            .extend(sets.into_iter().map(|set| (owner.clone(), set)));
+        let mut lead = |map, data: &[u8]| {
+            to.elements
+                .push(map, Key::Exact(key), Data::Bytes(data), self.comment);
+        };
+        let (address, rest) = owner.split_at_checked(F::ADDR_LEN).unwrap_or_default();
+        match via {
+            Via::Itself => {}
+            Via::Vip => lead(SetId::FrontendOwners, address),
+            Via::NodePort => {
+                lead(SetId::NodePortOwners, address);
+                lead(
+                    SetId::NodePortOwnerPorts,
+                    rest.get(4..6).unwrap_or_default(),
+                );
+            }
+        }
+    }
+
+    /// The kind for POD, HOST and EXTN, if one chain can treat all three.
+    fn common_kind(&self, routes: [Route; 3], via: Via) -> Option<Kind> {
+        use Route::{Drop, Forward, Reject};
+        match routes {
+            [Drop, Drop, Drop] => Some(Kind::Drop),
+            [Reject, Reject, Reject] => Some(Kind::Reject),
+            [
+                Forward {
+                    to: set,
+                    masquerade: pod,
+                },
+                Forward {
+                    to: host_set,
+                    masquerade: host,
+                },
+                Forward {
+                    to: extn_set,
+                    masquerade: extn,
+                },
+            ] if set == host_set && set == extn_set => {
+                let masquerade = match (pod, host, extn) {
+                    (false, false, false) => Masquerade::Never,
+                    (false, true, true) => Masquerade::UnlessPod,
+                    (true, true, true) => Masquerade::Always,
+                    _ => return None,
+                };
+                let n = match set {
+                    BackendSet::Cluster => self.n_cluster,
+                    BackendSet::Local => self.n_local,
+                };
+                // The contract says that a set in use is not empty; if it were, silence is the safe answer.
+                Some(NonZeroU32::new(n).map_or(Kind::Drop, |n| {
+                    Kind::Pick(Pick {
+                        via,
+                        set,
+                        n,
+                        masquerade,
+                        affinity: self.affinity,
+                    })
+                }))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// First and last address of each run of addresses that the networks cover, in order.
+///
+/// Kernel: interval sets refuse overlaps, and join nothing.
+fn merge_ranges<'a, F: Family>(
+    networks: impl Iterator<Item = &'a F::Net>,
+) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut ranges: Vec<(Vec<u8>, Vec<u8>)> = networks.map(range::<F>).collect();
+    ranges.sort();
+    let mut merged: Vec<(Vec<u8>, Vec<u8>)> = Vec::with_capacity(ranges.len());
+    for (first, last) in ranges {
+        match merged.last_mut() {
+            Some((_, end)) if successor(end).is_none_or(|next| first <= next) => {
+                if last > *end {
+                    *end = last;
+                }
+            }
+            _ => merged.push((first, last)),
+        }
+    }
+    merged
+}
+
+/// First and last address of a network.
+fn range<F: Family>(network: &F::Net) -> (Vec<u8>, Vec<u8>) {
+    let (address, prefix) = F::prefix(network);
+    let first = address_key::<F>(address);
+    let last = first
+        .iter()
+        .enumerate()
+        .map(|(byte, value)| {
+            let bits = usize::from(prefix).saturating_sub(byte * 8).min(8);
+            value | u8::try_from(0xff_u16 >> bits).unwrap_or(0)
+        })
+        .collect();
+    (first, last)
+}
+
+/// The address after this one; `None` after the last.
+fn successor(address: &[u8]) -> Option<Vec<u8>> {
+    let mut next = address.to_vec();
+    for byte in next.iter_mut().rev() {
+        let (sum, carry) = byte.overflowing_add(1);
+        *byte = sum;
+        if !carry {
+            return Some(next);
+        }
+    }
+    None
+}

@@ -1,0 +1,324 @@
+//! Which words does the nftables datapath have for what it writes?
+//!
+//! Tables, sets and maps, chains, rules and their expressions, as far as we use them. Invariants:
+//! nothing here knows a Service or does I/O; `codec` turns these types into netlink and back.
+
+use std::borrow::Cow;
+
+/// A 32-bit register of the kernel's `nf_tables` machine, counted from 0 to 15.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reg(pub(crate) u8);
+
+/// A data type as `nft` numbers them; the kernel only stores the number.
+///
+/// Source: `enum datatypes` of nftables 1.0.6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DataType {
+    /// A number in host byte order, 4 bytes; `numgen` makes these.
+    Integer,
+    /// `ipv4_addr`, 4 bytes.
+    Ipv4Addr,
+    /// `ipv6_addr`, 16 bytes.
+    Ipv6Addr,
+    /// `inet_proto`, 1 byte in a register of 4.
+    InetProto,
+    /// `inet_service`, 2 bytes in a register of 4.
+    InetService,
+    /// `classid`, two numbers in 4 bytes; the type of a packet's priority.
+    ClassId,
+}
+
+impl DataType {
+    /// The number `nft` gives it.
+    pub(crate) const fn number(self) -> u32 {
+        match self {
+            Self::Integer => 4,
+            Self::Ipv4Addr => 7,
+            Self::Ipv6Addr => 8,
+            Self::InetProto => 12,
+            Self::InetService => 13,
+            Self::ClassId => 23,
+        }
+    }
+
+    /// Bytes of its value.
+    pub(crate) const fn len(self) -> u32 {
+        match self {
+            Self::InetProto => 1,
+            Self::InetService => 2,
+            Self::Integer | Self::ClassId | Self::Ipv4Addr => 4,
+            Self::Ipv6Addr => 16,
+        }
+    }
+}
+
+/// What a map's elements hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    /// It is a set: nothing.
+    None,
+    /// A verdict.
+    Verdict,
+    /// A value, or several concatenated.
+    Data(&'static [DataType]),
+}
+
+/// A named set or map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Set {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// What it is for, as `nft list` shows it.
+    pub(crate) comment: &'static str,
+    /// The key, one type or several concatenated.
+    pub(crate) key: &'static [DataType],
+    /// What it holds for each key.
+    pub(crate) value: Value,
+    /// How keys are found.
+    pub(crate) kind: SetKind,
+}
+
+/// How the keys of a set are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SetKind {
+    /// Exactly.
+    Exact,
+    /// Elements are ranges.
+    Interval,
+    /// Rules add elements, which go after a time.
+    Dynamic {
+        /// Elements at most.
+        size: u32,
+    },
+}
+
+/// What the kernel does with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Silence.
+    Drop,
+    /// No more rules of this base chain.
+    Accept,
+    /// Go on in this chain, and come back.
+    Jump(Cow<'static, str>),
+    /// Go on in this chain.
+    Goto(Cow<'static, str>),
+}
+
+/// Where the checksum is that covers a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checksum {
+    /// TCP's.
+    Tcp,
+    /// UDP's.
+    Udp,
+    /// SCTP's.
+    Sctp,
+    /// None: a UDP packet over IPv4 may have none.
+    None,
+}
+
+/// One step of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Expr {
+    /// Loads bytes of the network header.
+    Network {
+        /// Offset in bytes.
+        offset: u32,
+        /// Bytes.
+        len: u32,
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads the transport header's destination port.
+    DestinationPort {
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads the transport protocol's number.
+    L4Proto {
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads the packet mark.
+    Mark {
+        /// Where to.
+        to: Reg,
+    },
+    /// Writes the packet mark.
+    SetMark {
+        /// Where from.
+        from: Reg,
+    },
+    /// Loads the packet's priority.
+    Priority {
+        /// Where to.
+        to: Reg,
+    },
+    /// Writes the packet's priority.
+    SetPriority {
+        /// Where from.
+        from: Reg,
+    },
+    /// Loads zero.
+    Zero {
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads the checksum of a UDP packet.
+    UdpChecksum {
+        /// Where to.
+        to: Reg,
+    },
+    /// Writes the destination address into the packet, and mends the checksums.
+    SetDestination {
+        /// Where from.
+        from: Reg,
+    },
+    /// Writes the destination port into the packet, and mends the checksum.
+    SetDestinationPort {
+        /// Where from.
+        from: Reg,
+        /// Which checksum there is.
+        checksum: Checksum,
+    },
+    /// Loads the name of the interface that the packet came in by.
+    InterfaceName {
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads the conntrack state.
+    CtState {
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads the conntrack status.
+    CtStatus {
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads the routing type of the source address.
+    SourceAddressType {
+        /// Where to.
+        to: Reg,
+    },
+    /// `register = (register & mask) ^ xor`, bytes as they lie in the register.
+    Bitwise {
+        /// Which register.
+        reg: Reg,
+        /// The mask.
+        mask: Vec<u8>,
+        /// What is flipped after masking.
+        xor: Vec<u8>,
+    },
+    /// Goes on only if the register holds this.
+    Equal {
+        /// Which register.
+        reg: Reg,
+        /// The bytes.
+        to: Vec<u8>,
+    },
+    /// Goes on only if the register holds anything else.
+    NotEqual {
+        /// Which register.
+        reg: Reg,
+        /// The bytes.
+        to: Vec<u8>,
+    },
+    /// Goes on only if the key is in the set.
+    In {
+        /// The set.
+        set: &'static str,
+        /// Where the key begins.
+        key: Reg,
+    },
+    /// Loads what the map holds; goes on only if it has the key.
+    Map {
+        /// The map.
+        set: &'static str,
+        /// Where the key begins.
+        key: Reg,
+        /// Where to.
+        to: Reg,
+    },
+    /// Follows the verdict that the map holds; goes on if it has none.
+    VerdictMap {
+        /// The map.
+        set: &'static str,
+        /// Where the key begins.
+        key: Reg,
+    },
+    /// Loads a random number.
+    Random {
+        /// It is below this.
+        below: u32,
+        /// Where to.
+        to: Reg,
+    },
+    /// Ends the rule.
+    Verdict(Verdict),
+    /// Sends the flow to an address and port.
+    Dnat {
+        /// Where the address is.
+        address: Reg,
+        /// Where the port is.
+        port: Reg,
+    },
+    /// Gives the flow this node's address, with a random port.
+    Masquerade,
+    /// Answers that the port is unreachable.
+    Reject,
+    /// Adds an element, or renews its time if the key is there already.
+    Remember {
+        /// The map.
+        set: &'static str,
+        /// Where the key begins.
+        key: Reg,
+        /// Where the data begins.
+        data: Reg,
+        /// For how long, in seconds.
+        seconds: u32,
+    },
+    /// Removes an element if it is there.
+    Forget {
+        /// The map.
+        set: &'static str,
+        /// Where the key begins.
+        key: Reg,
+        /// Any register that was loaded; the kernel asks for one.
+        data: Reg,
+    },
+}
+
+/// A rule: its expressions, one after another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rule {
+    /// The expressions.
+    pub(crate) exprs: Vec<Expr>,
+    /// Why it is there, as `nft list` shows it.
+    pub(crate) comment: Option<&'static str>,
+}
+
+/// Where in the network stack a base chain is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hook {
+    /// `nat` or `filter`.
+    pub(crate) chain_type: &'static str,
+    /// `enum nf_inet_hooks`.
+    pub(crate) number: u32,
+    /// Lower comes first.
+    pub(crate) priority: i32,
+}
+
+/// A chain of rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Chain {
+    /// Its name.
+    pub(crate) name: Cow<'static, str>,
+    /// What it is for, as `nft list` shows it.
+    pub(crate) comment: &'static str,
+    /// Set for base chains.
+    pub(crate) hook: Option<Hook>,
+    /// Its rules.
+    pub(crate) rules: Vec<Rule>,
+}

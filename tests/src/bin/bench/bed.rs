@@ -37,7 +37,7 @@ pub(crate) struct Bed {
 
 impl Bed {
     /// Builds the namespaces and starts the servers.
-    pub(crate) fn build() -> Result<Self> {
+    pub(crate) fn build(size: Size) -> Result<Self> {
         let topology = Topology::build(Pods::PointToPoint)?;
         let (node, pod) = (topology.site(Site::N), topology.site(Site::P2));
         let gateway = P2.addr.of(Family::V4).to_string();
@@ -50,7 +50,7 @@ impl Bed {
         pod.check_run("ip", &["route", "add", "local", ENDPOINTS, "dev", "lo"])?;
         // Connections that were reset soon make room for others.
         drop(node.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close", "1"));
-        serve(pod)?;
+        serve(pod, size)?;
         Ok(Self { topology })
     }
 
@@ -65,11 +65,10 @@ impl Bed {
     }
 }
 
-/// Answers each connection with the address at which it was reached, each datagram with itself.
-fn serve(pod: &Netns) -> Result<()> {
+/// Answers each connection with the address at which it was reached, and each datagram to the last Service with itself.
+fn serve(pod: &Netns, size: Size) -> Result<()> {
     let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), PORT);
-    let (tcp, udp) =
-        pod.enter(|| Ok::<_, std::io::Error>((TcpListener::bind(any)?, UdpSocket::bind(any)?)))?;
+    let tcp = pod.enter(|| TcpListener::bind(any))?;
     thread::spawn(move || {
         use std::io::Write as _;
         for mut stream in tcp.incoming().flatten() {
@@ -78,12 +77,16 @@ fn serve(pod: &Netns) -> Result<()> {
             }
         }
     });
-    thread::spawn(move || {
-        let mut datagram = [0; 2048];
-        while let Ok((length, peer)) = udp.recv_from(&mut datagram) {
-            drop(udp.send_to(&datagram[..length], peer));
-        }
-    });
+    for address in size.udp_endpoints() {
+        // One socket per address: an answer must come from where the question went.
+        let udp = pod.enter(|| UdpSocket::bind(SocketAddr::new(address.into(), PORT)))?;
+        thread::spawn(move || {
+            let mut datagram = [0; 2048];
+            while let Ok((length, peer)) = udp.recv_from(&mut datagram) {
+                drop(udp.send_to(&datagram[..length], peer));
+            }
+        });
+    }
     Ok(())
 }
 
@@ -122,7 +125,7 @@ impl Proxy {
     ) -> Result<Self> {
         use std::sync::atomic::{AtomicU32, Ordering};
         static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let bed = Bed::build()?;
+        let bed = Bed::build(size)?;
         let node = bed.topology.site(Site::N);
         let api = Api::start(node, objects)?;
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
@@ -189,6 +192,13 @@ impl Proxy {
             }
             thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Removes the records of connections that were tried too early: they would keep their ports from being translated.
+    pub(crate) fn forget_attempts(&self) {
+        let early = ["-D", "-p", "tcp", "--state", "SYN_SENT"];
+        // It fails when there are none.
+        drop(self.bed.topology.site(Site::N).run("conntrack", &early));
     }
 
     /// Waits until it watches all that it will, when there is no VIP to try.

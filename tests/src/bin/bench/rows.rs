@@ -29,7 +29,10 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(30);
 fn up(subject: &Subject, size: Size) -> Result<(Proxy, Duration)> {
     let mut proxy = Proxy::start(subject, size)?;
     match proxy.wait_for_last(LIMIT)? {
-        Some(time) => Ok((proxy, time)),
+        Some(time) => {
+            proxy.forget_attempts();
+            Ok((proxy, time))
+        }
         None => bail!("{size}: not in effect after {} s", LIMIT.as_secs()),
     }
 }
@@ -267,7 +270,7 @@ pub(crate) fn churn(plan: &Plan, report: &mut Report) -> Result<()> {
                         proxy.api.modify(
                             Kind::EndpointSlice,
                             &key(service),
-                            size.slice(service, 1 + n % 15),
+                            size.slice(service, 1 + n % 7),
                         );
                     }
                 }
@@ -303,7 +306,7 @@ pub(crate) fn churn(plan: &Plan, report: &mut Report) -> Result<()> {
 pub(crate) fn connect(plan: &Plan, report: &mut Report) -> Result<()> {
     let size = size(10_000, 10);
     progress(&format!("connections, {size}"));
-    let bare = Bed::build()?;
+    let bare = Bed::build(size)?;
     let proxies: Vec<Proxy> = plan
         .subjects
         .iter()

@@ -1,6 +1,6 @@
 //! What clusters are measured: N Services of M endpoints each, all of which answer.
 //!
-//! Every endpoint has an address of its own in 10.128.0.0/9; the server pod's namespace takes that whole network as its own, so
+//! Every endpoint has an address of its own in 10.128.0.0/10; the server pod's namespace takes that whole network as its own, so
 //! that a connection through any Service works, and the server says which address it was reached at.
 
 use std::collections::BTreeMap;
@@ -12,13 +12,13 @@ use proxy_tests::lab::api::Kind;
 pub(crate) const PORT: u16 = 8080;
 /// Which addresses are pods'.
 pub(crate) const CLUSTER_CIDR: &str = "10.128.0.0/9";
-/// The network of the endpoints.
-pub(crate) const ENDPOINTS: &str = "10.128.0.0/9";
+/// The network of the endpoints; the client pod is not in it.
+pub(crate) const ENDPOINTS: &str = "10.128.0.0/10";
 /// The name of the node under the daemon.
 pub(crate) const NODE: &str = "node-a";
 
 /// How many sets of addresses the endpoints of a Service take turns among.
-const GENERATIONS: u32 = 16;
+const GENERATIONS: u32 = 8;
 
 /// N Services of M endpoints. The last Service has a UDP port besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +129,13 @@ impl Size {
         Ipv4Addr::from(
             base + (generation % GENERATIONS) * each + service * self.endpoints + endpoint,
         )
+    }
+
+    /// The first endpoints of the one UDP port there is.
+    pub(crate) fn udp_endpoints(self) -> Vec<Ipv4Addr> {
+        (0..self.endpoints)
+            .map(|j| self.endpoint(self.services - 1, 0, j))
+            .collect()
     }
 
     /// Which generation an address belongs to, among those that take turns.

@@ -3,7 +3,7 @@
 //! Invariant: a sniffer sees everything from its start until it is asked, in and out, before and after translation.
 
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
@@ -66,6 +66,11 @@ impl Sniffer {
             socket,
             interface: interface as usize,
         }
+    }
+
+    /// Becomes readable when there is something to see.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// Everything seen so far. What was sent before a flow's outcome was known has been seen.

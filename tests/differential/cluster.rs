@@ -1,0 +1,400 @@
+//! Which clusters are tried? Small ones, from small pools, so that everything collides with everything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proxy_daemon::compile::Environment;
+use proxy_daemon::config::{DetectLocal, NodePortAddresses, Policy};
+use proxy_daemon::forwarding::InterfaceName;
+use proxy_daemon::model::{
+    AffinityTimeout, Endpoint, EndpointSlice, Hints, Service, ServiceInput, ServiceKind,
+    ServiceName, ServicePortSpec, SliceName, SlicePort, TrafficPolicy,
+};
+use proxy_daemon::net::{Family, IpFamily, L4Proto, Port, V4, V6};
+
+/// The addresses that clusters and packets are made of.
+pub(crate) trait Pool: Family {
+    /// Spells an address given as its IPv4 twin: `a.b.c.d` is the same host in both families.
+    fn address(twin: [u8; 4]) -> IpAddr;
+    /// The prefix length that stands for this one of IPv4.
+    fn prefix_len(v4: u8) -> u8;
+}
+
+impl Pool for V4 {
+    fn address(twin: [u8; 4]) -> IpAddr {
+        twin.into()
+    }
+    fn prefix_len(v4: u8) -> u8 {
+        v4
+    }
+}
+
+impl Pool for V6 {
+    fn address([a, b, c, d]: [u8; 4]) -> IpAddr {
+        [
+            0x2001,
+            0xdb8,
+            0,
+            0,
+            u16::from(a),
+            u16::from(b),
+            u16::from(c),
+            u16::from(d),
+        ]
+        .into()
+    }
+    fn prefix_len(v4: u8) -> u8 {
+        64 + v4 * 2
+    }
+}
+
+pub(crate) const UPLINK: [u8; 4] = [192, 0, 2, 2];
+pub(crate) const SECOND: [u8; 4] = [198, 51, 100, 2];
+pub(crate) const GATEWAY: [u8; 4] = [10, 244, 1, 1];
+/// N's own addresses.
+pub(crate) const LOCAL: [[u8; 4]; 3] = [UPLINK, SECOND, GATEWAY];
+const CLUSTER_IPS: [[u8; 4]; 4] = [
+    [10, 96, 0, 1],
+    [10, 96, 0, 2],
+    [10, 96, 0, 3],
+    [10, 96, 0, 4],
+];
+const EXTERNAL: [[u8; 4]; 5] = [
+    [203, 0, 113, 250],
+    [203, 0, 113, 251],
+    UPLINK,
+    SECOND,
+    [10, 96, 0, 1],
+];
+/// The last one is somebody's ClusterIP: no API server forbids it in an EndpointSlice.
+const ENDPOINTS: [[u8; 4]; 7] = [
+    [10, 244, 1, 11],
+    [10, 244, 1, 12],
+    [10, 244, 2, 21],
+    [10, 244, 2, 22],
+    [203, 0, 113, 7],
+    UPLINK,
+    [10, 96, 0, 3],
+];
+const PORTS: [u16; 2] = [80, 53];
+const NODE_PORTS: [u16; 3] = [30_001, 30_002, 80];
+
+/// Where a packet is put into the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    /// The interface towards the local pods.
+    Pods,
+    /// The uplink.
+    Uplink,
+    /// The node itself.
+    Node,
+}
+
+/// One packet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Probe {
+    pub(crate) from: From,
+    pub(crate) source: [u8; 4],
+    pub(crate) to: [u8; 4],
+    /// `None` is an ICMP echo.
+    pub(crate) transport: Option<(L4Proto, u16)>,
+}
+
+/// One state of the cluster, and what is sent through it.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) settings: Settings,
+    pub(crate) services: Vec<ServiceShape>,
+    pub(crate) probes: Vec<Probe>,
+    /// Whether the datapath reads the kernel back first, as after a restart.
+    pub(crate) resync: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    detector: u8,
+    masquerade_all: bool,
+    node_ports: u8,
+    service_cidr: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct ServiceShape {
+    cluster_ip: usize,
+    external: Option<usize>,
+    balancer: Option<usize>,
+    node_port: Option<usize>,
+    protocol: usize,
+    port: usize,
+    ranges: u8,
+    policies: u8,
+    affinity: bool,
+    endpoints: Vec<(usize, u8, u8)>,
+}
+
+pub(crate) fn sequences() -> impl Strategy<Value = Vec<Step>> {
+    vec(step(), 1..5)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    (
+        settings(),
+        vec(service(), 0..6),
+        vec(probe(), 1..80),
+        prop::bool::weighted(0.3),
+    )
+        .prop_map(|(settings, services, probes, resync)| Step {
+            settings,
+            services,
+            probes,
+            resync,
+        })
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    (0..5_u8, prop::bool::weighted(0.2), 0..3_u8, any::<bool>()).prop_map(
+        |(detector, masquerade_all, node_ports, service_cidr)| Settings {
+            detector,
+            masquerade_all,
+            node_ports,
+            service_cidr,
+        },
+    )
+}
+
+fn service() -> impl Strategy<Value = ServiceShape> {
+    let places = (
+        0..CLUSTER_IPS.len(),
+        prop::option::of(0..EXTERNAL.len()),
+        prop::option::of(0..EXTERNAL.len()),
+        prop::option::of(0..NODE_PORTS.len()),
+        0..3_usize,
+        0..PORTS.len(),
+    );
+    let rest = (0..5_u8, 0..4_u8, prop::bool::weighted(0.3));
+    let endpoints = vec((0..ENDPOINTS.len(), 0..8_u8, 0..4_u8), 0..5);
+    (places, rest, endpoints).prop_map(|(places, rest, endpoints)| {
+        let (cluster_ip, external, balancer, node_port, protocol, port) = places;
+        let (ranges, policies, affinity) = rest;
+        ServiceShape {
+            cluster_ip,
+            external,
+            balancer,
+            node_port,
+            protocol,
+            port,
+            ranges,
+            policies,
+            affinity,
+            endpoints,
+        }
+    })
+}
+
+fn probe() -> impl Strategy<Value = Probe> {
+    let pods = prop::sample::select(vec![[10, 244, 1, 11], [10, 244, 1, 12], [10, 244, 1, 13]]);
+    let outside = prop::sample::select(vec![
+        [10, 244, 2, 21],
+        [203, 0, 113, 7],
+        [203, 0, 113, 99],
+        [203, 0, 113, 251],
+        [192, 0, 2, 9],
+    ]);
+    let own = prop::sample::select(LOCAL.to_vec());
+    let source = prop_oneof![
+        pods.prop_map(|source| (From::Pods, source)),
+        outside.prop_map(|source| (From::Uplink, source)),
+        own.prop_map(|source| (From::Node, source)),
+    ];
+    let to: Vec<_> = CLUSTER_IPS
+        .iter()
+        .chain(&EXTERNAL)
+        .copied()
+        .chain([[10, 96, 9, 9]])
+        .collect();
+    let ports: Vec<_> = PORTS
+        .iter()
+        .chain(&NODE_PORTS)
+        .copied()
+        .chain([81])
+        .collect();
+    let transport = prop::option::weighted(
+        0.95,
+        (
+            prop::sample::select(L4Proto::ALL.to_vec()),
+            prop::sample::select(ports),
+        ),
+    );
+    (source, prop::sample::select(to), transport).prop_map(|((from, source), to, transport)| {
+        Probe {
+            from,
+            source,
+            to,
+            transport,
+        }
+    })
+}
+
+/// The environment of a step.
+pub(crate) fn environment<F: Pool>(settings: &Settings) -> Environment {
+    let network = |twin: [u8; 4], prefix: u8| {
+        let network = ipnet::IpNet::new(F::address(twin), F::prefix_len(prefix)).unwrap();
+        network.trunc()
+    };
+    let pods = network([10, 244, 0, 0], 16);
+    let detect_local = match settings.detector {
+        0 => DetectLocal::BridgeInterface(InterfaceName::new("pods").unwrap()),
+        1 => DetectLocal::InterfaceNamePrefix(InterfaceName::new("po").unwrap()),
+        2 => DetectLocal::ClusterCidr { v4: None, v6: None },
+        _ => DetectLocal::NodeCidr,
+    };
+    let node_port_addresses = match settings.node_ports {
+        0 => NodePortAddresses::Primary,
+        1 => NodePortAddresses::Networks(Box::default()),
+        _ => NodePortAddresses::Networks([network([198, 51, 100, 0], 24)].into()),
+    };
+    let node_ip = F::address(UPLINK);
+    let v4 = if let IpAddr::V4(a) = node_ip {
+        Some(a)
+    } else {
+        None
+    };
+    let v6 = if let IpAddr::V6(a) = node_ip {
+        Some(a)
+    } else {
+        None
+    };
+    let service_cidrs = settings.service_cidr.then(|| network([10, 96, 0, 0], 16));
+    Environment {
+        policy: Policy {
+            detect_local,
+            masquerade_all: settings.masquerade_all,
+            node_port_addresses,
+            ..Policy::default()
+        },
+        node_name: "node-n".into(),
+        zone: Some("zone-a".into()),
+        node_ip_v4: v4,
+        node_ip_v6: v6,
+        pod_cidrs: [pods].into(),
+        local_addresses: LOCAL.map(F::address).into(),
+        service_cidrs: service_cidrs.into_iter().collect::<BTreeSet<_>>(),
+    }
+}
+
+/// The objects of a step.
+pub(crate) fn services<F: Pool>(shapes: &[ServiceShape]) -> BTreeMap<ServiceName, ServiceInput> {
+    let inputs = shapes.iter().enumerate().map(|(n, shape)| {
+        let name = ServiceName::new("default", format!("svc-{n}"));
+        (name.clone(), input::<F>(name, shape))
+    });
+    inputs.collect()
+}
+
+fn input<F: Pool>(name: ServiceName, shape: &ServiceShape) -> ServiceInput {
+    let cluster_ip = F::address(CLUSTER_IPS[shape.cluster_ip]);
+    let externals = |index: Option<usize>| index.map(|i| F::address(EXTERNAL[i])).into_iter();
+    let policy = |bit| {
+        if shape.policies & bit == 0 {
+            TrafficPolicy::Cluster
+        } else {
+            TrafficPolicy::Local
+        }
+    };
+    let port = ServicePortSpec {
+        name: "p".into(),
+        protocol: L4Proto::ALL[shape.protocol],
+        port: Port::new(PORTS[shape.port]).unwrap(),
+        node_port: shape.node_port.and_then(|i| Port::new(NODE_PORTS[i])),
+    };
+    let slice = EndpointSlice {
+        name: SliceName::new("default", format!("{name}-slice").replace('/', "-")),
+        service: name.clone(),
+        family: IpFamily::of(cluster_ip),
+        ports: [SlicePort {
+            name: "p".into(),
+            protocol: port.protocol,
+            port: Port::new(8080).unwrap(),
+        }]
+        .into(),
+        endpoints: shape
+            .endpoints
+            .iter()
+            .map(|(at, kind, hints)| endpoint::<F>(*at, *kind, *hints))
+            .collect(),
+    };
+    let service = Service {
+        name,
+        kind: ServiceKind::LoadBalancer,
+        cluster_ip_v4: if let IpAddr::V4(a) = cluster_ip {
+            Some(a)
+        } else {
+            None
+        },
+        cluster_ip_v6: if let IpAddr::V6(a) = cluster_ip {
+            Some(a)
+        } else {
+            None
+        },
+        ports: [port].into(),
+        external_ips: externals(shape.external).collect(),
+        load_balancer_ips: externals(shape.balancer).collect(),
+        source_ranges: ranges::<F>(shape.ranges),
+        external_policy: policy(1),
+        internal_policy: policy(2),
+        affinity: shape.affinity.then_some(AffinityTimeout::DEFAULT),
+        health_check_port: None,
+        created: 0,
+    };
+    ServiceInput {
+        service: Some(Arc::new(service)),
+        slices: vec![Arc::new(slice)],
+    }
+}
+
+fn ranges<F: Pool>(kind: u8) -> Box<[ipnet::IpNet]> {
+    let network = |twin, prefix| {
+        ipnet::IpNet::new(F::address(twin), F::prefix_len(prefix))
+            .unwrap()
+            .trunc()
+    };
+    let host = |twin| ipnet::IpNet::from(F::address(twin));
+    match kind {
+        0 => [network([203, 0, 113, 0], 24), network([203, 0, 0, 0], 16)].into(),
+        1 => [network([192, 0, 2, 0], 24), host([10, 244, 1, 11])].into(),
+        _ => Box::default(),
+    }
+}
+
+fn endpoint<F: Pool>(at: usize, kind: u8, hints: u8) -> Endpoint {
+    let twin = ENDPOINTS[at];
+    let is_here = twin == UPLINK || twin[..3] == [10, 244, 1];
+    let zone = match hints {
+        0 => Some("zone-a"),
+        1 => Some("zone-b"),
+        _ => None,
+    };
+    let hints = zone.map(|zone| {
+        Box::new(Hints {
+            zones: [Arc::from(zone)].into(),
+            nodes: Box::default(),
+        })
+    });
+    Endpoint {
+        address: F::address(twin),
+        ready: kind < 5,
+        serving: kind < 7,
+        terminating: kind >= 5,
+        node: (kind != 1).then(|| {
+            if is_here {
+                "node-n".into()
+            } else {
+                "other".into()
+            }
+        }),
+        hints,
+    }
+}

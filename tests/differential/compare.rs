@@ -1,0 +1,180 @@
+//! Does what was seen of each probe fit what the oracle says?
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use proxy_daemon::compile::Compiler;
+use proxy_daemon::datapath::Datapath;
+use proxy_daemon::forwarding::{Hop, Oracle, Packet, Transport, Verdict, table};
+use proxy_daemon::model::ServiceInput;
+use proxy_daemon::net::{Family, Port, V4, V6};
+
+use crate::cluster::{self, From, LOCAL, Pool, Probe, Step};
+use crate::lab::Lab;
+use crate::probe::{self, Fate};
+
+/// Opens a datapath in this thread's namespace, and finds its family's state.
+pub(crate) trait Datapaths: Family {
+    fn open() -> Result<Box<dyn Datapath<Self>>, String>;
+    fn state(compiler: &Compiler) -> &proxy_daemon::forwarding::ForwardingState<Self>;
+    fn changes(
+        compiled: &proxy_daemon::compile::Compiled,
+    ) -> &proxy_daemon::forwarding::Changes<Self>;
+}
+
+macro_rules! datapaths {
+    ($family:ident, $field:ident) => {
+        impl Datapaths for $family {
+            fn open() -> Result<Box<dyn Datapath<Self>>, String> {
+                proxy_daemon::datapath::nftables::Nftables::<Self>::open()
+                    .map(|datapath| Box::new(datapath) as _)
+                    .map_err(|error| error.to_string())
+            }
+            fn state(compiler: &Compiler) -> &proxy_daemon::forwarding::ForwardingState<Self> {
+                compiler.$field()
+            }
+            fn changes(
+                compiled: &proxy_daemon::compile::Compiled,
+            ) -> &proxy_daemon::forwarding::Changes<Self> {
+                &compiled.$field
+            }
+        }
+    };
+}
+
+datapaths!(V4, v4);
+datapaths!(V6, v6);
+
+/// Programs the steps one after the other and sends their probes.
+pub(crate) fn check<F: Pool + Datapaths>(steps: &[Step]) -> Result<(), String> {
+    let lab = Lab::new::<F>().map_err(|error| format!("{error:#}"))?;
+    let node = &lab.node;
+    let mut datapath = node.enter(F::open)?;
+    let Some(first) = steps.first() else {
+        return Ok(());
+    };
+    let mut compiler = Compiler::new(&cluster::environment::<F>(&first.settings));
+    let mut before = BTreeMap::new();
+
+    for (n, step) in steps.iter().enumerate() {
+        let environment = cluster::environment::<F>(&step.settings);
+        let now = cluster::services::<F>(&step.services);
+        let mut changed: BTreeMap<_, _> = before
+            .keys()
+            .map(|name| (Clone::clone(name), ServiceInput::default()))
+            .collect();
+        changed.extend(now.clone());
+        before = now;
+        let compiled = compiler.apply(changed, &environment);
+        let state = F::state(&compiler);
+        let synced = node.enter(|| {
+            if n == 0 || step.resync {
+                datapath.resync(state)
+            } else {
+                datapath.sync(state, F::changes(&compiled))
+            }
+        });
+        synced.map_err(|error| format!("step {n}: {error}: {:?}\n{}", error, table(state)))?;
+        node.check_run("conntrack", &["-F"])
+            .map_err(|error| format!("{error:#}"))?;
+
+        let oracle = Oracle::new(state);
+        let describe = |complaint: String| {
+            let rules = node
+                .check_run("nft", &["list", "ruleset"])
+                .unwrap_or_default();
+            format!("step {n}: {complaint}\n{}\n{rules}", table(state))
+        };
+        let fates = send::<F>(&lab, &step.probes).map_err(describe)?;
+        for (number, probe) in number(&step.probes) {
+            let fates = fates.get(&number).map_or(&[][..], Vec::as_slice);
+            judge::<F>(&oracle, probe, fates)
+                .map_err(|complaint| describe(format!("{probe:?}\n{complaint}")))?;
+        }
+    }
+    Ok(())
+}
+
+fn number(probes: &[Probe]) -> impl Iterator<Item = (u16, &Probe)> {
+    (20_000..).zip(probes)
+}
+
+fn send<F: Pool>(lab: &Lab, probes: &[Probe]) -> Result<BTreeMap<u16, Vec<Fate>>, String> {
+    for (number, probe) in number(probes) {
+        let to = F::address(probe.to);
+        let bytes = probe::encode(number, F::address(probe.source), to, probe.transport);
+        lab.send(probe.from, &bytes, to);
+    }
+    lab.settle::<F>().map_err(|error| format!("{error:#}"))
+}
+
+/// Holds what was seen against what must be.
+fn judge<F: Pool>(oracle: &Oracle<'_, F>, probe: &Probe, fates: &[Fate]) -> Result<(), String> {
+    let address = |twin| F::addr(F::address(twin)).unwrap();
+    let packet = Packet {
+        source: address(probe.source),
+        source_is_local: LOCAL.contains(&probe.source),
+        ingress: match probe.from {
+            From::Pods => Some("pods"),
+            From::Uplink => Some("up0"),
+            From::Node => None,
+        },
+        destination: address(probe.to),
+        transport: probe
+            .transport
+            .map_or(Transport::Other, |(protocol, port)| {
+                Transport::Ports(protocol, Port::new(port).unwrap())
+            }),
+    };
+    let decision = oracle.eval(&packet);
+    let untranslated = probe.transport.map_or(0, |(_, port)| port);
+    let fits = match &decision.verdict {
+        Verdict::Forward(hops) => hops.iter().any(|hop| arrived_at::<F>(probe, hop, fates)),
+        Verdict::Reject => fates == [Fate::Refused],
+        Verdict::Drop => fates.is_empty(),
+        Verdict::Pass => {
+            let to = SocketAddr::new(F::address(probe.to), untranslated);
+            arrived::<F>(probe, to, false, fates)
+        }
+    };
+    if fits {
+        Ok(())
+    } else {
+        Err(format!("expected {decision:?}\nseen {fates:?}"))
+    }
+}
+
+fn arrived_at<F: Pool>(probe: &Probe, hop: &Hop<F>, fates: &[Fate]) -> bool {
+    let to = SocketAddr::new(hop.backend.address.into(), hop.backend.port.get());
+    arrived::<F>(probe, to, hop.masquerade, fates)
+}
+
+/// Whether the probe came out once, at `to`, with the right source.
+fn arrived<F: Pool>(probe: &Probe, to: SocketAddr, masquerade: bool, fates: &[Fate]) -> bool {
+    let is_own = |address: IpAddr| LOCAL.iter().any(|own| F::address(*own) == address);
+    let is_right = |source: IpAddr| {
+        if masquerade {
+            is_own(source)
+        } else {
+            source == F::address(probe.source)
+        }
+    };
+    // A port of the node on which nobody listens is refused by the node itself, after it received the packet.
+    let fates: Vec<Fate> = if is_own(to.ip()) {
+        fates
+            .iter()
+            .copied()
+            .filter(|fate| *fate != Fate::Refused)
+            .collect()
+    } else {
+        fates.to_vec()
+    };
+    match fates[..] {
+        [Fate::Left { source, to: seen }] => !is_own(to.ip()) && seen == to && is_right(source),
+        // Kernel: what is delivered locally never passes the postrouting hook, so it keeps its source.
+        [Fate::Delivered { source, port }] => {
+            is_own(to.ip()) && port == to.port() && (masquerade || is_right(source))
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,60 @@
+//! Does the kernel do what the oracle says, for any cluster and any packet?
+//!
+//! Random clusters are compiled and programmed one after the other into the same namespace, so that each step is an update of the
+//! one before; after each, random packets are sent through it and compared with [`proxy_daemon::forwarding::Oracle`]. A failure
+//! shrinks to a small cluster and one packet. Needs root.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test"
+)]
+
+mod cluster;
+mod compare;
+mod lab;
+mod probe;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use proxy_daemon::net::{Family, V4, V6};
+
+use compare::Datapaths;
+
+/// Unit: sequences of clusters for each datapath and family.
+const CASES: u32 = 150;
+
+fn main() {
+    proxy_tests::netns::sweep();
+    let arguments = Arguments::from_args();
+    let trials = vec![trial::<V4>("nftables", "v4"), trial::<V6>("nftables", "v6")];
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    proxy_tests::netns::remove_all();
+    conclusion.exit();
+}
+
+fn trial<F: Family + cluster::Pool + Datapaths>(datapath: &str, family: &str) -> Trial {
+    let name = format!("xm_1_the_kernel_agrees_with_the_oracle/{datapath}/{family}");
+    Trial::test(name, || run::<F>().map_err(Failed::from))
+}
+
+fn run<F: Family + cluster::Pool + Datapaths>() -> Result<(), String> {
+    let cases = std::env::var("DIFFERENTIAL_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok());
+    let config = Config {
+        cases: cases.unwrap_or(CASES),
+        failure_persistence: None,
+        max_shrink_iters: 400,
+        ..Config::default()
+    };
+    let mut runner = TestRunner::new(config);
+    let strategy = cluster::sequences();
+    runner
+        .run(&strategy, |steps| {
+            compare::check::<F>(&steps).map_err(TestCaseError::fail)
+        })
+        .map_err(|error| error.to_string())
+}

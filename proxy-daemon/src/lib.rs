@@ -12,8 +12,11 @@
 //! - [`conntrack`]: which flows the kernel must forget;
 //! - [`sync`]: when the kernel is made to match;
 //! - [`health`]: how that goes;
+//! - [`telemetry`]: how it is told;
+//! - [`app`]: all of it together;
 //! - [`datapath`]: what carries it in the kernel.
 
+pub mod app;
 pub mod cli;
 pub mod compile;
 pub mod config;
@@ -25,4 +28,5 @@ pub mod model;
 pub mod net;
 pub mod sync;
 pub mod sys;
+pub mod telemetry;
 pub mod watch;

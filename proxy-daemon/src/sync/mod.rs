@@ -149,7 +149,8 @@ impl<I: Intake> Sync<I> {
         }
     }
 
-    fn set_local_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+    /// Puts the node's addresses before the loop runs; later they come through the mailbox.
+    pub fn set_local_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
         if self.surroundings.set_local_addresses(addresses) {
             self.requested = self.requested.or_else(|| Some(self.clock.now()));
         }

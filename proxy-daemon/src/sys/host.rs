@@ -25,16 +25,6 @@ pub fn has_ipv6() -> bool {
     Path::new("/proc/net/if_inet6").exists() && disabled.map_or(true, |value| value.trim() != "1")
 }
 
-/// Whether this is the network namespace that the machine booted with.
-///
-/// Compared by inode with that of process 1, which is in the initial one on a host; in a container
-/// with its own process namespace the answer may be wrong, and only decides how a refused write to a
-/// sysctl is judged.
-pub fn is_initial_netns() -> bool {
-    let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
-    of("self").is_some_and(|own| of("1").is_none_or(|first| first == own))
-}
-
 /// Tells the kernel how gladly to end us when memory is short.
 ///
 /// Spec: LIFE-12.

@@ -34,6 +34,16 @@ impl Sysctls {
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
+    /// Whether the parameter is one that nobody can write here, as its mode says.
+    ///
+    /// Kernel: parameters of the whole machine are shown without write permission in every network
+    /// namespace but the initial one (`nf_conntrack_standalone_init_sysctl`). A mount that is read-only
+    /// does not show in the mode.
+    pub fn is_read_only(&self, name: &str) -> bool {
+        std::fs::metadata(self.root.join(name))
+            .is_ok_and(|metadata| metadata.permissions().readonly())
+    }
+
     /// Sets a parameter.
     ///
     /// # Errors

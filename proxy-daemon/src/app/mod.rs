@@ -1,0 +1,322 @@
+//! How do the parts become a daemon?
+//!
+//! Invariants: the start order is LIFE-1's; nothing of the kernel's forwarding is touched before a
+//! sync; whatever ends the process leaves what forwards in place (LIFE-6).
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::cli::Cli;
+use crate::config::{Beside, Config, DetectLocal, Resolved, Source, raw, resolve};
+use crate::health::{self, Ask, Health, Inside};
+use crate::net::IpFamily;
+use crate::sync::{Mailbox, Surroundings, Sync};
+use crate::sys::{Clock, Sysctls, SystemClock, addresses, capabilities, host};
+use crate::watch::{self, Drained, Shared};
+
+mod cleanup;
+mod config_file;
+mod error;
+mod families;
+mod feed;
+mod lock;
+mod node;
+mod sysctls;
+
+pub use error::AppError;
+
+/// How long a helper that failed is left alone.
+const RESTART: Duration = Duration::from_secs(1);
+
+/// Does what the command line asks for; returns when that is done.
+///
+/// # Errors
+/// [`AppError`], whose exit code tells wrong usage (2) from a machine it cannot run on (1).
+pub fn start(cli: &Cli) -> Result<(), AppError> {
+    let Resolved { config, warnings } = read_config(cli)?;
+    crate::telemetry::start(config.log);
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    if !capabilities::has_net_admin() {
+        return Err(AppError::NoNetAdmin);
+    }
+    if cli.flags.cleanup == Some(true) {
+        return cleanup::run();
+    }
+    if cli.flags.init_only == Some(true) {
+        // Spec: LIFE-8.
+        sysctls::apply(&Sysctls::default(), &config.conntrack)?;
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(AppError::Runtime)?;
+    let outcome = runtime.block_on(run(config));
+    // A thread that blocks, such as a look-up of a name, must not keep the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn read_config(cli: &Cli) -> Result<Resolved, AppError> {
+    let flags = &cli.flags;
+    if flags.write_config_to.is_some() {
+        return Err(AppError::NotThereYet("--write-config-to"));
+    }
+    let mut warnings = Vec::new();
+    let raw = match &flags.config {
+        None => cli.as_configuration().map_err(AppError::Usage)?,
+        Some(path) => {
+            let (file, about_file) = raw::read_file(path).map_err(AppError::ConfigFile)?;
+            warnings.extend(about_file);
+            let overruled = cli.overruled_by_file();
+            if !overruled.is_empty() {
+                let names = overruled.join(", --");
+                warnings.push(format!("ignored, since --config is given: --{names}"));
+            }
+            cli.over(file)
+        }
+    };
+    let beside = Beside {
+        manifests: flags.manifests.clone(),
+        master: flags.master.clone(),
+        file: flags.config.clone(),
+        healthz_port: flags.healthz_port,
+        metrics_port: flags.metrics_port,
+        os_hostname: host::hostname(),
+    };
+    let mut resolved = resolve(&raw, &beside).map_err(AppError::Config)?;
+    warnings.append(&mut resolved.warnings);
+    Ok(Resolved {
+        warnings,
+        ..resolved
+    })
+}
+
+/// The daemon, from the first connection to the last signal.
+async fn run(config: Config) -> Result<(), AppError> {
+    let _lock = lock::take().await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        mode = config.mode.name(),
+        node = &*config.node_name,
+        source = %feed::describe(&config.source),
+        "starting"
+    );
+    if let Err(error) = host::set_oom_score_adj(config.oom_score_adj) {
+        tracing::info!(%error, "oom_score_adj stays");
+    }
+    let shared = Arc::new(Shared::default());
+    let feed = feed::open(&config)?;
+    let mailbox = Arc::new(Mailbox::default());
+    let mut config_changed = std::pin::pin!(config_file::changed(config.file.clone()));
+    let ended = tokio::select! {
+        signal = end_signal() => signal,
+        Err(error) = feed.run(Arc::clone(&shared)) => Err(error),
+        error = &mut config_changed => Err(error),
+        Err(error) = serve(&config, &shared, &mailbox) => Err(error),
+    };
+    // The thread may be in a sync: each of its transactions is whole or nothing, so that the process can
+    // end at any moment (LIFE-6).
+    mailbox.stop();
+    ended
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn end_signal() -> Result<(), AppError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: ending, Services keep working"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: ending, Services keep working"),
+    }
+    Ok(())
+}
+
+/// Everything after the source was opened; ends only by failing.
+async fn serve(
+    config: &Config,
+    shared: &Arc<Shared>,
+    mailbox: &Arc<Mailbox>,
+) -> Result<Infallible, AppError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let is_manifests = matches!(config.source, Source::Manifests(_));
+    let wants_pod_cidrs = config.policy.detect_local == DetectLocal::NodeCidr;
+    let node = node::discover(shared, is_manifests, wants_pod_cidrs).await?;
+
+    let sysctls = Sysctls::default();
+    sysctls::apply(&sysctls, &config.conntrack)?;
+    let mut policy = config.policy.clone();
+    policy.drop_invalid = !sysctls::is_liberal(&sysctls);
+
+    // Without a Node object in the manifests there is none that could be ineligible.
+    let health = Arc::new(Health::new(config.periods.sync, is_manifests));
+    let surroundings = Surroundings::new(
+        policy,
+        Arc::clone(&config.node_name),
+        config.node_ip_override,
+    );
+    let primary = config
+        .node_ip_override
+        .or(node
+            .as_ref()
+            .and_then(|node| node.addresses.first().copied()))
+        .map_or(IpFamily::V4, IpFamily::of);
+    let sync = Sync::new(
+        Intake(Arc::clone(shared)),
+        Arc::clone(mailbox),
+        surroundings,
+        config.periods,
+        Arc::clone(&clock),
+        Arc::clone(&health),
+    );
+    let sync = families::open(sync, primary, config.periods.sync, clock.now())?;
+
+    let ask = ask(mailbox, shared);
+    let healthz = health::healthz_router(Arc::clone(&health), Arc::clone(&clock));
+    let local = health::local_router(
+        config.mode.name(),
+        Arc::clone(&health),
+        Arc::clone(&clock),
+        ask,
+    );
+    let hard_fail = config.bind_address_hard_fail;
+    tokio::select! {
+        Err(error) = listen(config.healthz_address, healthz, hard_fail) => Err(error),
+        Err(error) = listen(config.metrics_address, local, hard_fail) => Err(error),
+        Err(error) = sync_thread(sync, mailbox) => Err(error),
+        never = forward_changes(shared, mailbox, &health, &*clock) => Ok(never),
+        error = node::pod_cidrs_changed(shared, wants_pod_cidrs) => Err(error),
+    }
+}
+
+async fn listen(
+    address: Option<std::net::SocketAddr>,
+    router: axum::Router,
+    hard_fail: bool,
+) -> Result<Infallible, AppError> {
+    match address {
+        Some(address) => health::serve(address, router, hard_fail)
+            .await
+            .map_err(AppError::Bind),
+        None => std::future::pending().await,
+    }
+}
+
+/// Runs the loop on its thread, once the node's addresses are known, and follows them.
+async fn sync_thread<I: crate::sync::Intake + 'static>(
+    mut sync: Sync<I>,
+    mailbox: &Arc<Mailbox>,
+) -> Result<Infallible, AppError> {
+    let (first, known) = oneshot::channel();
+    let mut first = Some(first);
+    let follow = async {
+        loop {
+            let told = |addresses: std::collections::BTreeSet<std::net::IpAddr>| match first.take()
+            {
+                Some(first) => drop(first.send(addresses)),
+                None => mailbox.set_local_addresses(addresses),
+            };
+            let Err(error) = addresses::follow(told).await;
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "the node's addresses cannot be followed, trying again"
+            );
+            tokio::time::sleep(RESTART).await;
+        }
+    };
+    let thread = async {
+        if let Ok(addresses) = known.await {
+            sync.set_local_addresses(addresses);
+        }
+        let _stop = StopOnDrop(mailbox);
+        let (alive, ended) = oneshot::channel::<Infallible>();
+        std::thread::Builder::new()
+            .name("sync".to_owned())
+            .spawn(move || {
+                sync.run();
+                drop(alive);
+            })
+            .map_err(AppError::Runtime)?;
+        match ended.await {
+            Ok(never) => match never {},
+            Err(_ended) => Err(AppError::SyncEnded),
+        }
+    };
+    tokio::select! {
+        never = follow => never,
+        ended = thread => ended,
+    }
+}
+
+/// Lets the thread end after the sync that it is in.
+struct StopOnDrop<'a>(&'a Mailbox);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Tells the sync thread whenever the store changed.
+async fn forward_changes(
+    shared: &Shared,
+    mailbox: &Mailbox,
+    health: &Health,
+    clock: &dyn Clock,
+) -> Infallible {
+    let mut bell = shared.subscribe();
+    loop {
+        if shared.with(|store| store.is_complete()) {
+            let now = clock.now();
+            // Here rather than on the thread, so that a thread that hangs is noticed (HZ-3).
+            health.queued(now);
+            mailbox.changed(now);
+        }
+        if bell.changed().await.is_err() {
+            // The store is gone, and so will we be.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// How the servers look into the sync thread.
+fn ask(mailbox: &Arc<Mailbox>, shared: &Arc<Shared>) -> Ask {
+    let (mailbox, shared) = (Arc::clone(mailbox), Arc::clone(shared));
+    Arc::new(move |sender: oneshot::Sender<Inside>| {
+        let shared = Arc::clone(&shared);
+        mailbox.ask(Box::new(move |view| {
+            let of_objects = shared.diagnostics().current();
+            let diagnostics = of_objects.iter().chain(view.diagnostics);
+            let inside = Inside {
+                v4: view.compiler.map(|compiler| compiler.v4().clone()),
+                v6: view.compiler.map(|compiler| compiler.v6().clone()),
+                diagnostics: diagnostics.map(ToString::to_string).collect(),
+            };
+            // Whoever asked may have given up.
+            drop(sender.send(inside));
+        }));
+    })
+}
+
+/// The store, as the sync loop sees it.
+struct Intake(Arc<Shared>);
+
+impl crate::sync::Intake for Intake {
+    fn take(&mut self, everything: bool) -> Option<Drained> {
+        self.0.with(|store: &mut watch::Store| {
+            store.is_complete().then(|| {
+                if everything {
+                    store.mark_all();
+                }
+                store.drain()
+            })
+        })
+    }
+}

@@ -1,0 +1,73 @@
+//! What is our Node, and what if nobody knows yet?
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::AppError;
+use crate::model::Node;
+use crate::watch::{Kind, Shared, Store};
+
+/// How long a Node may be without addresses. Spec: NODE-3.
+const ADDRESSES: Duration = Duration::from_secs(30);
+/// How long it may be without pod networks where these are needed. Spec: NODE-3.
+const POD_CIDRS: Duration = Duration::from_secs(300);
+/// How often to look without being called.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Waits until the source told about our Node, for as long as that takes (LIFE-2), and then for what it
+/// must say.
+///
+/// A directory of manifests without our Node is complete as it is, so that nobody waits for more.
+///
+/// # Errors
+/// [`AppError::NoPodCidrs`] if pod networks are needed and do not come.
+pub(super) async fn discover(
+    shared: &Shared,
+    is_manifests: bool,
+    wants_pod_cidrs: bool,
+) -> Result<Option<Arc<Node>>, AppError> {
+    until(shared, |store| store.is_listed(Kind::Node)).await;
+    let now = || shared.with(|store| store.node().cloned());
+    if is_manifests && now().is_none() {
+        tracing::info!("the manifests have no Node of our name: NodePorts need --bind-address");
+        return Ok(None);
+    }
+    let has_addresses = |store: &Store| store.node().is_some_and(|n| !n.addresses.is_empty());
+    if tokio::time::timeout(ADDRESSES, until(shared, has_addresses))
+        .await
+        .is_err()
+    {
+        tracing::error!("our Node has no addresses: NodePorts are not served until it has");
+    }
+    let has_pod_cidrs = |store: &Store| store.node().is_some_and(|n| !n.pod_cidrs.is_empty());
+    if wants_pod_cidrs {
+        tokio::time::timeout(POD_CIDRS, until(shared, has_pod_cidrs))
+            .await
+            .map_err(|_elapsed| AppError::NoPodCidrs)?;
+    }
+    Ok(now())
+}
+
+/// Waits until our Node's pod networks are not what they were, if that matters. Spec: NODE-5.
+pub(super) async fn pod_cidrs_changed(shared: &Shared, matters: bool) -> AppError {
+    let now = |store: &Store| store.node().map(|node| node.pod_cidrs.clone());
+    let before = shared.with(|store| now(store));
+    if !matters || before.is_none() {
+        return std::future::pending().await;
+    }
+    let mut bell = shared.subscribe();
+    while shared.with(|store| now(store)) == before {
+        if bell.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+    AppError::PodCidrsChanged
+}
+
+async fn until(shared: &Shared, holds: impl Fn(&Store) -> bool) {
+    let mut bell = shared.subscribe();
+    while !shared.with(|store| holds(store)) {
+        // The bell need not ring for a kind that turns out to be empty.
+        drop(tokio::time::timeout(LOOK, bell.changed()).await);
+    }
+}

@@ -1,0 +1,203 @@
+//! Which kernel parameters does conntrack need?
+//!
+//! Invariants: a parameter that is right already is not written; one that cannot be written ends the
+//! start before any rule is touched (CT-11).
+
+use std::io;
+use std::time::Duration;
+
+use super::AppError;
+use crate::config::ConntrackSettings;
+use crate::conntrack::{FlowTable as _, Netlink};
+use crate::net::V4;
+use crate::sys::{Sysctls, host};
+
+const MAX: &str = "net/netfilter/nf_conntrack_max";
+const BUCKETS: &str = "net/netfilter/nf_conntrack_buckets";
+const LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
+const HASHSIZE: &str = "/sys/module/nf_conntrack/parameters/hashsize";
+/// A product above this is a machine with many CPUs rather than a wish. Spec: CT-9.
+const MAX_PRODUCT: u64 = 1_048_576;
+
+/// Writes what the settings ask for. Spec: CT-8 to CT-11.
+///
+/// # Errors
+/// [`AppError::Sysctl`] for the first one that the kernel refuses.
+pub(super) fn apply(sysctls: &Sysctls, settings: &ConntrackSettings) -> Result<(), AppError> {
+    load_conntrack(sysctls);
+    if let Some(max) = wanted_max(settings, host::n_cpus()) {
+        apply_max(sysctls, max)?;
+    }
+    for (name, value) in wanted(settings) {
+        set(sysctls, name, value)?;
+    }
+    Ok(())
+}
+
+/// Whether conntrack lets packets outside the window pass translated. Spec: CT-7.
+pub(super) fn is_liberal(sysctls: &Sysctls) -> bool {
+    sysctls.read(LIBERAL).is_ok_and(|value| value == 1)
+}
+
+/// The parameters exist only once conntrack is loaded, which a question to it does.
+fn load_conntrack(sysctls: &Sysctls) {
+    if sysctls.read(MAX).is_err() {
+        let mut table = Netlink::default();
+        if let Err(error) = table.list(&|_: &crate::conntrack::Flow<V4>| false) {
+            let error = &error as &dyn std::error::Error;
+            tracing::debug!(error, "conntrack does not answer yet");
+        }
+    }
+}
+
+fn wanted_max(settings: &ConntrackSettings, n_cpus: u32) -> Option<u64> {
+    if settings.max_per_core == 0 {
+        return None;
+    }
+    let product = u64::from(settings.max_per_core) * u64::from(n_cpus);
+    Some(if product > MAX_PRODUCT {
+        MAX_PRODUCT
+    } else {
+        product.max(settings.min.into())
+    })
+}
+
+fn wanted(settings: &ConntrackSettings) -> impl Iterator<Item = (&'static str, u64)> {
+    let timeouts = [
+        (
+            "net/netfilter/nf_conntrack_tcp_timeout_established",
+            settings.tcp_established_timeout,
+        ),
+        (
+            "net/netfilter/nf_conntrack_tcp_timeout_close_wait",
+            settings.tcp_close_wait_timeout,
+        ),
+        (
+            "net/netfilter/nf_conntrack_udp_timeout",
+            settings.udp_timeout,
+        ),
+        (
+            "net/netfilter/nf_conntrack_udp_timeout_stream",
+            settings.udp_stream_timeout,
+        ),
+    ];
+    let liberal = settings.tcp_be_liberal.then_some((LIBERAL, 1));
+    timeouts
+        .into_iter()
+        .filter(|(_, timeout)| *timeout > Duration::ZERO)
+        .map(|(name, timeout)| (name, timeout.as_secs()))
+        .chain(liberal)
+}
+
+/// The limit is the machine's: network namespaces other than the initial one show it and cannot write
+/// it. There a limit that differs is the business of whoever runs the host, and no reason to leave the
+/// namespace without Services.
+fn apply_max(sysctls: &Sysctls, max: u64) -> Result<(), AppError> {
+    if sysctls.is_read_only(MAX) {
+        let current = sysctls.read(MAX).ok();
+        tracing::info!(
+            current,
+            wanted = max,
+            "nf_conntrack_max stays: only the initial network namespace can write it"
+        );
+        return Ok(());
+    }
+    set(sysctls, MAX, max)?;
+    let n_buckets = sysctls.read(BUCKETS).unwrap_or(u64::MAX);
+    if n_buckets < max / 4 {
+        // Fewer buckets make the table slower, not smaller, so that this is not worth failing for.
+        if let Err(error) = std::fs::write(HASHSIZE, (max / 4).to_string()) {
+            tracing::warn!(%error, "{HASHSIZE} stays at {n_buckets}");
+        }
+    }
+    Ok(())
+}
+
+fn set(sysctls: &Sysctls, name: &'static str, value: u64) -> Result<(), AppError> {
+    let fail = |source: io::Error| AppError::Sysctl {
+        name,
+        value,
+        source,
+    };
+    let before = sysctls.read(name).map_err(fail)?;
+    if before != value {
+        sysctls.write(name, value).map_err(fail)?;
+        tracing::info!(name, before, value, "sysctl");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    const SETTINGS: ConntrackSettings = ConntrackSettings {
+        max_per_core: 32_768,
+        min: 131_072,
+        tcp_established_timeout: Duration::from_secs(86_400),
+        tcp_close_wait_timeout: Duration::from_secs(3_600),
+        tcp_be_liberal: false,
+        udp_timeout: Duration::ZERO,
+        udp_stream_timeout: Duration::ZERO,
+    };
+
+    #[test]
+    fn ct_9_the_limit_grows_with_cpus_between_its_bounds() {
+        let with = |max_per_core, min| ConntrackSettings {
+            max_per_core,
+            min,
+            ..SETTINGS
+        };
+        for (settings, n_cpus, expected) in [
+            (SETTINGS, 2, Some(131_072)),
+            (SETTINGS, 8, Some(262_144)),
+            (SETTINGS, 64, Some(1_048_576)),
+            (with(32_768, 2_000_000), 64, Some(1_048_576)),
+            (with(1, 2_000_000), 2, Some(2_000_000)),
+            (with(0, 2_000_000), 2, None),
+        ] {
+            assert_eq!(wanted_max(&settings, n_cpus), expected, "{settings:?}");
+        }
+    }
+
+    #[test]
+    fn ct_8_ct_10_zero_and_false_leave_parameters_alone() {
+        let names: Vec<&str> = wanted(&SETTINGS).map(|(name, _)| name).collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        let settings = ConntrackSettings {
+            tcp_be_liberal: true,
+            udp_timeout: Duration::from_secs(30),
+            ..SETTINGS
+        };
+        assert!(wanted(&settings).any(|pair| pair == (LIBERAL, 1)));
+        assert!(wanted(&settings).any(|(_, value)| value == 30));
+    }
+
+    fn tree(name: &str) -> (PathBuf, Sysctls) {
+        let root = std::env::temp_dir().join(format!("pd-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(root.join("net/netfilter")).unwrap();
+        (root.clone(), Sysctls::at(root))
+    }
+
+    #[test]
+    fn ct_11_what_is_right_is_not_written_and_what_is_missing_is_an_error() {
+        let (root, sysctls) = tree("ct-11");
+        std::fs::write(root.join(LIBERAL), "1\n").unwrap();
+        set(&sysctls, LIBERAL, 1).unwrap();
+        assert_eq!(std::fs::read_to_string(root.join(LIBERAL)).unwrap(), "1\n");
+        assert!(is_liberal(&sysctls));
+        assert!(matches!(
+            set(&sysctls, MAX, 1),
+            Err(AppError::Sysctl { .. })
+        ));
+        assert!(apply_max(&sysctls, 1).is_err());
+        std::fs::write(root.join(MAX), "5\n").unwrap();
+        let mut permissions = std::fs::metadata(root.join(MAX)).unwrap().permissions();
+        permissions.set_readonly(true);
+        std::fs::set_permissions(root.join(MAX), permissions).unwrap();
+        apply_max(&sysctls, 1).unwrap();
+        assert_eq!(sysctls.read(MAX).unwrap(), 5);
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+}

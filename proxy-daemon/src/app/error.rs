@@ -4,6 +4,7 @@ use crate::config::{Fault, raw};
 use crate::datapath::DatapathError;
 use crate::health::BindError;
 use crate::net::IpFamily;
+use crate::watch::kubernetes::ConnectError;
 use crate::watch::manifests::ManifestsError;
 
 /// Why the daemon could not start or go on.
@@ -34,6 +35,9 @@ pub enum AppError {
     /// The directory of manifests cannot be used.
     #[error(transparent)]
     Manifests(ManifestsError),
+    /// It is not said how to reach the API server.
+    #[error(transparent)]
+    ApiServer(ConnectError),
     /// A kernel parameter cannot be written.
     #[error(
         "cannot write {value} to /proc/sys/{name}; allow it, or set the flag or field that asks for it to 0"
@@ -96,7 +100,8 @@ impl AppError {
             | Self::NotThereYet(_)
             | Self::ConfigFile(_)
             | Self::Config(_)
-            | Self::Manifests(_) => 2,
+            | Self::Manifests(_)
+            | Self::ApiServer(_) => 2,
             Self::NoNetAdmin
             | Self::Locked
             | Self::Sysctl { .. }

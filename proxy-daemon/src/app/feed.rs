@@ -6,26 +6,36 @@ use std::sync::Arc;
 use super::AppError;
 use crate::config::{Config, Source};
 use crate::watch::Shared;
+use crate::watch::kubernetes::{ApiServer, Kubernetes};
 use crate::watch::manifests::Manifests;
 
 /// A source that is ready to be read.
 pub(super) enum Feed {
     /// A directory.
     Manifests(Manifests),
+    /// An API server.
+    Kubernetes(Kubernetes),
 }
 
 /// Opens the source.
 ///
 /// # Errors
-/// [`AppError::Manifests`] if there is no such directory.
-pub(super) fn open(config: &Config) -> Result<Feed, AppError> {
+/// [`AppError::Manifests`] if there is no such directory; [`AppError::ApiServer`] if it is not said how to
+/// reach the server. One that does not answer is waited for (LIFE-2).
+pub(super) async fn open(config: &Config) -> Result<Feed, AppError> {
+    let node = Arc::clone(&config.node_name);
     match &config.source {
-        Source::Manifests(path) => Manifests::open(path, Arc::clone(&config.node_name))
+        Source::Manifests(path) => Manifests::open(path, node)
             .map(Feed::Manifests)
             .map_err(AppError::Manifests),
-        Source::Kubernetes { .. } => Err(AppError::NotThereYet(
-            "the Kubernetes source (without --manifests)",
-        )),
+        Source::Kubernetes { kubeconfig, master } => {
+            let server = ApiServer {
+                kubeconfig: kubeconfig.clone(),
+                master: master.clone(),
+            };
+            let source = Kubernetes::open(&server, node).await;
+            source.map(Feed::Kubernetes).map_err(AppError::ApiServer)
+        }
     }
 }
 
@@ -52,6 +62,7 @@ impl Feed {
     pub(super) async fn run(self, shared: Arc<Shared>) -> Result<Infallible, AppError> {
         match self {
             Self::Manifests(manifests) => manifests.run(shared).await.map_err(AppError::Manifests),
+            Self::Kubernetes(server) => Ok(server.run(shared).await),
         }
     }
 }

@@ -112,7 +112,7 @@ async fn run(config: Config) -> Result<(), AppError> {
         tracing::info!(%error, "oom_score_adj stays");
     }
     let shared = Arc::new(Shared::default());
-    let feed = feed::open(&config)?;
+    let feed = feed::open(&config).await?;
     let mailbox = Arc::new(Mailbox::default());
     let mut config_changed = std::pin::pin!(config_file::changed(config.file.clone()));
     let ended = tokio::select! {

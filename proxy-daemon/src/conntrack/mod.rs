@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::forwarding::{Changes, ForwardingState, ServicePortId};
+use crate::forwarding::{Changes, ForwardingState, ServicePort, ServicePortId};
 use crate::net::{Family, L4Proto};
 
 mod message;
@@ -91,10 +91,11 @@ impl<F: Family> StaleFlows<F> {
                 self.changed.remove(id);
                 continue;
             };
-            let same = change.old.as_ref().is_some_and(|old| {
-                old.live == new.live && old.frontends.keys().eq(new.frontends.keys())
-            });
-            if new.protocol == L4Proto::Udp && !same {
+            let all_fresh = change
+                .old
+                .as_ref()
+                .is_some_and(|old| !can_go_stale(old, new));
+            if new.protocol == L4Proto::Udp && !all_fresh {
                 self.changed.insert(id.clone());
             }
         }
@@ -149,6 +150,20 @@ impl<F: Family> StaleFlows<F> {
         self.not_before = Some(ended + (ended - started) * 10);
         Ok(Some(pass))
     }
+}
+
+/// Whether a flow of the old ServicePort can be stale for the new one.
+///
+/// Not if endpoints were only added to live ones, behind the same frontends. This spares the listing,
+/// which walks the machine's whole table, whenever a Deployment grows.
+fn can_go_stale<F: Family>(old: &ServicePort<F>, new: &ServicePort<F>) -> bool {
+    let is_live = |backend| new.live.binary_search(backend).is_ok();
+    let has_frontends = new
+        .frontends
+        .keys()
+        .all(|key| old.frontends.contains_key(key));
+    let only_grew = !old.live.is_empty() && old.live.iter().all(is_live);
+    !(only_grew && has_frontends)
 }
 
 #[cfg(test)]

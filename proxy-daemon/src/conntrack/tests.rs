@@ -186,7 +186,15 @@ fn ct_4_ct_6_only_changes_of_udp_list_the_table() {
     affine.affinity = Some(10);
     stale.note(&changes(Some(&udp), Some(&Arc::new(affine))));
     assert_eq!(stale.deadline(now), None);
-    stale.note(&changes(None, Some(&udp)));
+    let grown = service_port(L4Proto::Udp, &[P1, P2]);
+    stale.note(&changes(Some(&udp), Some(&grown)));
+    assert_eq!(stale.deadline(now), None, "nothing can be stale");
+    let none = service_port(L4Proto::Udp, &[]);
+    stale.note(&changes(Some(&none), Some(&udp)));
+    assert_eq!(stale.deadline(now), Some(now), "untranslated flows can");
+    stale.note(&changes(Some(&udp), None));
+    assert_eq!(stale.deadline(now), None);
+    stale.note(&changes(Some(&grown), Some(&udp)));
     assert_eq!(stale.deadline(now), Some(now));
     stale.note(&changes(Some(&udp), None));
     assert_eq!(stale.deadline(now), None, "CT-3: it is gone");

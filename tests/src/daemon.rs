@@ -199,7 +199,7 @@ impl Daemon {
             if let Some(status) = self.ended()? {
                 bail!("the daemon ended with {status}:\n{}", self.log());
             }
-            if let Ok(answer) = http_json(ns, "127.0.0.1:10256", "/debug/sync") {
+            if let Ok(answer) = http_json(ns, "127.0.0.1:10249", "/debug/sync") {
                 if answer["token"] == self.token.as_str() {
                     return Ok(());
                 }

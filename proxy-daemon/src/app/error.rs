@@ -60,6 +60,9 @@ pub enum AppError {
         #[source]
         source: DatapathError,
     },
+    /// The kernel lacks what the mode needs, which only the first sync could tell.
+    #[error("this kernel cannot do what the mode needs")]
+    Unusable(#[source] DatapathError),
     /// The node lacks the primary family.
     #[error("the node's primary family is {0}, which this network namespace does not have")]
     NoFamily(IpFamily),
@@ -107,6 +110,7 @@ impl AppError {
             | Self::Sysctl { .. }
             | Self::Family { .. }
             | Self::NoFamily(_)
+            | Self::Unusable(_)
             | Self::Cleanup { .. }
             | Self::NoPodCidrs
             | Self::PodCidrsChanged

@@ -26,7 +26,7 @@ pub(super) fn open<I: Intake>(
     if let Some(carrier) = carrier::<V6>(host::has_ipv6(), primary, sync_period, now)? {
         sync = sync.with_v6(carrier);
     }
-    Ok(sync)
+    Ok(sync.with_primary(primary))
 }
 
 fn carrier<F: Family>(

@@ -236,17 +236,14 @@ async fn sync_thread<I: crate::sync::Intake + 'static>(
             sync.set_local_addresses(addresses);
         }
         let _stop = StopOnDrop(mailbox);
-        let (alive, ended) = oneshot::channel::<Infallible>();
+        let (result, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("sync".to_owned())
-            .spawn(move || {
-                sync.run();
-                drop(alive);
-            })
+            .spawn(move || drop(result.send(sync.run())))
             .map_err(AppError::Runtime)?;
         match ended.await {
-            Ok(never) => match never {},
-            Err(_ended) => Err(AppError::SyncEnded),
+            Ok(Err(source)) => Err(AppError::Unusable(source)),
+            Ok(Ok(())) | Err(_) => Err(AppError::SyncEnded),
         }
     };
     tokio::select! {

@@ -86,6 +86,11 @@ impl Health {
         self.with_family(family, |_| {});
     }
 
+    /// This family turned out not to be served.
+    pub fn forget(&self, family: IpFamily) {
+        self.state().families.remove(&family);
+    }
+
     /// A change was announced at this time.
     pub fn queued(&self, at: Instant) {
         for family in self.state().families.values_mut() {

@@ -130,6 +130,10 @@ impl<F: Family> Carrier<F> {
     }
 
     /// Does what is due, the changes since the last step taken into account.
+    ///
+    /// # Errors
+    /// [`DatapathError::Unusable`] if the kernel turns out, at the very first sync, to lack what the
+    /// datapath needs. Whatever else fails is tried again here.
     pub(super) fn step(
         &mut self,
         state: &ForwardingState<F>,
@@ -137,7 +141,7 @@ impl<F: Family> Carrier<F> {
         local: &BTreeSet<IpAddr>,
         clock: &dyn Clock,
         health: &Health,
-    ) {
+    ) -> Result<(), DatapathError> {
         let started = clock.now();
         if let Some(changes) = changes {
             self.stale_flows.note(changes);
@@ -162,17 +166,17 @@ impl<F: Family> Carrier<F> {
             (Standing::Behind { backoff, reason }, _) if backoff.at() <= started => {
                 (reason, guarded(|| datapath.resync(state)))
             }
-            (Standing::Behind { .. }, _) => return,
+            (Standing::Behind { .. }, _) => return Ok(()),
             (Standing::InSync { .. }, Some(changes)) if !changes.is_empty() => {
                 (Reason::Change, guarded(|| datapath.sync(state, changes)))
             }
             (Standing::InSync { .. }, Some(_)) => {
                 health.succeeded(F::FAMILY, started, clock);
-                return;
+                return Ok(());
             }
             (Standing::InSync { .. }, None) => {
                 self.clean(state, local, clock);
-                return;
+                return Ok(());
             }
         };
         let took = clock.now() - started;
@@ -187,6 +191,9 @@ impl<F: Family> Carrier<F> {
                 log_success(state, report, reason, took);
                 health.succeeded(F::FAMILY, started, clock);
                 self.clean(state, local, clock);
+            }
+            Outcome::Failed(error @ DatapathError::Unusable { .. }) if reason == Reason::Start => {
+                return Err(error);
             }
             Outcome::Failed(error) => {
                 tracing::error!(
@@ -206,6 +213,7 @@ impl<F: Family> Carrier<F> {
                 self.failed(clock.now());
             }
         }
+        Ok(())
     }
 
     fn failed(&mut self, now: Instant) {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::compile::{Compiled, Compiler, Environment};
 use crate::config::Periods;
+use crate::datapath::DatapathError;
 use crate::health::Health;
 use crate::model::Diagnostic;
 use crate::net::{IpFamily, V4, V6};
@@ -35,7 +36,7 @@ pub use surroundings::Surroundings;
 ///
 /// The question is one small message to the kernel, so that there is no reason to leave Services broken
 /// for the 30 s that SYNC-9 allows.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Where changes of the cluster come from.
 pub trait Intake: Send {
@@ -66,6 +67,7 @@ pub struct Sync<I: Intake> {
     health: Arc<Health>,
     v4: Option<Carrier<V4>>,
     v6: Option<Carrier<V6>>,
+    primary: IpFamily,
     compiler: Option<Compiler>,
     environment: Option<Environment>,
     diagnostics: BTreeSet<Diagnostic>,
@@ -99,6 +101,7 @@ impl<I: Intake> Sync<I> {
             health,
             v4: None,
             v6: None,
+            primary: IpFamily::V4,
             compiler: None,
             environment: None,
             diagnostics: BTreeSet::new(),
@@ -125,12 +128,22 @@ impl<I: Intake> Sync<I> {
         self
     }
 
+    /// Cannot go on without this family; IPv4 unless told. Spec: DS-2.
+    #[must_use]
+    pub fn with_primary(mut self, primary: IpFamily) -> Self {
+        self.primary = primary;
+        self
+    }
+
     /// Syncs until the mailbox says that the process ends.
-    pub fn run(mut self) {
+    ///
+    /// # Errors
+    /// [`DatapathError::Unusable`] if the kernel lacks what the primary family needs.
+    pub fn run(mut self) -> Result<(), DatapathError> {
         loop {
             let deadline = self.deadline();
             let Some(mail) = self.mailbox.wait(deadline, &*self.clock) else {
-                return;
+                return Ok(());
             };
             if mail.changed_since.is_some() {
                 self.requested = self.requested.or(mail.changed_since);
@@ -138,7 +151,7 @@ impl<I: Intake> Sync<I> {
             if let Some(addresses) = mail.local_addresses {
                 self.set_local_addresses(addresses);
             }
-            self.step();
+            self.step()?;
             for question in mail.questions {
                 question(&View {
                     compiler: self.compiler.as_ref(),
@@ -175,17 +188,18 @@ impl<I: Intake> Sync<I> {
     }
 
     /// Does what is due now.
-    fn step(&mut self) {
+    fn step(&mut self) -> Result<(), DatapathError> {
         let now = self.clock.now();
         if self.next_look.is_some_and(|look| now >= look) {
             self.look_for_foreign_changes(now);
         }
         let due = self.requested.is_some() && self.not_before.is_none_or(|t| now >= t);
         let news = if due { self.take_in(now) } else { None };
-        self.carry(news.as_ref());
+        self.carry(news.as_ref())?;
         if news.is_some() {
             self.not_before = Some(self.clock.now() + self.periods.min_sync);
         }
+        Ok(())
     }
 
     fn look_for_foreign_changes(&mut self, now: Instant) {
@@ -256,26 +270,49 @@ impl<I: Intake> Sync<I> {
     }
 
     /// Lets each family do what is due for it.
-    fn carry(&mut self, news: Option<&Compiled>) {
+    fn carry(&mut self, news: Option<&Compiled>) -> Result<(), DatapathError> {
         let v4_changes = news.map(|news| &news.v4);
         let v6_changes = news.map(|news| &news.v6);
         let (Some(compiler), Some(environment)) = (&self.compiler, &self.environment) else {
-            return;
+            return Ok(());
         };
         let local = &environment.local_addresses;
-        if let Some(carrier) = &mut self.v4 {
-            carrier.step(compiler.v4(), v4_changes, local, &*self.clock, &self.health);
+        let (clock, health) = (&*self.clock, &*self.health);
+        if let Some(carrier) = &mut self.v4
+            && let Err(error) = carrier.step(compiler.v4(), v4_changes, local, clock, health)
+        {
+            self.v4 = None;
+            give_up(IpFamily::V4, self.primary, health, error)?;
         }
-        if let Some(carrier) = &mut self.v6 {
-            carrier.step(compiler.v6(), v6_changes, local, &*self.clock, &self.health);
+        if let Some(carrier) = &mut self.v6
+            && let Err(error) = carrier.step(compiler.v6(), v6_changes, local, clock, health)
+        {
+            self.v6 = None;
+            give_up(IpFamily::V6, self.primary, health, error)?;
         }
         let in_sync = self.v4.as_ref().is_none_or(Carrier::is_in_sync)
             && self.v6.as_ref().is_none_or(Carrier::is_in_sync);
         if in_sync {
             self.health.programmed(self.source_token.as_ref());
-            let now = self.clock.now();
-            self.next_look
-                .get_or_insert(now + self.periods.sync.min(LOOK));
+            let look = self.clock.now() + self.periods.sync.min(LOOK);
+            self.next_look.get_or_insert(look);
         }
+        Ok(())
     }
+}
+
+/// A node that cannot carry its secondary family is a single-stack node. Spec: DS-2.
+fn give_up(
+    family: IpFamily,
+    primary: IpFamily,
+    health: &Health,
+    error: DatapathError,
+) -> Result<(), DatapathError> {
+    if family == primary {
+        return Err(error);
+    }
+    health.forget(family);
+    let error = &error as &dyn std::error::Error;
+    tracing::error!(family = family.name(), error, "not served: single-stack");
+    Ok(())
 }

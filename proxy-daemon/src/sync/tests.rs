@@ -62,6 +62,7 @@ enum Call {
 enum Answer {
     Fine,
     Fail,
+    Unusable,
     Panic,
 }
 
@@ -100,6 +101,11 @@ impl Fake {
                 operation: "test",
                 object: "test".to_owned(),
                 source: io::ErrorKind::Other.into(),
+            }),
+            Answer::Unusable => Err(DatapathError::Unusable {
+                operation: "test",
+                advice: "none",
+                source: io::ErrorKind::Unsupported.into(),
             }),
             Answer::Panic => panic!("a bug, for the test"),
         }
@@ -268,7 +274,7 @@ impl Bench {
     fn change(&mut self, name: &str, n_endpoints: u8) {
         self.cluster.put(name, L4Proto::Tcp, n_endpoints);
         self.sync.requested = self.sync.requested.or(Some(self.clock.now()));
-        self.sync.step();
+        self.sync.step().unwrap();
     }
 
     /// Lets time pass, the loop waking when it wants to.
@@ -281,7 +287,7 @@ impl Bench {
             }
             assert!(next > self.clock.now(), "the loop spins");
             self.clock.advance(next - self.clock.now());
-            self.sync.step();
+            self.sync.step().unwrap();
         }
         self.clock.advance(end - self.clock.now());
     }
@@ -299,7 +305,7 @@ fn ms(milliseconds: u64) -> Duration {
 #[test]
 fn sync_12_nothing_is_written_before_all_kinds_are_listed() {
     let mut bench = Bench::new();
-    bench.sync.step();
+    bench.sync.step().unwrap();
     bench.wait(ms(300_000));
     assert_eq!(bench.v4.take(), []);
     bench.change("a", 1);
@@ -384,13 +390,38 @@ fn sync_7_a_bug_in_a_datapath_is_a_failure() {
 }
 
 #[test]
+fn ds_2_a_kernel_without_the_secondary_family_serves_the_primary() {
+    let mut bench = Bench::new();
+    bench.v6.answer(&[Answer::Unusable]);
+    bench.change("a", 1);
+    bench.wait(ms(5_000));
+    bench.change("b", 1);
+    assert_eq!(bench.v4.take().len(), 2);
+    assert_eq!(bench.v6.take().len(), 1);
+    assert!(bench.health.healthz(&*bench.clock).ok);
+}
+
+#[test]
+fn ds_2_a_kernel_without_the_primary_family_is_fatal_at_the_start_only() {
+    let mut bench = Bench::new();
+    bench.v4.answer(&[Answer::Unusable]);
+    bench.cluster.put("a", L4Proto::Tcp, 1);
+    assert!(bench.sync.step().is_err());
+    let mut bench = Bench::new();
+    bench.v4.answer(&[Answer::Fine, Answer::Unusable]);
+    bench.change("a", 1);
+    bench.wait(ms(5_000));
+    bench.change("b", 1);
+}
+
+#[test]
 fn sync_9_what_others_changed_is_read_back() {
     let mut bench = Bench::new();
     bench.change("a", 1);
     bench.v4.take();
     bench.v4.log.lock().unwrap().foreign = true;
     bench.wait(ms(30_000));
-    assert_eq!(bench.v4.take(), [(ms(5_000), Call::Resync(1))]);
+    assert_eq!(bench.v4.take(), [(ms(1_000), Call::Resync(1))]);
     assert_eq!(
         bench.v6.take().len(),
         1,
@@ -407,7 +438,7 @@ fn np_7_an_address_change_alone_is_a_change() {
     bench.sync.set_local_addresses([address].into());
     assert_eq!(bench.sync.deadline(), bench.sync.not_before.unwrap());
     bench.sync.set_local_addresses([address].into());
-    bench.sync.step();
+    bench.sync.step().unwrap();
     assert_eq!(bench.sync.requested, None);
     assert!(
         bench
@@ -425,7 +456,7 @@ fn ct_13_stale_flows_are_looked_for_after_a_successful_sync() {
     let mut bench = Bench::new();
     bench.v4.answer(&[Answer::Fail]);
     bench.cluster.put("dns", L4Proto::Udp, 1);
-    bench.sync.step();
+    bench.sync.step().unwrap();
     assert_eq!(bench.v4.take(), [(ms(0), Call::Resync(1))]);
     bench.wait(ms(1_000));
     assert_eq!(

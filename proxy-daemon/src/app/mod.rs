@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::cli::Cli;
-use crate::config::{Beside, Config, DetectLocal, Resolved, Source, raw, resolve};
+use crate::config::{Beside, Config, DetectLocal, LogSettings, Resolved, Source, raw, resolve};
 use crate::health::{self, Ask, Health, Inside};
 use crate::net::IpFamily;
 use crate::sync::{Mailbox, Surroundings, Sync};
@@ -37,17 +37,21 @@ const RESTART: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`AppError`], whose exit code tells wrong usage (2) from a machine it cannot run on (1).
 pub fn start(cli: &Cli) -> Result<(), AppError> {
+    if cli.flags.cleanup == Some(true) {
+        // Spec: LIFE-7. No configuration is read, so that no fault of it keeps us here.
+        crate::telemetry::start(LogSettings {
+            json: cli.flags.logging_format.as_deref() == Some("json"),
+            verbosity: cli.verbosity.unwrap_or_default(),
+        });
+        check_privilege()?;
+        return cleanup::run();
+    }
     let Resolved { config, warnings } = read_config(cli)?;
     crate::telemetry::start(config.log);
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
-    if !capabilities::has_net_admin() {
-        return Err(AppError::NoNetAdmin);
-    }
-    if cli.flags.cleanup == Some(true) {
-        return cleanup::run();
-    }
+    check_privilege()?;
     if cli.flags.init_only == Some(true) {
         // Spec: LIFE-8.
         sysctls::apply(&Sysctls::default(), &config.conntrack)?;
@@ -61,6 +65,14 @@ pub fn start(cli: &Cli) -> Result<(), AppError> {
     // A thread that blocks, such as a look-up of a name, must not keep the process.
     runtime.shutdown_background();
     outcome
+}
+
+fn check_privilege() -> Result<(), AppError> {
+    if capabilities::has_net_admin() {
+        Ok(())
+    } else {
+        Err(AppError::NoNetAdmin)
+    }
 }
 
 fn read_config(cli: &Cli) -> Result<Resolved, AppError> {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use super::*;
 use crate::datapath::{Datapath, SyncReport};
 use crate::forwarding::{
-    Backend, BackendSet, Detector, Exposure, Frontend, FrontendAddress, FrontendKey, Globals,
-    MarkBit, Route, Routes, ServicePort, ServicePortId,
+    Backend, BackendSet, Change, Detector, Exposure, Frontend, FrontendAddress, FrontendKey,
+    Globals, MarkBit, Route, Routes, ServicePort, ServicePortId,
 };
 use crate::net::{IpFamily, L4Proto, Port, V4, V6};
 
@@ -258,4 +258,299 @@ fn applies_and_reads_back_v4() {
 #[test]
 fn applies_and_reads_back_v6() {
     applies_and_reads_back::<V6>();
+}
+
+/// Changes that lead from one state to another.
+fn changes<F: Family>(old: &ForwardingState<F>, new: &ForwardingState<F>) -> Changes<F> {
+    let ids: BTreeSet<&ServicePortId> = old
+        .service_ports
+        .keys()
+        .chain(new.service_ports.keys())
+        .collect();
+    let change = |id: &ServicePortId| Change {
+        old: old.service_ports.get(id).cloned(),
+        new: new.service_ports.get(id).cloned(),
+    };
+    Changes {
+        globals: (old.globals != new.globals).then(|| old.globals.clone()),
+        service_ports: ids
+            .into_iter()
+            .map(|id| (id.clone(), change(id)))
+            .filter(|(_, change)| change.old != change.new)
+            .collect(),
+    }
+}
+
+/// A generator of numbers that are the same each time.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: u32) -> u32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        u32::try_from((self.0 >> 33) % u64::from(limit)).unwrap()
+    }
+}
+
+/// Some ServicePorts with some traits, and now and then other addresses of the node.
+fn some_state<F: Family>(numbers: &mut Numbers) -> ForwardingState<F> {
+    let mut service_ports = Vec::new();
+    for number in 1..=12 {
+        if numbers.below(4) > 0 {
+            let traits = u8::try_from(numbers.below(256)).unwrap();
+            let mut service_port = service_port(number, numbers.below(5), traits);
+            if service_port.affinity.is_some() && numbers.below(2) == 0 {
+                service_port.affinity = Some(60);
+            }
+            service_ports.push(service_port);
+        }
+    }
+    let mut state = state(service_ports);
+    state.globals.node_port_addresses = (0..numbers.below(3))
+        .map(|i| address::<F>(0xc0_0002 + i))
+        .collect();
+    if numbers.below(2) == 0 {
+        state.globals.service_cidrs.insert(net::<F>(0x62_0000, 16));
+    }
+    state
+}
+
+/// Whatever the way, the kernel holds what a fresh start would have written.
+fn sync_5_churn_leaves_what_a_fresh_start_writes<F: Family>() {
+    in_netns(|| {
+        let mut numbers = Numbers(7);
+        let mut datapath = Nftables::<F>::open().unwrap();
+        let mut state = some_state::<F>(&mut numbers);
+        datapath.resync(&state).unwrap();
+        for round in 0..60 {
+            let next = some_state::<F>(&mut numbers);
+            datapath.sync(&next, &changes(&state, &next)).unwrap();
+            state = next;
+            if round % 10 == 0 {
+                let mut fresh = Nftables::<F>::open().unwrap();
+                assert_eq!(fresh.resync(&state).unwrap(), NOTHING, "round {round}");
+                assert!(!datapath.changed_by_others().unwrap());
+            }
+        }
+        // From one state to any other, read back too.
+        for _ in 0..10 {
+            let next = some_state::<F>(&mut numbers);
+            datapath.resync(&next).unwrap();
+            assert_eq!(datapath.resync(&next).unwrap(), NOTHING);
+        }
+        let empty = ForwardingState {
+            service_ports: BTreeMap::new(),
+            ..state
+        };
+        datapath.resync(&empty).unwrap();
+        let left = list::<F>();
+        assert!(
+            !left.contains("default/") && !left.contains("cluster-3"),
+            "{left}"
+        );
+        datapath.cleanup().unwrap();
+        datapath.cleanup().unwrap();
+        assert_eq!(nft("list ruleset"), "");
+    });
+}
+
+#[test]
+fn sync_5_churn_leaves_what_a_fresh_start_writes_v4() {
+    sync_5_churn_leaves_what_a_fresh_start_writes::<V4>();
+}
+
+#[test]
+fn sync_5_churn_leaves_what_a_fresh_start_writes_v6() {
+    sync_5_churn_leaves_what_a_fresh_start_writes::<V6>();
+}
+
+#[test]
+fn sync_9_damage_is_noticed_and_repaired() {
+    in_netns(|| {
+        let mut datapath = Nftables::<V4>::open().unwrap();
+        let state = one_of_each::<V4>();
+        datapath.resync(&state).unwrap();
+        let whole = list::<V4>();
+        assert!(!datapath.changed_by_others().unwrap());
+        for damage in [
+            "flush ruleset",
+            "delete table ip proxy-daemon",
+            "flush chain ip proxy-daemon services",
+            "flush chain ip proxy-daemon nat-output",
+            "delete chain ip proxy-daemon nat-output",
+            "add rule ip proxy-daemon nat-prerouting drop",
+            "insert rule ip proxy-daemon services return",
+            "add chain ip proxy-daemon foreign { type filter hook input priority 0; policy drop; }",
+            "add set ip proxy-daemon foreign { type ipv4_addr; }",
+        ] {
+            nft(damage);
+            assert!(datapath.changed_by_others().unwrap(), "{damage}");
+            assert_ne!(datapath.resync(&state).unwrap(), NOTHING, "{damage}");
+            let mut same: Vec<&str> = whole.lines().collect();
+            let list = list::<V4>();
+            let mut listed: Vec<&str> = list.lines().collect();
+            // The order of chains, and of elements in a line, is that of their making.
+            same.sort_unstable();
+            listed.sort_unstable();
+            assert_eq!(same.len(), listed.len(), "{damage}");
+            assert!(!datapath.changed_by_others().unwrap(), "{damage}");
+            assert_eq!(datapath.resync(&state).unwrap(), NOTHING, "{damage}");
+        }
+        // Elements are compared by the hourly resync only.
+        for damage in [
+            "delete element ip proxy-daemon frontends { 10.96.0.1 . tcp . 80 }",
+            "add element ip proxy-daemon cluster-ips { 10.9.9.9 }",
+            "flush map ip proxy-daemon cluster-backends",
+            "flush set ip proxy-daemon service-cidrs",
+            "flush set ip proxy-daemon source-ranges",
+        ] {
+            nft(damage);
+            assert_ne!(datapath.resync(&state).unwrap(), NOTHING, "{damage}");
+            assert_eq!(datapath.resync(&state).unwrap(), NOTHING, "{damage}");
+        }
+    });
+}
+
+#[test]
+fn sync_10_foreign_tables_stay() {
+    in_netns(|| {
+        nft("add table ip foreign");
+        nft("add chain ip foreign input { type filter hook input priority 0; }");
+        let before = nft("list ruleset");
+        let mut datapath = Nftables::<V4>::open().unwrap();
+        let state = one_of_each::<V4>();
+        datapath.resync(&state).unwrap();
+        nft("add rule ip foreign input accept");
+        assert!(!datapath.changed_by_others().unwrap());
+        nft("flush chain ip foreign input");
+        datapath.cleanup().unwrap();
+        assert_eq!(nft("list ruleset"), before);
+    });
+}
+
+#[test]
+fn a_refused_sync_changes_nothing_and_the_next_reads_back() {
+    in_netns(|| {
+        let mut datapath = Nftables::<V4>::open().unwrap();
+        let old = state([service_port(1, 3, 0), service_port(2, 3, 0)]);
+        let new = state([service_port(1, 4, 0)]);
+        datapath.resync(&old).unwrap();
+        nft("delete element ip proxy-daemon frontends { 10.96.0.2 . tcp . 80 }");
+        let before = list::<V4>();
+        assert!(datapath.sync(&new, &changes(&old, &new)).is_err());
+        assert_eq!(list::<V4>(), before);
+        datapath.sync(&new, &changes(&old, &new)).unwrap();
+        assert_eq!(Nftables::open().unwrap().resync(&new).unwrap(), NOTHING);
+    });
+}
+
+/// The clients that the table remembers, as `nft` prints them.
+fn remembered() -> Vec<String> {
+    let list = nft("-n list map ip proxy-daemon affinity");
+    let elements = list
+        .split_once("elements = {")
+        .map_or("", |(_, elements)| elements);
+    let clients = elements
+        .split(',')
+        .map(str::trim)
+        .filter(|client| client.contains(" . "));
+    clients.map(str::to_owned).collect()
+}
+
+#[test]
+fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
+    in_netns(|| {
+        let with_affinity = |n, seconds| {
+            let mut service_port = service_port::<V4>(1, n, 0);
+            service_port.affinity = Some(seconds);
+            service_port
+        };
+        let mut datapath = Nftables::<V4>::open().unwrap();
+        let first = state([with_affinity(3, 10_800)]);
+        datapath.resync(&first).unwrap();
+        for (backend, code) in render::backend_codes(&with_affinity(3, 1)) {
+            let client = backend.address.octets()[3];
+            let (upper, lower) = (code >> 16, code & 0xffff);
+            nft(&format!(
+                "add element ip proxy-daemon affinity {{ 10.96.0.1 . tcp . 80 . 192.0.2.{client} timeout 10800s expires 10000s : {upper:x}:{lower:x} }}"
+            ));
+        }
+        assert_eq!(remembered().len(), 3);
+        // Restart, and a change of something else.
+        let second = state([with_affinity(3, 10_800), service_port(2, 3, 0xff)]);
+        let mut restarted = Nftables::<V4>::open().unwrap();
+        assert_eq!(restarted.resync(&first).unwrap(), NOTHING);
+        restarted.sync(&second, &changes(&first, &second)).unwrap();
+        assert_eq!(remembered().len(), 3);
+        // A backend goes.
+        let third = state([with_affinity(2, 10_800)]);
+        restarted.sync(&third, &changes(&second, &third)).unwrap();
+        assert_eq!(remembered().len(), 2);
+        // The time changes: of 10,800 s, 800 s were over.
+        let fourth = state([with_affinity(2, 1000)]);
+        restarted.sync(&fourth, &changes(&third, &fourth)).unwrap();
+        let clients = remembered();
+        assert_eq!(clients.len(), 2);
+        let as_told = |client: &String| {
+            client.contains("timeout 1000s expires 19")
+                || client.contains("timeout 1000s expires 200s")
+        };
+        assert!(clients.iter().all(as_told), "{clients:?}");
+        let fifth = state([with_affinity(2, 500)]);
+        restarted.sync(&fifth, &changes(&fourth, &fifth)).unwrap();
+        assert_eq!(remembered(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn without_privilege_the_error_says_what_to_do() {
+    let thread = std::thread::spawn(|| {
+        use nix::sched::{CloneFlags, unshare};
+        unshare(CloneFlags::CLONE_NEWNET).expect("network namespaces need root");
+        // A user namespace that does not own the network namespace has no power over it.
+        unshare(CloneFlags::CLONE_NEWUSER).map(|()| Nftables::<V4>::open().map(drop))
+    });
+    if let Ok(Ok(opened)) = thread.join() {
+        let error = opened.expect_err("no privilege").to_string();
+        assert!(error.contains("CAP_NET_ADMIN"), "{error}");
+    }
+}
+
+#[test]
+fn kinds_have_codes_of_their_own() {
+    use super::kind::{Kind, Masquerade, Pick, Via};
+    let mut codes = BTreeSet::new();
+    let mut count = 0;
+    let mut check = |kind: Kind| {
+        assert!(codes.insert(kind.code()), "{kind:?}");
+        count += 1;
+    };
+    for kind in [Kind::Drop, Kind::Reject, Kind::Firewall] {
+        check(kind);
+    }
+    check(Kind::BySource { node_port: false });
+    check(Kind::BySource { node_port: true });
+    for via in [Via::Itself, Via::Vip, Via::NodePort] {
+        for set in [BackendSet::Cluster, BackendSet::Local] {
+            for masquerade in [Masquerade::Never, Masquerade::UnlessPod, Masquerade::Always] {
+                for n in [
+                    1, 2, 3, 10, 255, 256, 861, 862, 5000, 65_535, 65_536, 100_000,
+                ] {
+                    for affinity in [None, Some(1), Some(2), Some(10_800), Some(86_400)] {
+                        let n = std::num::NonZeroU32::new(n).unwrap();
+                        check(Kind::Pick(Pick {
+                            via,
+                            set,
+                            n,
+                            masquerade,
+                            affinity,
+                        }));
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(codes.len(), count);
 }

@@ -28,6 +28,7 @@ pub mod bed;
 pub mod client;
 pub mod daemon;
 pub mod echo;
+pub mod fake_api;
 pub mod flow;
 pub mod lab;
 pub mod matrix;

@@ -1,0 +1,379 @@
+//! What can happen to a connection, and to what comes over it.
+
+use std::time::{Duration, Instant};
+
+use proxy_daemon::watch::kubernetes::Timing;
+use proxy_daemon::watch::{Kind, Store};
+use proxy_tests::fake_api::{Ask, FakeApi, Fault, Streaming};
+use serde_json::json;
+
+use crate::follow::{
+    Followed, get, has_slice, is_at, run, service, slice, small, timing, until_asked,
+};
+
+/// Waits until changes still arrive after whatever was done.
+async fn check_alive(api: &FakeApi, followed: &Followed) {
+    api.put(service("alive", 77));
+    api.put(slice("alive-1", "alive", 77));
+    followed
+        .until("alive", |store| {
+            is_at(store, "alive", 77) && has_slice(store, "alive-1")
+        })
+        .await;
+}
+
+#[test]
+fn life_2_a_server_that_is_down_at_start_is_waited_for() {
+    run(async {
+        let api = small();
+        api.down();
+        let followed = Followed::start(&api).await;
+        tokio::time::timeout(Duration::from_millis(300), followed.complete_for_ever())
+            .await
+            .unwrap_err();
+        api.up();
+        followed.complete().await;
+        check_alive(&api, &followed).await;
+    });
+}
+
+impl Followed {
+    /// Returns only if the store becomes complete.
+    async fn complete_for_ever(&self) {
+        let mut bell = self.shared.subscribe();
+        while !self.shared.with(|store| store.is_complete()) {
+            bell.changed().await.expect("a bell");
+        }
+    }
+}
+
+#[test]
+fn life_3_what_happened_while_the_server_was_away_arrives_soon_after() {
+    run(async {
+        let api = small();
+        // The times as shipped: they are what is tested.
+        let followed = Followed::start_with(&api, Timing::default()).await;
+        followed.complete().await;
+        api.down();
+        api.put(service("a", 9));
+        api.put(service("c", 3));
+        api.delete(Kind::Service, "default/b");
+        tokio::time::timeout(Duration::from_secs(3), std::future::pending::<()>())
+            .await
+            .unwrap_err();
+        followed
+            .shared
+            .with(|store| assert!(is_at(store, "a", 1) && is_at(store, "b", 2)));
+        let back = Instant::now();
+        api.up();
+        followed
+            .until("changes", |store| {
+                is_at(store, "a", 9) && is_at(store, "c", 3) && get(store, "b").is_none()
+            })
+            .await;
+        assert!(
+            back.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            back.elapsed()
+        );
+    });
+}
+
+#[test]
+fn life_4_a_relist_removes_what_is_gone_and_touches_nothing_else() {
+    run(async {
+        for streaming in [Streaming::On, Streaming::Refused] {
+            let api = small();
+            api.set_streaming(streaming);
+            let followed = Followed::start(&api).await;
+            followed.complete().await;
+            followed
+                .until("the rest", |s| {
+                    s.node().is_some() && s.service_cidr_names().count() == 1
+                })
+                .await;
+            followed.drain();
+            api.down();
+            api.delete(Kind::Service, "default/b");
+            api.delete(Kind::EndpointSlice, "default/b-1");
+            api.compact();
+            api.up();
+            followed
+                .until("b gone", |store| {
+                    get(store, "b").is_none() && !has_slice(store, "b-1")
+                })
+                .await;
+            let drained = followed.drain();
+            assert_eq!(
+                drained
+                    .services
+                    .keys()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>(),
+                ["default/b"]
+            );
+            assert_eq!((drained.node, drained.service_cidrs), (None, None));
+            check_alive(&api, &followed).await;
+        }
+    });
+}
+
+#[test]
+fn life_4_versions_that_are_gone_while_watching_are_listed_again() {
+    run(async {
+        let api = small();
+        let followed = Followed::start(&api).await;
+        followed.complete().await;
+        followed.drain();
+        for fault in [Fault::ErrorEvent(410), Fault::Status(410, None)] {
+            api.fault(Kind::Service, Ask::Watch, fault);
+            api.clear_requests();
+            api.cut();
+            until_asked(&api, "a list", |api| {
+                api.n_requests(Kind::Service, Ask::StreamingList) > 0
+            })
+            .await;
+        }
+        check_alive(&api, &followed).await;
+        assert_eq!(followed.dirty(), ["default/alive"]);
+    });
+}
+
+#[test]
+fn life_3_an_answer_that_breaks_off_is_asked_for_again() {
+    run(async {
+        for streaming in [Streaming::On, Streaming::Refused] {
+            for n_bytes in [0, 1, 100, 700] {
+                let api = small();
+                api.set_streaming(streaming);
+                api.put_all((0..20).map(|i| service(&format!("s{i}"), 1)));
+                for ask in [Ask::List, Ask::StreamingList] {
+                    api.faults(Kind::Service, ask, Fault::Cut(n_bytes), 2);
+                }
+                let followed = Followed::start(&api).await;
+                followed.complete().await;
+                followed
+                    .shared
+                    .with(|store| assert_eq!(store.service_names().count(), 22));
+                api.fault(Kind::Service, Ask::Watch, Fault::Cut(n_bytes));
+                api.cut();
+                check_alive(&api, &followed).await;
+                followed
+                    .shared
+                    .with(|store| assert_eq!(store.service_names().count(), 23));
+            }
+        }
+    });
+}
+
+#[test]
+fn life_3_a_streaming_list_that_never_ends_gives_way_to_pages() {
+    run(async {
+        let api = small();
+        api.faults(Kind::Service, Ask::StreamingList, Fault::Cut(200), u32::MAX);
+        let followed = Followed::start(&api).await;
+        followed.complete().await;
+        check_alive(&api, &followed).await;
+        assert!(api.n_requests(Kind::Service, Ask::List) > 0);
+    });
+}
+
+#[test]
+fn life_3_slow_answers_are_answers() {
+    run(async {
+        for streaming in [Streaming::On, Streaming::Refused] {
+            let api = small();
+            api.set_streaming(streaming);
+            api.faults(
+                None,
+                None,
+                Fault::Slow(97, Duration::from_millis(2)),
+                u32::MAX,
+            );
+            let followed = Followed::start(&api).await;
+            followed.complete().await;
+            check_alive(&api, &followed).await;
+        }
+    });
+}
+
+#[test]
+fn life_3_a_peer_that_fell_silent_is_left() {
+    run(async {
+        let api = small();
+        // Without bookmarks, what was asked for bounds the wait.
+        let short = Timing {
+            watch: (Duration::from_secs(1), Duration::from_secs(1)),
+            ..timing()
+        };
+        let followed = Followed::start_with(&api, short).await;
+        followed.complete().await;
+        api.faults(Kind::Service, Ask::Watch, Fault::Silent, 1);
+        api.cut();
+        check_alive(&api, &followed).await;
+        drop(followed);
+        // With bookmarks, their absence is noticed.
+        api.bookmark_every(Duration::from_millis(100));
+        let followed = Followed::start(&api).await;
+        followed.complete().await;
+        api.clear_requests();
+        tokio::time::timeout(Duration::from_millis(900), std::future::pending::<()>())
+            .await
+            .unwrap_err();
+        assert_eq!(
+            api.n_requests(Kind::Service, Ask::Watch),
+            0,
+            "bookmarks keep a watch"
+        );
+        check_alive(&api, &followed).await;
+    });
+}
+
+#[test]
+fn life_3_garbage_is_survived() {
+    run(async {
+        for garbage in [
+            "garbage\n",
+            "<html>502</html>\n",
+            "{\"type\":\"ADDED\"}\n",
+            "\u{0}\n",
+            "{\"type\":\"NEW\",\"object\":{}}\n",
+        ] {
+            let api = small();
+            let followed = Followed::start(&api).await;
+            followed.complete().await;
+            for ask in [Ask::Watch, Ask::StreamingList] {
+                api.fault(Kind::Service, ask, Fault::Before(garbage.to_owned()));
+            }
+            api.cut();
+            check_alive(&api, &followed).await;
+            followed
+                .shared
+                .with(|store| assert_eq!(store.service_names().count(), 3));
+        }
+    });
+}
+
+#[test]
+fn life_3_what_is_no_list_removes_nothing() {
+    run(async {
+        for answer in [
+            "",
+            "{}",
+            "<html>",
+            "{\"kind\":\"Status\",\"code\":200}",
+            "{\"items\":[]}",
+        ] {
+            let api = small();
+            api.set_streaming(Streaming::Refused);
+            let followed = Followed::start(&api).await;
+            followed.complete().await;
+            followed.drain();
+            api.faults(
+                Kind::Service,
+                Ask::List,
+                Fault::Instead(answer.to_owned()),
+                3,
+            );
+            api.clear_requests();
+            api.compact();
+            until_asked(&api, "lists", |api| {
+                api.n_requests(Kind::Service, Ask::List) >= 4
+            })
+            .await;
+            check_alive(&api, &followed).await;
+            assert_eq!(followed.dirty(), ["default/alive"]);
+        }
+    });
+}
+
+#[test]
+fn life_3_an_object_that_cannot_be_read_holds_up_no_other() {
+    run(async {
+        let api = small();
+        let followed = Followed::start(&api).await;
+        followed.complete().await;
+        // Twice the same field: no JSON object of ours, and the watch meets it again at every attempt.
+        let twice = "{\"type\":\"ADDED\",\"object\":{\"metadata\":{\"name\":\"x\"},\"metadata\":{\"name\":\"y\"}}}\n";
+        for ask in [Ask::Watch, Ask::StreamingList] {
+            api.faults(Kind::Service, ask, Fault::Before(twice.to_owned()), 6);
+        }
+        api.cut();
+        check_alive(&api, &followed).await;
+    });
+}
+
+#[test]
+fn bad_fields_are_told_and_forgotten_when_mended() {
+    run(async {
+        let api = small();
+        let mut bad = service("a", 1);
+        bad["spec"]["ports"] = json!([{"port": 0}]);
+        api.put(bad.clone());
+        let followed = Followed::start(&api).await;
+        followed.complete().await;
+        assert_eq!(
+            followed.faults(),
+            ["Service default/a: spec.ports[0].port: 0 is not within 1 to 65535; port ignored"]
+        );
+        api.put(service("a", 1));
+        followed
+            .until("mended", |s| {
+                get(s, "a").is_some_and(|a| a.ports.len() == 1)
+            })
+            .await;
+        assert_eq!(followed.faults(), Vec::<String>::new());
+        api.put(bad);
+        api.delete(Kind::Service, "default/a");
+        followed.until("gone", |s| get(s, "a").is_none()).await;
+        assert_eq!(followed.faults(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn sync_12_a_withheld_list_keeps_the_store_incomplete() {
+    run(async {
+        let api = small();
+        for ask in [Ask::List, Ask::StreamingList] {
+            api.faults(Kind::EndpointSlice, ask, Fault::Withhold, u32::MAX);
+        }
+        let followed = Followed::start(&api).await;
+        followed
+            .until("Services", |store| store.is_listed(Kind::Service))
+            .await;
+        until_asked(&api, "slices", |api| {
+            api.n_requests(Kind::EndpointSlice, Ask::StreamingList) > 0
+        })
+        .await;
+        followed.shared.with(|store| assert!(!store.is_complete()));
+        api.clear_faults();
+        followed.complete().await;
+        check_alive(&api, &followed).await;
+    });
+}
+
+#[test]
+fn life_3_a_server_that_was_restored_from_a_backup_is_listed_again() {
+    run(async {
+        let api = small();
+        let followed = Followed::start(&api).await;
+        followed.complete().await;
+        let message = "{\"kind\":\"Status\",\"code\":504,\"message\":\"Too large resource version: 9, current: 3\"}";
+        api.faults(Kind::Service, Ask::Watch, Fault::Status(504, None), 2);
+        api.fault(
+            Kind::Service,
+            Ask::Watch,
+            Fault::Before(format!("{{\"type\":\"ERROR\",\"object\":{message}}}\n")),
+        );
+        api.clear_requests();
+        api.cut();
+        until_asked(&api, "a list", |api| {
+            api.n_requests(Kind::Service, Ask::StreamingList) > 0
+        })
+        .await;
+        check_alive(&api, &followed).await;
+        followed
+            .shared
+            .with(|store: &mut Store| assert_eq!(store.service_names().count(), 3));
+    });
+}

@@ -1,0 +1,15 @@
+//! Do the two sources fill the store with the same, and does the API server's bad day not matter?
+//!
+//! A test is a fake cluster, what goes wrong, and what the store holds in the end. Invariants: no sleeps, every wait has a deadline;
+//! none of this needs root.
+#![expect(
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "tests: a broken assumption must stop the test at once"
+)]
+
+mod equal;
+mod failures;
+mod follow;
+mod lists;
+mod permissions;

@@ -1,0 +1,308 @@
+//! A scripted API server: real HTTP, list and watch, and whatever can go wrong with them.
+//!
+//! It serves Services, EndpointSlices, Nodes and ServiceCIDRs with selectors, versions, bookmarks, streaming lists and pages, well
+//! enough for the daemon, kube-proxy and kubectl. Invariants: a watch from a list's version sees every later change once and in
+//! order; everything runs on a thread of its own and ends with the value.
+//!
+//! In reading order: `cluster` holds the objects, `script` the faults, `serve` speaks HTTP, `load` makes many objects.
+
+mod cluster;
+mod load;
+mod script;
+mod selector;
+mod serve;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use proxy_daemon::watch::Kind;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use cluster::Cluster;
+pub use load::{generate, read_directory};
+use script::Script;
+pub use script::{Ask, Fault, Request, Streaming};
+
+/// What the connections share.
+struct State {
+    cluster: Mutex<Cluster>,
+    script: Mutex<Script>,
+    /// Rings when there is something new to send.
+    changed: watch::Sender<()>,
+    /// Rings when every watch must send a bookmark.
+    bookmark: watch::Sender<()>,
+    /// Rings when every request was recorded.
+    recorded: watch::Sender<()>,
+    /// Goes up when every connection must break; odd while nobody may connect.
+    generation: watch::Sender<u64>,
+}
+
+/// A running server.
+pub struct FakeApi {
+    state: Arc<State>,
+    address: SocketAddr,
+    /// Ends the server's thread when dropped.
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl FakeApi {
+    /// Starts a server on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn start() -> Result<Self> {
+        Self::start_at(|address| TcpListener::bind(address.unwrap_or(([127, 0, 0, 1], 0).into())))
+    }
+
+    /// Starts a server on a listener that is made by `bind`: at first anywhere, later, after [`FakeApi::down`], where it was before.
+    /// A closure that enters a network namespace puts the server there.
+    ///
+    /// # Errors
+    /// When the listener cannot be made.
+    pub fn start_at(
+        bind: impl Fn(Option<SocketAddr>) -> io::Result<TcpListener> + Send + 'static,
+    ) -> Result<Self> {
+        let listener = bind(None).context("the API server cannot listen")?;
+        let address = listener.local_addr()?;
+        let state = Arc::new(State {
+            cluster: Mutex::new(Cluster::new()),
+            script: Mutex::default(),
+            changed: watch::Sender::new(()),
+            bookmark: watch::Sender::new(()),
+            recorded: watch::Sender::new(()),
+            generation: watch::Sender::new(0),
+        });
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let served = Arc::clone(&state);
+        let thread = std::thread::Builder::new()
+            .name("fake-api".to_owned())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .expect("a runtime");
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = serve::accept(served, listener, bind, address) => {}
+                        _ = stopped => {}
+                    }
+                });
+            })?;
+        Ok(Self {
+            state,
+            address,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Writes a kubeconfig that leads here.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_kubeconfig(&self, path: &Path) -> Result<()> {
+        let url = self.url();
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: fake\n\
+             clusters:\n- name: fake\n  cluster: {{server: \"{url}\"}}\n\
+             users:\n- name: fake\n  user: {{token: fake}}\n\
+             contexts:\n- name: fake\n  context: {{cluster: fake, user: fake}}\n"
+        );
+        std::fs::write(path, text).with_context(|| format!("{}", path.display()))
+    }
+
+    fn cluster(&self) -> MutexGuard<'_, Cluster> {
+        self.state.cluster.lock().unwrap()
+    }
+
+    fn script(&self) -> MutexGuard<'_, Script> {
+        self.state.script.lock().unwrap()
+    }
+
+    /// Puts an object of one of our kinds.
+    pub fn put(&self, object: Value) {
+        self.put_all([object]);
+    }
+
+    /// Puts many objects at one moment; what is of no kind of ours is ignored.
+    pub fn put_all(&self, objects: impl IntoIterator<Item = Value>) {
+        let mut cluster = self.cluster();
+        for object in objects {
+            if let Some(kind) = load::kind_of(&object) {
+                cluster.put(kind, object);
+            }
+        }
+        drop(cluster);
+        self.state.changed.send_replace(());
+    }
+
+    /// Makes these all the objects there are: puts what differs, deletes what is missing.
+    pub fn replace_all(&self, objects: Vec<Value>) {
+        let keys: std::collections::BTreeSet<_> = objects
+            .iter()
+            .filter_map(|object| {
+                let kind = load::kind_of(object)?;
+                Some((kind, cluster::key_of(kind, object)))
+            })
+            .collect();
+        for kind in Kind::ALL {
+            let gone = self
+                .keys(kind)
+                .into_iter()
+                .filter(|key| !keys.contains(&(kind, key.clone())));
+            for key in gone {
+                self.delete(kind, &key);
+            }
+        }
+        self.put_all(objects);
+    }
+
+    /// Deletes an object by `namespace/name` or, where there is no namespace, name.
+    pub fn delete(&self, kind: Kind, key: &str) {
+        self.cluster().delete(kind, key);
+        self.state.changed.send_replace(());
+    }
+
+    /// The names of the objects there are.
+    pub fn keys(&self, kind: Kind) -> Vec<String> {
+        self.cluster().keys(kind)
+    }
+
+    /// The newest version.
+    pub fn version(&self) -> u64 {
+        self.cluster().version()
+    }
+
+    /// Forgets what happened: watches from older versions end with 410, now and later.
+    pub fn compact(&self) {
+        self.cluster().compact();
+        self.state.changed.send_replace(());
+    }
+
+    /// Makes the tokens for further pages that were given out so far expire.
+    pub fn expire_pages(&self) {
+        let version = self.version() + 1;
+        self.script().tokens_from = version;
+    }
+
+    /// Sends a bookmark on every watch.
+    pub fn bookmark(&self) {
+        self.state.bookmark.send_replace(());
+    }
+
+    /// Sends bookmarks on every watch from now on, so often.
+    pub fn bookmark_every(&self, interval: Duration) {
+        self.script().bookmark_every = Some(interval);
+    }
+
+    /// Makes an answer go wrong, once; `None` stands for any kind or anything asked.
+    pub fn fault(&self, kind: impl Into<Option<Kind>>, ask: impl Into<Option<Ask>>, fault: Fault) {
+        self.faults(kind, ask, fault, 1);
+    }
+
+    /// Makes answers go wrong so many times; [`u32::MAX`] is for ever.
+    pub fn faults(
+        &self,
+        kind: impl Into<Option<Kind>>,
+        ask: impl Into<Option<Ask>>,
+        fault: Fault,
+        times: u32,
+    ) {
+        self.script().add(kind.into(), ask.into(), fault, times);
+    }
+
+    /// From now on nothing goes wrong.
+    pub fn clear_faults(&self) {
+        self.script().clear();
+    }
+
+    /// Says how streaming lists are treated.
+    pub fn set_streaming(&self, streaming: Streaming) {
+        self.script().streaming = streaming;
+    }
+
+    /// Takes one version of a kind's API away, such as `v1`; answers 404.
+    pub fn set_absent(&self, kind: Kind, version: &str) {
+        self.script().absent.push((kind, version.to_owned()));
+    }
+
+    /// Brings everything back that was taken away.
+    pub fn clear_absent(&self) {
+        self.script().absent.clear();
+    }
+
+    /// Breaks every connection.
+    pub fn cut(&self) {
+        self.state
+            .generation
+            .send_modify(|generation| *generation += 2);
+    }
+
+    /// Breaks every connection and refuses new ones, until [`FakeApi::up`].
+    pub fn down(&self) {
+        self.state
+            .generation
+            .send_modify(|generation| *generation |= 1);
+    }
+
+    /// Accepts connections again, at the same address.
+    pub fn up(&self) {
+        self.state
+            .generation
+            .send_modify(|generation| *generation = (*generation | 1) + 1);
+    }
+
+    /// Every request so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.script().requests.clone()
+    }
+
+    /// How many requests were for this.
+    pub fn n_requests(&self, kind: Kind, ask: Ask) -> usize {
+        let asked = |request: &&Request| request.kind == Some(kind) && request.ask == Some(ask);
+        self.script().requests.iter().filter(asked).count()
+    }
+
+    /// Forgets the requests so far.
+    pub fn clear_requests(&self) {
+        self.script().requests.clear();
+    }
+
+    /// A bell that rings after every request.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.state.recorded.subscribe()
+    }
+
+    /// The events that clients have posted.
+    pub fn events(&self) -> Vec<Value> {
+        self.script().events.clone()
+    }
+}
+
+impl Drop for FakeApi {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+            && !std::thread::panicking()
+        {
+            panic!("the fake API server has panicked");
+        }
+    }
+}

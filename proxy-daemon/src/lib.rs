@@ -12,6 +12,7 @@
 //! - [`conntrack`]: which flows the kernel must forget;
 //! - [`sync`]: when the kernel is made to match;
 //! - [`health`]: how that goes;
+//! - [`debug`]: what is held, for people;
 //! - [`telemetry`]: how it is told;
 //! - [`app`]: all of it together;
 //! - [`datapath`]: what carries it in the kernel.
@@ -22,6 +23,7 @@ pub mod compile;
 pub mod config;
 pub mod conntrack;
 pub mod datapath;
+pub mod debug;
 pub mod forwarding;
 pub mod health;
 pub mod model;

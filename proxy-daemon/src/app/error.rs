@@ -2,6 +2,7 @@
 
 use crate::config::{Fault, raw};
 use crate::datapath::DatapathError;
+use crate::debug::ExplainError;
 use crate::health::BindError;
 use crate::net::IpFamily;
 use crate::watch::kubernetes::ConnectError;
@@ -84,6 +85,20 @@ pub enum AppError {
     /// The configuration file changed. Spec: CFG-3.
     #[error("the configuration file changed; ending so that the next start takes it in")]
     ConfigChanged,
+    /// A packet cannot be explained.
+    #[error(transparent)]
+    Explain(ExplainError),
+    /// The running daemon does not show itself.
+    #[error(
+        "no proxy-daemon answers at {address}; is it running here? (--manifests DIR asks none)"
+    )]
+    NoDaemon {
+        /// Where it was asked.
+        address: std::net::SocketAddr,
+        /// What came instead.
+        #[source]
+        source: std::io::Error,
+    },
     /// An address cannot be listened on, and that was to be fatal.
     #[error(transparent)]
     Bind(BindError),
@@ -104,7 +119,8 @@ impl AppError {
             | Self::ConfigFile(_)
             | Self::Config(_)
             | Self::Manifests(_)
-            | Self::ApiServer(_) => 2,
+            | Self::ApiServer(_)
+            | Self::Explain(_) => 2,
             Self::NoNetAdmin
             | Self::Locked
             | Self::Sysctl { .. }
@@ -112,6 +128,7 @@ impl AppError {
             | Self::NoFamily(_)
             | Self::Unusable(_)
             | Self::Cleanup { .. }
+            | Self::NoDaemon { .. }
             | Self::NoPodCidrs
             | Self::PodCidrsChanged
             | Self::ConfigChanged

@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 
 use crate::cli::Cli;
 use crate::config::{Beside, Config, DetectLocal, LogSettings, Resolved, Source, raw, resolve};
-use crate::health::{self, Ask, Health, Inside};
+use crate::debug::Inside;
+use crate::health::{self, Ask, Health};
 use crate::net::IpFamily;
 use crate::sync::{Mailbox, Surroundings, Sync};
 use crate::sys::{Clock, Sysctls, SystemClock, addresses, capabilities, host};
@@ -23,6 +24,7 @@ mod config_file;
 mod error;
 mod families;
 mod feed;
+mod inspect;
 mod lock;
 mod node;
 mod sysctls;
@@ -47,6 +49,9 @@ pub fn start(cli: &Cli) -> Result<(), AppError> {
         return cleanup::run();
     }
     let Resolved { config, warnings } = read_config(cli)?;
+    if let Some(command) = &cli.command {
+        return inspect::run(&config, command);
+    }
     crate::telemetry::start(config.log);
     for warning in &warnings {
         tracing::warn!("{warning}");
@@ -195,7 +200,7 @@ async fn serve(
         config.mode.name(),
         Arc::clone(&health),
         Arc::clone(&clock),
-        ask,
+        &ask,
     );
     let hard_fail = config.bind_address_hard_fail;
     tokio::select! {
@@ -306,6 +311,10 @@ fn ask(mailbox: &Arc<Mailbox>, shared: &Arc<Shared>) -> Ask {
             let inside = Inside {
                 v4: view.compiler.map(|compiler| compiler.v4().clone()),
                 v6: view.compiler.map(|compiler| compiler.v6().clone()),
+                local_addresses: view
+                    .environment
+                    .map(|environment| environment.local_addresses.clone())
+                    .unwrap_or_default(),
                 diagnostics: diagnostics.map(ToString::to_string).collect(),
             };
             // Whoever asked may have given up.

@@ -33,9 +33,66 @@ pub struct Cli {
     /// Log verbosity: 0 to 3 info, 4 and 5 debug, above that trace
     #[arg(short = 'v', long = "v", value_name = "LEVEL")]
     pub verbosity: Option<u32>,
+    /// What to do instead of running.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// The flags that were given, by their names without dashes.
     #[arg(skip)]
     pub given: Vec<String>,
+}
+
+/// What can be asked instead of running; of the running daemon, or with `--manifests` of a directory.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Command {
+    /// Prints what is forwarded where
+    Dump {
+        /// How: text or json
+        #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
+        output: String,
+    },
+    /// Says where a packet would go, and which rule and which object decided it
+    Explain {
+        /// The packet's source address
+        #[arg(long)]
+        from: String,
+        /// Its destination address
+        #[arg(long)]
+        to: String,
+        /// Its destination port; without one, it is a packet such as a ping
+        #[arg(long)]
+        port: Option<String>,
+        /// Its protocol: tcp, udp or sctp
+        #[arg(long, default_value = "tcp")]
+        proto: String,
+        /// The interface it enters through; without one, this node sends it
+        #[arg(long)]
+        interface: Option<String>,
+    },
+}
+
+impl Command {
+    /// The question as a query of the node-local server.
+    pub fn query(&self) -> String {
+        match self {
+            Self::Dump { output } => format!("output={output}"),
+            Self::Explain {
+                from,
+                to,
+                port,
+                proto,
+                interface,
+            } => {
+                let named = |name: &str, value: &Option<String>| {
+                    value.as_ref().map(|value| format!("&{name}={value}"))
+                };
+                format!(
+                    "from={from}&to={to}&proto={proto}{}{}",
+                    named("port", port).unwrap_or_default(),
+                    named("interface", interface).unwrap_or_default()
+                )
+            }
+        }
+    }
 }
 
 /// The flags that count beside a configuration file. Spec: CFG-1.

@@ -144,3 +144,21 @@ fn every_flag_of_kube_proxy_is_accepted() {
         read(&[flag]);
     }
 }
+
+#[test]
+fn xm_15_dump_and_explain_are_questions() {
+    let cli = read(&["--manifests=/m", "dump", "-o", "json"]);
+    assert_eq!(cli.command.unwrap().query(), "output=json");
+    let cli = read(&[
+        "explain",
+        "--from=10.0.0.1",
+        "--to",
+        "10.96.0.10",
+        "--port=53",
+        "--proto=udp",
+    ]);
+    assert_eq!(
+        cli.command.unwrap().query(),
+        "from=10.0.0.1&to=10.96.0.10&proto=udp&port=53"
+    );
+}

@@ -5,8 +5,9 @@
 //!   kubelet (HZ-1 to HZ-6);
 //! - on the metrics address (default `127.0.0.1:10249`): `/proxyMode` (MET-1), `/healthz` that says `ok`
 //!   (MET-2), and for people and tests on the node `/debug/sync` (JSON, see [`Health::report`]),
-//!   `/debug/forwarding` and `/debug/diagnostics` (text). These show the cluster's objects, so that they
-//!   are answered to peers on loopback only, wherever the server listens.
+//!   `/debug/forwarding` (text, or JSON with `?output=json`), `/debug/diagnostics` (text) and
+//!   `/debug/explain?from=10.0.0.1&to=10.96.0.10&port=80&proto=tcp` (text). These show the cluster's
+//!   objects, so that they are answered to peers on loopback only, wherever the server listens.
 //!
 //! Invariants: asking never delays a sync; what is reported was true at one moment.
 
@@ -24,7 +25,7 @@ mod rfc3339;
 mod server;
 
 pub use rfc3339::rfc3339;
-pub use server::{Ask, BindError, Inside, healthz_router, local_router, serve};
+pub use server::{Ask, BindError, healthz_router, local_router, serve};
 
 /// How each family stands, written by the sync thread and read by the servers.
 #[derive(Debug)]

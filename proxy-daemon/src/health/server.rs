@@ -7,33 +7,21 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{ConnectInfo, RawQuery, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{MethodRouter, get};
 use tokio::sync::oneshot;
 
 use super::{Answer, Health};
-use crate::forwarding::{ForwardingState, table};
-use crate::net::{V4, V6};
+use crate::debug::{Inside, Probe, json};
 use crate::sys::Clock;
 
 /// How long an address that is taken is left alone. Spec: HZ-8.
 const REBIND: Duration = Duration::from_secs(5);
 /// How long a look into the sync thread may take, which may be busy with a large sync.
 const LOOK: Duration = Duration::from_secs(10);
-
-/// What the sync thread shows of itself.
-#[derive(Clone, Debug, Default)]
-pub struct Inside {
-    /// The IPv4 forwarding state; `None` if nothing was compiled yet.
-    pub v4: Option<ForwardingState<V4>>,
-    /// The IPv6 forwarding state.
-    pub v6: Option<ForwardingState<V6>>,
-    /// What could not be used of the objects in force, a line each.
-    pub diagnostics: Vec<String>,
-}
 
 /// Asks the sync thread to show itself.
 pub type Ask = Arc<dyn Fn(oneshot::Sender<Inside>) + Send + Sync>;
@@ -95,21 +83,32 @@ pub fn local_router(
     mode: &'static str,
     health: Arc<Health>,
     clock: Arc<dyn Clock>,
-    ask: Ask,
+    ask: &Ask,
 ) -> Router {
     let sync = |State(s): State<Shared>| async move {
         let body = format!("{:#}\n", s.health.report(&*s.clock));
         answer(StatusCode::OK, "application/json", body)
     };
-    let forwarding = {
-        let ask = Arc::clone(&ask);
-        move || async move { inside(&ask, forwarding_text).await }
-    };
-    let diagnostics = move || async move { inside(&ask, diagnostics_text).await };
+    let forwarding = inside(ask, |inside, query| {
+        if query == "output=json" {
+            let body = format!("{}\n", json(inside));
+            answer(StatusCode::OK, "application/json", body)
+        } else {
+            text(inside.table())
+        }
+    });
+    let diagnostics = inside(ask, |inside, _| text(inside.diagnostics()));
+    let explain = inside(ask, |inside, query| {
+        match Probe::parse(query).and_then(|probe| inside.explain(&probe)) {
+            Ok(explanation) => text(explanation),
+            Err(error) => plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        }
+    });
     let debug = Router::new()
         .route("/debug/sync", get(sync))
-        .route("/debug/forwarding", get(forwarding))
-        .route("/debug/diagnostics", get(diagnostics))
+        .route("/debug/forwarding", forwarding)
+        .route("/debug/diagnostics", diagnostics)
+        .route("/debug/explain", explain)
         .route_layer(middleware::from_fn(only_loopback))
         .with_state(Shared { health, clock });
     Router::new()
@@ -130,7 +129,7 @@ async fn only_loopback(
         next.run(request).await
     } else {
         let refusal = "answered on loopback only\n".to_owned();
-        answer(StatusCode::FORBIDDEN, "text/plain; charset=utf-8", refusal)
+        plain(StatusCode::FORBIDDEN, refusal)
     }
 }
 
@@ -138,31 +137,20 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-async fn inside(ask: &Ask, show: fn(&Inside) -> String) -> Response {
-    let (sender, receiver) = oneshot::channel();
-    ask(sender);
-    match tokio::time::timeout(LOOK, receiver).await {
-        Ok(Ok(inside)) => text(show(&inside)),
-        Ok(Err(_)) | Err(_) => answer(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "text/plain; charset=utf-8",
-            "the sync thread does not answer\n".to_owned(),
-        ),
-    }
-}
-
-fn forwarding_text(inside: &Inside) -> String {
-    let v4 = inside.v4.as_ref().map(table::<V4>);
-    let v6 = inside.v6.as_ref().map(table::<V6>);
-    [v4, v6].into_iter().flatten().collect()
-}
-
-fn diagnostics_text(inside: &Inside) -> String {
-    let mut text = inside.diagnostics.join("\n");
-    if !text.is_empty() {
-        text.push('\n');
-    }
-    text
+/// Answers with what the sync thread shows, given the query.
+fn inside(ask: &Ask, show: fn(&Inside, &str) -> Response) -> MethodRouter<Shared> {
+    let ask = Arc::clone(ask);
+    get(move |RawQuery(query): RawQuery| async move {
+        let (sender, receiver) = oneshot::channel();
+        ask(sender);
+        match tokio::time::timeout(LOOK, receiver).await {
+            Ok(Ok(inside)) => show(&inside, query.as_deref().unwrap_or_default()),
+            Ok(Err(_)) | Err(_) => plain(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the sync thread does not answer\n".to_owned(),
+            ),
+        }
+    })
 }
 
 fn probe(probe: &Answer) -> Response {
@@ -175,7 +163,11 @@ fn probe(probe: &Answer) -> Response {
 }
 
 fn text(body: String) -> Response {
-    answer(StatusCode::OK, "text/plain; charset=utf-8", body)
+    plain(StatusCode::OK, body)
+}
+
+fn plain(status: StatusCode, body: String) -> Response {
+    answer(status, "text/plain; charset=utf-8", body)
 }
 
 fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response {

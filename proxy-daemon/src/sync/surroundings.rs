@@ -44,7 +44,7 @@ impl Surroundings {
     }
 
     /// Takes in what was drained.
-    pub(super) fn take_in(
+    pub fn take_in(
         &mut self,
         node: Option<Arc<Node>>,
         service_cidrs: Option<Vec<Arc<ServiceCidr>>>,

@@ -117,7 +117,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         module: "health",
-        ours: &["forwarding", "sys"],
+        ours: &["debug", "forwarding", "sys"],
         crates: Crates::Any,
     },
     Rule {

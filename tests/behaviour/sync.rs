@@ -297,9 +297,11 @@ fn foreign(t: &Test) -> String {
 fn make_foreign(t: &Test) {
     t.nft(
         "table inet foreign { set s { type ipv4_addr; elements = { 192.0.2.9 } }
-           chain c { type filter hook input priority 7; ip saddr @s counter drop } }
+           chain c { type filter hook input priority 7; ip saddr @s counter drop; }
+         }
          table ip cni { chain nat { type nat hook prerouting priority -90;
-           tcp dport 9999 dnat to 10.244.1.12:8080 } }",
+           tcp dport 9999 dnat to 10.244.1.12:8080; }
+         }",
     );
     let rules = "*filter\n:KUBE-FIREWALL - [0:0]\n-A INPUT -j KUBE-FIREWALL\n\
                  -A KUBE-FIREWALL -s 192.0.2.66 -j DROP\nCOMMIT\n\

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use proxy_tests::address::{
-    HOST, HOST_ALT, NODE, NODE_ALT, P1, P2, Protocol, R, R2, R3, Site, VIP, VIP2, X,
+    Family, HOST, HOST_ALT, NODE, NODE_ALT, P1, P2, Protocol, R, R2, R3, Site, VIP, VIP2, X,
 };
 use proxy_tests::bed::SECOND_PORT;
 use proxy_tests::case;
@@ -134,7 +134,13 @@ fn vip_6_host_client_sees_the_vip_as_peer(t: &mut Test) {
 fn vip_6_host_reaches_an_endpoint_at_its_own_address(t: &mut Test) {
     t.service("web").cluster_ip(VIP).port(80);
     t.endpoints("web").ready(HOST);
-    t.check([flow(HOST, VIP, 80).reaches([seen_as(HOST, NODE_ALT)])]);
+    // Measured: masquerading towards `lo` takes its address in IPv4, and the destination's own in IPv6.
+    let own = if t.family == Family::V4 {
+        NODE_ALT
+    } else {
+        NODE
+    };
+    t.check([flow(HOST, VIP, 80).reaches([seen_as(HOST, own)])]);
 }
 
 fn vip_7_services_with_the_same_endpoints_are_independent(t: &mut Test) {

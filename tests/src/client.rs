@@ -173,8 +173,14 @@ fn errno_of(error: io::Error) -> Errno {
 }
 
 impl Opened {
+    /// Whether it is a datagram that needs more than a fragment or two.
+    pub fn is_large_datagram(&self) -> bool {
+        self.attempt.protocol == Protocol::Udp && self.attempt.bytes > 1400
+    }
+
     /// Waits for what comes of it.
     pub async fn finish(self) -> Outcome {
+        // A flow that had to wait for its turn starts its clock now.
         let deadline = Instant::now() + self.attempt.patience;
         let fd = match self.socket {
             Ok(fd) => fd,
@@ -240,6 +246,9 @@ async fn tcp_talk(mut stream: TcpStream, bytes: usize) -> Outcome {
     Outcome::Reached(greeting)
 }
 
+/// When a large datagram that nobody answered is sent again.
+const RESEND: Duration = Duration::from_millis(700);
+
 /// Kernel: an error without data is not readiness to read (`datagram_poll`).
 const ANSWER_OR_ERROR: Interest = Interest::READABLE.add(Interest::ERROR);
 
@@ -254,7 +263,17 @@ async fn udp(fd: &AsyncFd<OwnedFd>, attempt: Attempt, deadline: Instant) -> Outc
         return outcome;
     }
     loop {
-        let Ok(Ok(mut ready)) = timeout_at(deadline, fd.ready(ANSWER_OR_ERROR)).await else {
+        // Of many fragments one may be lost in a queue, as anywhere: then the datagram is sent again, like any client would.
+        let again = if sent.len() > 1400 {
+            deadline.min(Instant::now() + RESEND)
+        } else {
+            deadline
+        };
+        let Ok(Ok(mut ready)) = timeout_at(again, fd.ready(ANSWER_OR_ERROR)).await else {
+            if Instant::now() < deadline {
+                let _sent = send(as_raw(fd.get_ref()), &sent, MsgFlags::empty());
+                continue;
+            }
             return Outcome::Timeout;
         };
         let got = match recv(as_raw(fd.get_ref()), &mut buffer, MsgFlags::empty()) {

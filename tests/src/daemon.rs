@@ -194,17 +194,16 @@ impl Daemon {
     /// When it ends instead, or takes too long.
     pub fn settle(&mut self, ns: &Netns) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        let mut last = Value::Null;
+        let mut last = String::new();
         while Instant::now() < deadline {
             if let Some(status) = self.ended()? {
                 bail!("the daemon ended with {status}:\n{}", self.log());
             }
-            if let Ok(answer) = http_json(ns, "127.0.0.1:10249", "/debug/sync") {
-                if answer["token"] == self.token.as_str() {
-                    return Ok(());
-                }
-                last = answer;
-            }
+            last = match http_json(ns, "127.0.0.1:10249", "/debug/sync") {
+                Ok(answer) if answer["token"] == self.token.as_str() => return Ok(()),
+                Ok(answer) => answer.to_string(),
+                Err(error) => format!("{error:#}"),
+            };
             thread::sleep(Duration::from_millis(3));
         }
         bail!(

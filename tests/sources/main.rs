@@ -12,4 +12,5 @@ mod equal;
 mod failures;
 mod follow;
 mod lists;
+mod measure;
 mod permissions;

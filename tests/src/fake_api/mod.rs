@@ -4,13 +4,14 @@
 //! enough for the daemon, kube-proxy and kubectl. Invariants: a watch from a list's version sees every later change once and in
 //! order; everything runs on a thread of its own and ends with the value.
 //!
-//! In reading order: `cluster` holds the objects, `script` the faults, `serve` speaks HTTP, `load` makes many objects.
+//! In reading order: `cluster` holds the objects, `script` the faults, `serve` and `single` speak HTTP, `load` makes many objects.
 
 mod cluster;
 mod load;
 mod script;
 mod selector;
 mod serve;
+mod single;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

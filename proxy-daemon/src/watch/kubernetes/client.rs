@@ -294,6 +294,24 @@ mod tests {
     }
 
     #[test]
+    fn api_1_https_needs_no_further_setup() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let mut config = kube::Config::new(Uri::from_static("https://127.0.0.1:1"));
+            config.accept_invalid_certs = true;
+            let client = connect(&config).expect("a client");
+            let failure = get(&client, "/version", CONNECT).await.err();
+            assert!(
+                matches!(failure, Some(Failure::Connection(_))),
+                "{failure:?}"
+            );
+        });
+    }
+
+    #[test]
     fn a_refusal_is_quoted_in_one_line() {
         assert_eq!(
             message(br#"{"kind":"Status","message":"no\u0007 way\nat all"}"#),

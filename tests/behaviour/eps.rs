@@ -1,9 +1,11 @@
 //! EPS: how EndpointSlices become endpoints.
 
-use proxy_tests::address::{HOST, NODE, P1, P2, Protocol, R, R2, VIP, VIP2, X};
+use proxy_tests::address::{
+    Family, HOST, NODE, NODE_ALT, P1, P2, Protocol, R, R2, VIP, VIP2, VIP3, X,
+};
 use proxy_tests::bed::SECOND_PORT;
 use proxy_tests::case;
-use proxy_tests::flow::{flow, kept, masqueraded};
+use proxy_tests::flow::{flow, kept, masqueraded, seen_as};
 use proxy_tests::matrix::{Case, Test};
 use proxy_tests::world::{Endpoint, TARGET_PORT};
 use serde_json::json;
@@ -29,6 +31,8 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(eps_16_ready_is_trusted).tcp(),
         case!(eps_17_order_and_repetition_change_nothing).tcp(),
         case!(eps_18_a_relabelled_slice_moves).tcp(),
+        case!(api_5_api_6_the_kubernetes_service_is_like_any_other).tcp(),
+        case!(api_7_an_api_server_on_the_own_node_is_reached).tcp(),
     ]
 }
 
@@ -247,11 +251,7 @@ fn eps_17_order_and_repetition_change_nothing(t: &mut Test) {
     let hammer = t.hammer(&flow(P1, VIP, 80));
     t.endpoints("web").clear().ready(R2).ready(R).ready(P2);
     t.check([flow(P1, VIP, 80).reaches([kept(P2), kept(R), kept(R2)])]);
-    let before = t.n_syncs();
-    for _ in 0..10 {
-        t.apply();
-    }
-    assert_eq!(t.n_syncs(), before);
+    t.causes_no_sync(10, |_, _| ());
     hammer.was_always_answered();
 }
 
@@ -267,5 +267,43 @@ fn eps_18_a_relabelled_slice_moves(t: &mut Test) {
     t.check([
         flow(P1, VIP, 80).is_rejected(),
         flow(P1, VIP2, 80).reaches([kept(P2)]),
+    ]);
+}
+
+/// The Service and the slice that API servers write about themselves, as they write them.
+fn kubernetes(t: &mut Test, server: proxy_tests::address::Host) {
+    t.service("kubernetes")
+        .cluster_ip(VIP3)
+        .named_port("https", 443);
+    t.service("kubernetes").set("selector", json!(null));
+    let written = json!({
+        "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "ports": [{"name": "https", "port": TARGET_PORT, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [t.ip(server.addr).to_string()], "conditions": {"ready": true}}],
+    });
+    t.slice("kubernetes", "kubernetes").patch(written);
+}
+
+fn api_5_api_6_the_kubernetes_service_is_like_any_other(t: &mut Test) {
+    kubernetes(t, R);
+    t.check([
+        flow(P1, VIP3, 443).reaches([kept(R)]),
+        flow(HOST, VIP3, 443).reaches([masqueraded(R)]),
+    ]);
+    // Without a nodeName it is never local.
+    t.service("kubernetes").internal_local();
+    t.check([flow(P1, VIP3, 443).is_dropped()]);
+}
+
+fn api_7_an_api_server_on_the_own_node_is_reached(t: &mut Test) {
+    kubernetes(t, HOST);
+    let own = if t.family == Family::V4 {
+        NODE_ALT
+    } else {
+        NODE
+    };
+    t.check([
+        flow(P1, VIP3, 443).reaches([kept(HOST)]),
+        flow(HOST, VIP3, 443).reaches([seen_as(HOST, own)]),
     ]);
 }

@@ -2,11 +2,9 @@
 
 use proxy_tests::address::{EXTERNAL_IP, HOST, HOST_ALT, LB_VIP, NODE, P1, P2, R, R2, VIP, X};
 use proxy_tests::case;
-use proxy_tests::daemon::http;
 use proxy_tests::flow::{Flow, Landing, flow, kept, masqueraded};
 use proxy_tests::matrix::{Case, Test};
 use proxy_tests::world::Endpoint;
-use serde_json::json;
 
 const PORT: u16 = 30_080;
 
@@ -29,7 +27,6 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(term_4_what_does_not_serve_is_never_chosen),
         case!(term_5_remote_terminating_endpoints_count_as_any),
         case!(term_6_terminating_endpoints_ignore_hints),
-        case!(term_7_health_check_fails_while_terminating_endpoints_serve).tcp(),
         case!(term_8_losing_eligibility_spares_established_connections).tcp(),
     ]
 }
@@ -234,19 +231,6 @@ fn term_6_terminating_endpoints_ignore_hints(t: &mut Test) {
     t.endpoints("web")
         .endpoint(terminating(R).for_zones(&["zone-a"]));
     t.check([flow(P1, VIP, 80).reaches([kept(P2), kept(R)])]);
-}
-
-fn term_7_health_check_fails_while_terminating_endpoints_serve(t: &mut Test) {
-    web(t)
-        .external_local()
-        .set("healthCheckNodePort", json!(32_000));
-    t.endpoints("web").ready(P2);
-    t.check([flow(X, LB_VIP, 80).reaches([kept(P2)])]);
-    let address = std::net::SocketAddr::new(t.ip(NODE), 32_000).to_string();
-    assert_eq!(http(t.node_ns(), &address, "/").unwrap().0, 200);
-    t.endpoints("web").clear().terminating(P2);
-    t.check([flow(X, LB_VIP, 80).reaches([kept(P2)])]);
-    assert_eq!(http(t.node_ns(), &address, "/").unwrap().0, 503);
 }
 
 fn term_8_losing_eligibility_spares_established_connections(t: &mut Test) {

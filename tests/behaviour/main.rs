@@ -6,7 +6,6 @@
     clippy::indexing_slicing,
     clippy::disallowed_methods,
     clippy::wildcard_enum_match_arm,
-    clippy::float_cmp,
     reason = "a behaviour test stops at once when an assumption breaks"
 )]
 

@@ -16,7 +16,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(topo_5_unready_endpoints_have_no_say).tcp(),
         case!(topo_6_the_zone_step_looks_at_zone_hints_only).tcp(),
         case!(topo_8_a_zone_change_is_followed).tcp(),
-        case!(topo_9_a_deleted_node_keeps_its_labels).tcp(),
+        case!(topo_9_node_6_a_deleted_node_keeps_its_labels).tcp(),
     ]
 }
 
@@ -144,7 +144,7 @@ fn topo_8_a_zone_change_is_followed(t: &mut Test) {
     reaches(t, &[kept(R)]);
 }
 
-fn topo_9_a_deleted_node_keeps_its_labels(t: &mut Test) {
+fn topo_9_node_6_a_deleted_node_keeps_its_labels(t: &mut Test) {
     let endpoints = [
         Endpoint::new(P2).for_zones(&["zone-a"]),
         Endpoint::new(R).for_zones(&["zone-b"]),

@@ -100,7 +100,7 @@ fn xm_4_checksums_are_right_without_offloads(t: &mut Test) {
     web(t, P2);
     t.endpoints("web").ready(R);
     let big = |t: &mut Test| {
-        let large = |client, to, port| flow(client, to, port).bytes(1_000_000).times(8);
+        let large = |client, to, port| flow(client, to, port).bytes(500_000).times(20);
         t.check([
             large(P1, VIP, 80).reaches([kept(P2), kept(R)]),
             large(X, NODE, PORT).reaches([masqueraded(P2), masqueraded(R)]),

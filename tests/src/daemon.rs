@@ -24,6 +24,9 @@ use crate::world::World;
 /// How long a change may take to be in effect, on a machine that runs several tests at once.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Where the daemon answers questions of its own node.
+pub const LOCAL_SERVER: &str = "127.0.0.1:10249";
+
 static SERIAL: AtomicU64 = AtomicU64::new(1);
 
 /// The flags that every test's daemon gets, before its own.
@@ -165,10 +168,18 @@ impl Daemon {
     /// # Errors
     /// When the file system refuses.
     pub fn publish(&mut self, world: &World) -> Result<()> {
-        self.manifests
-            .write("cluster.yaml", &world.manifest().to_string())?;
+        self.publish_quietly(world)?;
         self.token = format!("token-{}", SERIAL.fetch_add(1, Ordering::Relaxed));
         self.manifests.write(".token", &self.token)
+    }
+
+    /// Replaces the manifests without a new token: the daemon has nothing to report, and so need not sync.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn publish_quietly(&mut self, world: &World) -> Result<()> {
+        self.manifests
+            .write("cluster.yaml", &world.manifest().to_string())
     }
 
     /// Starts it, without waiting.
@@ -199,7 +210,7 @@ impl Daemon {
             if let Some(status) = self.ended()? {
                 bail!("the daemon ended with {status}:\n{}", self.log());
             }
-            last = match http_json(ns, "127.0.0.1:10249", "/debug/sync") {
+            last = match http_json(ns, LOCAL_SERVER, "/debug/sync") {
                 Ok(answer) if answer["token"] == self.token.as_str() => return Ok(()),
                 Ok(answer) => answer.to_string(),
                 Err(error) => format!("{error:#}"),

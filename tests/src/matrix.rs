@@ -12,11 +12,12 @@ use std::thread;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::address::{Family, Host, Protocol, Site};
 use crate::bed::{Bed, Kind};
 use crate::client::{Attempt, Outcome, Stream};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, LOCAL_SERVER, http_json};
 use crate::flow::{Flow, Setting};
 use crate::netns::{self, Netns};
 use crate::oracle::Judgement;
@@ -326,24 +327,46 @@ impl Test {
         Hammer { stop, thread }
     }
 
-    /// The value of a metric of the daemon, summed over its labels.
+    /// What the daemon says about its syncs.
     #[track_caller]
-    pub fn metric(&self, name: &str) -> f64 {
-        let (_, text) = crate::daemon::http(self.node_ns(), "127.0.0.1:10249", "/metrics")
-            .unwrap_or_else(|error| panic!("no metrics: {error:#}"));
-        let values: Vec<f64> = text
-            .lines()
-            .filter(|line| line.split(['{', ' ']).next() == Some(name))
-            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
-            .collect();
-        assert!(!values.is_empty(), "no metric {name}");
-        values.iter().sum()
+    pub fn report(&self) -> Value {
+        http_json(self.node_ns(), LOCAL_SERVER, "/debug/sync")
+            .unwrap_or_else(|error| panic!("no report: {error:#}"))
     }
 
     /// How many syncs there were, over both families.
     #[track_caller]
-    pub fn n_syncs(&self) -> f64 {
-        self.metric("kubeproxy_sync_proxy_rules_duration_seconds_count")
+    pub fn n_syncs(&self) -> u64 {
+        let report = self.report();
+        let families = report["families"]
+            .as_object()
+            .expect("an object of families");
+        families
+            .values()
+            .filter_map(|family| family["n_syncs"].as_u64())
+            .sum()
+    }
+
+    /// Changes the manifests step by step, and demands that no step leads to a sync.
+    #[track_caller]
+    pub fn causes_no_sync(&mut self, n: usize, mut step: impl FnMut(&mut World, usize)) {
+        self.apply();
+        let before = self.n_syncs();
+        for n in 0..n {
+            step(&mut self.world, n);
+            let world = self.world.clone();
+            let published = self.bed_mut().daemon.publish_quietly(&world);
+            published.unwrap_or_else(|error| panic!("{error:#}"));
+            // Long enough for the daemon to look at each step by itself.
+            thread::sleep(std::time::Duration::from_millis(15));
+        }
+        // Reporting that all of it was seen takes one pass in each family.
+        self.apply();
+        let n_syncs = self.n_syncs() - before;
+        assert!(
+            n_syncs <= 2,
+            "{n_syncs} syncs after {n} changes without effect"
+        );
     }
 
     /// Runs `nft` in N.

@@ -290,7 +290,7 @@ async fn forward_changes(
         if shared.with(|store| store.is_complete()) {
             let now = clock.now();
             // Here rather than on the thread, so that a thread that hangs is noticed (HZ-3).
-            health.queued(now);
+            health.queued(now, clock);
             mailbox.changed(now);
         }
         if bell.changed().await.is_err() {

@@ -4,7 +4,7 @@
 //! - on the healthz address (default `0.0.0.0:10256`): `/healthz` and `/livez`, for load balancers and
 //!   kubelet (HZ-1 to HZ-6);
 //! - on the metrics address (default `127.0.0.1:10249`): `/proxyMode` (MET-1), `/healthz` that says `ok`
-//!   (MET-2), and for people and tests on the node `/debug/sync` (JSON, see [`Health::report`]),
+//!   (MET-2), `/metrics` (the part of MET-4 that concerns syncs), and for people and tests on the node `/debug/sync` (JSON, see [`Health::report`]),
 //!   `/debug/forwarding` (text, or JSON with `?output=json`), `/debug/diagnostics` (text) and
 //!   `/debug/explain?from=10.0.0.1&to=10.96.0.10&port=80&proto=tcp` (text). These show the cluster's
 //!   objects, so that they are answered to peers on loopback only, wherever the server listens.
@@ -21,6 +21,9 @@ use serde_json::{Value, json};
 use crate::net::IpFamily;
 use crate::sys::Clock;
 
+use metrics::{Histogram, Page, timestamp};
+
+mod metrics;
 mod rfc3339;
 mod server;
 
@@ -40,6 +43,8 @@ struct State {
     families: BTreeMap<IpFamily, Family>,
     node_eligible: bool,
     source_token: Option<Arc<str>>,
+    /// Answers of `/healthz` and `/livez`, by path and code. Spec: HZ-7.
+    probes: BTreeMap<(&'static str, u16), u64>,
 }
 
 #[derive(Debug, Default)]
@@ -47,9 +52,29 @@ struct Family {
     /// When the oldest and the newest of the changes that wait were announced.
     waiting: Option<(Instant, Instant)>,
     last_updated: Option<SystemTime>,
+    last_queued: Option<SystemTime>,
     last_error: Option<String>,
-    n_syncs: u64,
-    n_failures: u64,
+    n_failures: u32,
+    full: Histogram,
+    partial: Histogram,
+    conntrack: Histogram,
+    n_flows_deleted: u32,
+}
+
+/// How much of the kernel's state a sync looked at. Spec: SYNC-5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of it was read back.
+    Full,
+    /// Only what changed was written.
+    Partial,
+}
+
+impl State {
+    fn count(&mut self, path: &'static str, ok: bool) {
+        let code = if ok { 200 } else { 503 };
+        *self.probes.entry((path, code)).or_insert(0) += 1;
+    }
 }
 
 /// What `/healthz` and `/livez` answer.
@@ -69,6 +94,7 @@ impl Health {
                 families: BTreeMap::new(),
                 node_eligible,
                 source_token: None,
+                probes: BTreeMap::new(),
             }),
             patience: sync_period * 2,
         }
@@ -93,8 +119,10 @@ impl Health {
     }
 
     /// A change was announced at this time.
-    pub fn queued(&self, at: Instant) {
+    pub fn queued(&self, at: Instant, clock: &dyn Clock) {
+        let wall = clock.wall();
         for family in self.state().families.values_mut() {
+            family.last_queued = Some(wall);
             let (oldest, newest) = family.waiting.unwrap_or((at, at));
             family.waiting = Some((oldest.min(at), newest.max(at)));
         }
@@ -111,7 +139,23 @@ impl Health {
                 .map(|(_, newest)| (newest, newest));
             family.last_updated = Some(wall);
             family.last_error = None;
-            family.n_syncs += 1;
+        });
+    }
+
+    /// The kernel was written to, with whatever success, which took so long.
+    pub fn measured(&self, family: IpFamily, scope: Scope, took: Duration) {
+        self.with_family(family, |family| match scope {
+            Scope::Full => family.full.observe(took),
+            Scope::Partial => family.partial.observe(took),
+        });
+    }
+
+    /// Stale flows were looked for. Spec: CT-12.
+    pub fn cleaned(&self, family: IpFamily, n_deleted: usize, took: Duration) {
+        self.with_family(family, |family| {
+            family.conntrack.observe(took);
+            let n_deleted = u32::try_from(n_deleted).unwrap_or(u32::MAX);
+            family.n_flows_deleted = family.n_flows_deleted.saturating_add(n_deleted);
         });
     }
 
@@ -141,9 +185,10 @@ impl Health {
 
     /// What `/healthz` answers. Spec: HZ-2 to HZ-4.
     pub fn healthz(&self, clock: &dyn Clock) -> Answer {
-        let state = self.state();
+        let mut state = self.state();
         let eligible = state.node_eligible;
         let mut answer = self.answer(&state, clock, eligible);
+        state.count("healthz", answer.ok);
         if let Value::Object(body) = &mut answer.body {
             body.insert("nodeEligible".to_owned(), eligible.into());
         }
@@ -152,7 +197,10 @@ impl Health {
 
     /// What `/livez` answers. Spec: HZ-6.
     pub fn livez(&self, clock: &dyn Clock) -> Answer {
-        self.answer(&self.state(), clock, true)
+        let mut state = self.state();
+        let answer = self.answer(&state, clock, true);
+        state.count("livez", answer.ok);
+        answer
     }
 
     fn answer(&self, state: &State, clock: &dyn Clock, eligible: bool) -> Answer {
@@ -205,7 +253,7 @@ impl Health {
                     "healthy": self.is_healthy(family, now),
                     "pending": family.waiting.is_some(),
                     "last_error": family.last_error,
-                    "n_syncs": family.n_syncs,
+                    "n_syncs": family.full.count() + family.partial.count(),
                     "n_failures": family.n_failures,
                 });
                 (name.name(), report)
@@ -217,6 +265,87 @@ impl Health {
             "pending": pending.count(),
             "families": families,
         })
+    }
+}
+
+type HistogramOf = fn(&Family) -> Histogram;
+type ValueOf = fn(&Family) -> f64;
+
+const HISTOGRAMS: [(&str, &str, HistogramOf); 4] = [
+    (
+        "sync_proxy_rules_duration_seconds",
+        "How long syncs took",
+        |family| family.full.plus(&family.partial),
+    ),
+    (
+        "sync_full_proxy_rules_duration_seconds",
+        "How long syncs took that read back everything",
+        |family| family.full.clone(),
+    ),
+    (
+        "sync_partial_proxy_rules_duration_seconds",
+        "How long syncs took that wrote only what changed",
+        |family| family.partial.clone(),
+    ),
+    (
+        "conntrack_reconciler_sync_duration_seconds",
+        "How long the look for stale UDP flows took",
+        |family| family.conntrack.clone(),
+    ),
+];
+
+const VALUES: [(&str, &str, &str, ValueOf); 4] = [
+    (
+        "sync_proxy_rules_last_timestamp_seconds",
+        "gauge",
+        "When the last successful sync ended",
+        |family| timestamp(family.last_updated),
+    ),
+    (
+        "sync_proxy_rules_last_queued_timestamp_seconds",
+        "gauge",
+        "When a sync was last asked for",
+        |family| timestamp(family.last_queued),
+    ),
+    (
+        "sync_proxy_rules_nftables_sync_failures_total",
+        "counter",
+        "Syncs that the kernel refused",
+        |family| f64::from(family.n_failures),
+    ),
+    (
+        "conntrack_reconciler_deleted_entries_total",
+        "counter",
+        "Stale UDP flows deleted",
+        |family| f64::from(family.n_flows_deleted),
+    ),
+];
+
+impl Health {
+    /// What `/metrics` answers: the metrics that exist so far, in Prometheus' text format. Spec: MET-4.
+    pub fn metrics(&self) -> String {
+        let state = self.state();
+        let mut page = Page::default();
+        let families = || {
+            let families = state.families.iter();
+            families.map(|(name, family)| (format!("ip_family=\"{name}\""), family))
+        };
+        for (name, help, of) in HISTOGRAMS {
+            let values = families().map(|(labels, family)| (labels, of(family)));
+            page.histograms((name, help), values);
+        }
+        for (name, kind, help, of) in VALUES {
+            let values = families().map(|(labels, family)| (labels, of(family)));
+            page.values((name, kind, help), values);
+        }
+        for path in ["healthz", "livez"] {
+            let probes = state.probes.iter().filter(|((of, _), _)| *of == path);
+            page.values(
+                (&format!("proxy_{path}_total"), "counter", "Probes answered"),
+                probes.map(|((_, code), n)| (format!("code=\"{code}\""), n)),
+            );
+        }
+        page.into_text()
     }
 }
 

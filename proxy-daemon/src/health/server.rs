@@ -78,7 +78,7 @@ pub fn healthz_router(health: Arc<Health>, clock: Arc<dyn Clock>) -> Router {
         .with_state(Shared { health, clock })
 }
 
-/// The node-local server: `/proxyMode`, `/healthz` and `/debug`.
+/// The node-local server: `/proxyMode`, `/healthz`, `/metrics` and `/debug`.
 pub fn local_router(
     mode: &'static str,
     health: Arc<Health>,
@@ -104,12 +104,17 @@ pub fn local_router(
             Err(error) => plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
         }
     });
+    let metrics = |State(s): State<Shared>| async move {
+        let content_type = "text/plain; version=0.0.4; charset=utf-8";
+        answer(StatusCode::OK, content_type, s.health.metrics())
+    };
     let debug = Router::new()
         .route("/debug/sync", get(sync))
         .route("/debug/forwarding", forwarding)
         .route("/debug/diagnostics", diagnostics)
         .route("/debug/explain", explain)
         .route_layer(middleware::from_fn(only_loopback))
+        .route("/metrics", get(metrics))
         .with_state(Shared { health, clock });
     Router::new()
         .route(

@@ -38,7 +38,7 @@ fn hz_3_unhealthy_when_a_change_waits_for_two_sync_periods() {
     let clock = Fake::new();
     let health = health();
     assert!(health.healthz(&clock).ok);
-    health.queued(clock.now());
+    health.queued(clock.now(), &clock);
     clock.advance(60);
     assert!(health.healthz(&clock).ok);
     clock.advance(1);
@@ -56,9 +56,9 @@ fn hz_3_a_change_during_a_sync_waits_for_the_next() {
     let clock = Fake::new();
     let health = health();
     let started = clock.now();
-    health.queued(started);
+    health.queued(started, &clock);
     clock.advance(1);
-    health.queued(clock.now());
+    health.queued(clock.now(), &clock);
     health.succeeded(IpFamily::V4, started, &clock);
     health.succeeded(IpFamily::V6, started, &clock);
     assert_eq!(health.report(&clock)["pending"], 2);
@@ -72,7 +72,7 @@ fn hz_3_a_change_during_a_sync_waits_for_the_next() {
 fn hz_2_the_body_says_who_is_unwell() {
     let clock = Fake::new();
     let health = health();
-    health.queued(clock.now());
+    health.queued(clock.now(), &clock);
     clock.advance(10);
     health.succeeded(IpFamily::V4, clock.now(), &clock);
     clock.advance(90);
@@ -110,4 +110,27 @@ fn hz_4_hz_6_an_ineligible_node_is_live_and_not_healthy() {
     assert_eq!(livez.body.get("nodeEligible"), None);
     health.set_node_eligible(true);
     assert!(health.healthz(&clock).ok);
+}
+
+#[test]
+fn hz_7_met_4_probes_and_syncs_are_counted() {
+    let clock = Fake::new();
+    let health = health();
+    health.healthz(&clock);
+    health.livez(&clock);
+    health.livez(&clock);
+    health.measured(IpFamily::V4, Scope::Full, Duration::from_millis(2));
+    health.measured(IpFamily::V4, Scope::Partial, Duration::from_millis(2));
+    health.cleaned(IpFamily::V6, 3, Duration::from_millis(2));
+    let text = health.metrics();
+    for line in [
+        "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
+        "kubeproxy_proxy_livez_total{code=\"200\"} 2",
+        "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 2",
+        "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 0",
+        "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
+        "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 3",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
 }

@@ -13,7 +13,7 @@ use super::backoff::Backoff;
 use crate::conntrack::StaleFlows;
 use crate::datapath::{Datapath, DatapathError, SyncReport};
 use crate::forwarding::{Changes, ForwardingState};
-use crate::health::Health;
+use crate::health::{Health, Scope};
 use crate::net::Family;
 use crate::sys::Clock;
 
@@ -175,11 +175,17 @@ impl<F: Family> Carrier<F> {
                 return Ok(());
             }
             (Standing::InSync { .. }, None) => {
-                self.clean(state, local, clock);
+                self.clean(state, local, clock, health);
                 return Ok(());
             }
         };
         let took = clock.now() - started;
+        let scope = if reason == Reason::Change {
+            Scope::Partial
+        } else {
+            Scope::Full
+        };
+        health.measured(F::FAMILY, scope, took);
         match outcome {
             Outcome::Done(report) => {
                 self.standing = Standing::InSync {
@@ -190,7 +196,7 @@ impl<F: Family> Carrier<F> {
                 };
                 log_success(state, report, reason, took);
                 health.succeeded(F::FAMILY, started, clock);
-                self.clean(state, local, clock);
+                self.clean(state, local, clock, health);
             }
             Outcome::Failed(error @ DatapathError::Unusable { .. }) if reason == Reason::Start => {
                 return Err(error);
@@ -227,10 +233,17 @@ impl<F: Family> Carrier<F> {
         };
     }
 
-    fn clean(&mut self, state: &ForwardingState<F>, local: &BTreeSet<IpAddr>, clock: &dyn Clock) {
+    fn clean(
+        &mut self,
+        state: &ForwardingState<F>,
+        local: &BTreeSet<IpAddr>,
+        clock: &dyn Clock,
+        health: &Health,
+    ) {
         match self.stale_flows.clean(state, local, clock) {
             Ok(None) => {}
             Ok(Some(pass)) => {
+                health.cleaned(F::FAMILY, pass.n_deleted, pass.took);
                 if pass.n_deleted + pass.n_failed > 0 {
                     tracing::info!(
                         family = F::FAMILY.name(),

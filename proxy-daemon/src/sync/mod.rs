@@ -217,7 +217,7 @@ impl<I: Intake> Sync<I> {
         let everything = self.compiler.is_none();
         let since = self.requested.take().unwrap_or(now);
         let drained = self.intake.take(everything)?;
-        self.health.queued(since);
+        self.health.queued(since, &*self.clock);
         if let Some(node) = &drained.node {
             self.health.set_node_eligible(node.eligible);
         }

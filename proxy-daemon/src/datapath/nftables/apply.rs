@@ -5,7 +5,7 @@
 //! already is written again.
 
 use super::affinity::Check;
-use super::codec::{Kernel, PrintedChain, Transaction};
+use super::codec::{Kernel, PrintedChain, PrintedSet, Transaction};
 use super::elements::{Comparison, Difference, Elements, difference};
 use super::kind::Pick;
 use super::layout::{self, SetId, TABLE, TABLE_COMMENT};
@@ -25,6 +25,8 @@ const RESYNC_ATTEMPTS: u32 = 10;
 #[derive(Debug)]
 pub(crate) struct Installed<F: Family> {
     shared: Shared<F>,
+    /// How many elements each set has, in the order of [`SetId::ALL`].
+    n_elements: Vec<usize>,
     globals: Globals<F>,
 }
 
@@ -119,28 +121,46 @@ pub(crate) fn resync<F: Family>(
 ) -> Result<(Installed<F>, SyncReport), DatapathError> {
     let mut desired = Desired::render(state);
     let mut attempts = 0;
-    let mut report = loop {
+    let mut reading = Reading::Probe;
+    let mut report = SyncReport::default();
+    loop {
         let generation = kernel.generation()?;
         let result = if kernel.has_table()? {
             desired.elements.sort();
-            repair(kernel, &desired, generation)
+            repair(kernel, &desired, generation, reading)
         } else {
-            create(kernel, &desired)
+            create(kernel, &desired).map(|report| (report, true))
         };
         match result {
+            Ok((done, is_complete)) => {
+                report.n_added += done.n_added;
+                report.n_removed += done.n_removed;
+                if is_complete {
+                    break;
+                }
+                reading = Reading::Everything;
+            }
             Err(DatapathError::Refused { source, .. })
-                if attempts < RESYNC_ATTEMPTS && is_outdated(&source) =>
+                if attempts < RESYNC_ATTEMPTS && (is_outdated(&source) || is_clash(&source)) =>
             {
+                if is_clash(&source) {
+                    reading = Reading::Everything;
+                }
                 attempts += 1;
             }
-            other => break other?,
+            Err(error) => return Err(error),
         }
-    };
+    }
     let forgotten = Check::all(state).apply::<F>(kernel, || transaction::<F>(None))?;
     report.n_added += forgotten.n_added;
     report.n_removed += forgotten.n_removed;
     let installed = Installed {
         shared: desired.shared,
+        n_elements: desired
+            .elements
+            .sets()
+            .map(|(_, elements)| elements.len())
+            .collect(),
         globals: state.globals.clone(),
     };
     Ok((installed, report))
@@ -150,6 +170,43 @@ pub(crate) fn resync<F: Family>(
 fn is_outdated(source: &std::io::Error) -> bool {
     const ERESTART: i32 = 85;
     source.raw_os_error() == Some(ERESTART)
+}
+
+/// Kernel: what an element that is there with another value answers; `EBUSY`, in older ones `EEXIST`.
+fn is_clash(source: &std::io::Error) -> bool {
+    const EBUSY: i32 = 16;
+    const EEXIST: i32 = 17;
+    matches!(source.raw_os_error(), Some(EBUSY | EEXIST))
+}
+
+/// How the elements that are there are found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// Large sets are not read but written once more, and counted before and after.
+    ///
+    /// Kernel: reading a set takes time that grows with the square of its size, since a dump walks
+    /// from the beginning for each 32 KiB (`nf_tables_dump_set()`: 10 s for 600,000 elements). Adding
+    /// an element that is there changes nothing. If all were there the generation stays, and if there
+    /// are as many as there should be none is too many.
+    Probe,
+    /// All sets are read.
+    Everything,
+}
+
+/// From this size on a set is probed.
+const PROBED: usize = 4096;
+
+impl Reading {
+    /// Whether this set, of which the kernel printed `set`, is probed.
+    ///
+    /// Only sets without comments, which probing would not compare.
+    fn probes(self, id: SetId, wanted: usize, set: Option<&PrintedSet>) -> bool {
+        let large = matches!(
+            id,
+            SetId::ClusterBackends | SetId::LocalBackends | SetId::Endpoints | SetId::ClusterIps
+        ) && wanted >= PROBED;
+        self == Self::Probe && large && set.is_some_and(|set| set.n_elements.is_some())
+    }
 }
 
 /// Builds a table that is not there.
@@ -176,11 +233,14 @@ fn create<F: Family>(
 }
 
 /// Changes a table that is there, in one transaction.
+///
+/// Answers whether all is as desired now; if not, a set that was probed has too many elements.
 fn repair<F: Family>(
     kernel: &mut Kernel,
     desired: &Desired<F>,
     generation: u32,
-) -> Result<SyncReport, DatapathError> {
+    reading: Reading,
+) -> Result<(SyncReport, bool), DatapathError> {
     let sets = kernel.sets(&desired.sets)?;
     let chains = kernel.chains()?;
     let moved = |chain: &PrintedChain| {
@@ -190,20 +250,20 @@ fn repair<F: Family>(
             .find(|wanted| wanted.name == chain.name);
         wanted.is_some_and(|wanted| !chain.has_hook(wanted.hook))
     };
-    if sets.iter().any(|(_, same)| *same == Some(false)) || chains.iter().any(moved) {
-        return replace(kernel, desired, generation);
+    if sets.iter().any(|set| set.is_same == Some(false)) || chains.iter().any(moved) {
+        return replace(kernel, desired, generation).map(|report| (report, true));
     }
     let mut transaction = transaction::<F>(Some(generation));
     let mut report = SyncReport::default();
     for set in &desired.sets {
-        if !sets.iter().any(|(name, _)| name == set.name) {
+        if !sets.iter().any(|printed| printed.name == set.name) {
             transaction.create_set(set);
             report.n_added += 1;
         }
     }
     repair_chains::<F>(&chains, &desired.chains, &mut transaction, &mut report);
 
-    let comparisons = compare(kernel, &desired.elements, &sets)?;
+    let comparisons = compare(kernel, &desired.elements, &sets, reading)?;
     let differences: Vec<(SetId, Difference<'_>)> = desired
         .elements
         .sets()
@@ -226,24 +286,64 @@ fn repair<F: Family>(
         transaction.delete_chain(&chain.name);
         report.n_removed += 1;
     }
-    for (name, _) in sets.iter().filter(|(_, same)| same.is_none()) {
-        transaction.delete_set(name);
+    for set in sets.iter().filter(|set| set.is_same.is_none()) {
+        transaction.delete_set(&set.name);
         report.n_removed += 1;
     }
-    kernel.commit(transaction)?;
-    Ok(report)
+    kernel.commit_for(transaction, generation)?;
+    let is_complete = count_probed(kernel, desired, &sets, reading, &mut report)?;
+    Ok((report, is_complete))
+}
+
+/// Corrects the report by what was there already, and answers whether nothing else is there.
+fn count_probed<F: Family>(
+    kernel: &mut Kernel,
+    desired: &Desired<F>,
+    before: &[PrintedSet],
+    reading: Reading,
+    report: &mut SyncReport,
+) -> Result<bool, DatapathError> {
+    let probed: Vec<(SetId, usize)> = desired
+        .elements
+        .sets()
+        .map(|(id, wanted)| (id, wanted.len()))
+        .filter(|(id, wanted)| reading.probes(*id, *wanted, find_set(before, *id)))
+        .collect();
+    if probed.is_empty() {
+        return Ok(true);
+    }
+    let after = kernel.sets(&desired.sets)?;
+    let count = |sets, id| {
+        find_set(sets, id)
+            .and_then(|set| set.n_elements)
+            .unwrap_or(0)
+    };
+    let mut is_complete = true;
+    for (id, wanted) in probed {
+        let grown = count(&after, id).saturating_sub(count(before, id));
+        report.n_added = report.n_added.saturating_sub(wanted) + grown;
+        is_complete &= count(&after, id) == wanted;
+    }
+    Ok(is_complete)
+}
+
+fn find_set(sets: &[PrintedSet], id: SetId) -> Option<&PrintedSet> {
+    sets.iter().find(|set| set.name == id.name())
 }
 
 /// Reads every set that the kernel has, except the affinity memory, which is the packets' own.
 fn compare(
     kernel: &mut Kernel,
     elements: &Elements,
-    printed: &[(String, Option<bool>)],
+    printed: &[PrintedSet],
+    reading: Reading,
 ) -> Result<Vec<Comparison>, DatapathError> {
     let mut comparisons = Vec::with_capacity(SetId::ALL.len());
     for (id, wanted) in elements.sets() {
-        let exists = printed.iter().any(|(name, _)| name == id.name());
-        comparisons.push(if exists && id != SetId::Affinity {
+        let set = find_set(printed, id);
+        let is_read =
+            set.is_some() && id != SetId::Affinity && !reading.probes(id, wanted.len(), set);
+        comparisons.push(if is_read {
             kernel.elements(
                 id.name(),
                 || Comparison::new(wanted),
@@ -391,6 +491,11 @@ impl<F: Family> Installed<F> {
             .filter(|(_, difference)| !difference.is_empty())
             .collect();
         write_differences(&differences, &mut transaction, &mut report);
+        for (id, difference) in &differences {
+            if let Some(n) = self.n_elements.get_mut(*id as usize) {
+                *n = (*n + difference.added.len()).saturating_sub(difference.removed.len());
+            }
+        }
         for pick in &turns.chains_removed {
             transaction.delete_chain(&pick.chain_name());
             report.n_removed += 1;
@@ -408,6 +513,8 @@ impl<F: Family> Installed<F> {
     }
 
     /// Whether the table's sets, chains and rules are still as we wrote them.
+    ///
+    /// Where the kernel says how many elements a set has, a wrong number counts as damage too.
     pub(crate) fn is_intact(&self, kernel: &mut Kernel) -> Result<bool, DatapathError> {
         if !kernel.has_table()? {
             return Ok(false);
@@ -416,8 +523,16 @@ impl<F: Family> Installed<F> {
         let sets = kernel.sets(&declarations)?;
         let chains = kernel.chains()?;
         let wanted = all_chains(&self.globals, self.shared.picks());
-        let all_sets =
-            sets.len() == declarations.len() && sets.iter().all(|(_, same)| *same == Some(true));
+        let all_sets = sets.len() == declarations.len()
+            && sets.iter().all(|set| set.is_same == Some(true))
+            && SetId::ALL.iter().zip(&self.n_elements).all(|(id, n)| {
+                // Packets fill the memory, and of intervals the kernel counts otherwise.
+                matches!(
+                    id,
+                    SetId::Affinity | SetId::ServiceCidrs | SetId::SourceRanges
+                ) || find_set(&sets, *id)
+                    .is_some_and(|set| set.n_elements.is_none_or(|printed| printed == *n))
+            });
         let all_chains = chains.len() == wanted.len()
             && wanted.iter().all(|wanted| {
                 chains.iter().any(|chain| {

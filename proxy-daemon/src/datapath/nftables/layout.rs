@@ -38,7 +38,9 @@ pub(crate) const TABLE: &str = "proxy-daemon";
 pub(crate) const TABLE_COMMENT: &str =
     "Kubernetes Services; written by proxy-daemon, which repairs changes by others";
 /// Clients that session affinity remembers at most, over all ServicePorts.
-const AFFINITY_SIZE: u32 = 1 << 20;
+///
+/// Kernel: a set with a size gets its hash table at once, here 4 MiB.
+const AFFINITY_SIZE: u32 = 1 << 18;
 
 macro_rules! sets {
     ($($(#[$doc:meta])* $variant:ident = $name:literal),* $(,)?) => {

@@ -398,7 +398,7 @@ fn sync_9_damage_is_noticed_and_repaired() {
             assert!(!datapath.changed_by_others().unwrap(), "{damage}");
             assert_eq!(datapath.resync(&state).unwrap(), NOTHING, "{damage}");
         }
-        // Elements are compared by the hourly resync only.
+        // Of elements, a quick look sees at most that there are too few or too many.
         for damage in [
             "delete element ip proxy-daemon frontends { 10.96.0.1 . tcp . 80 }",
             "add element ip proxy-daemon cluster-ips { 10.9.9.9 }",
@@ -553,4 +553,33 @@ fn kinds_have_codes_of_their_own() {
         }
     }
     assert_eq!(codes.len(), count);
+}
+
+/// Sets that are too large to be read quickly are compared all the same.
+#[test]
+fn sync_9_large_sets_are_compared_too() {
+    in_netns(|| {
+        let state = state((1..=700).map(|number| service_port::<V4>(number, 10, 0)));
+        let mut datapath = Nftables::<V4>::open().unwrap();
+        datapath.resync(&state).unwrap();
+        assert_eq!(datapath.resync(&state).unwrap(), NOTHING);
+        assert!(!datapath.changed_by_others().unwrap());
+        let report = |n_added, n_removed| SyncReport { n_added, n_removed };
+        let map = "element ip proxy-daemon cluster-backends";
+        nft(&format!("delete {map} {{ 10.96.0.1 . tcp . 80 . 3 }}"));
+        assert_eq!(datapath.resync(&state).unwrap(), report(1, 0));
+        nft(&format!(
+            "add {map} {{ 10.97.0.1 . tcp . 80 . 3 : 10.9.9.9 . 80 }}"
+        ));
+        assert_eq!(datapath.resync(&state).unwrap(), report(0, 1));
+        nft(&format!("delete {map} {{ 10.96.0.1 . tcp . 80 . 3 }}"));
+        nft(&format!(
+            "add {map} {{ 10.96.0.1 . tcp . 80 . 3 : 10.9.9.9 . 80 }}"
+        ));
+        assert_eq!(datapath.resync(&state).unwrap(), report(1, 1));
+        nft("flush map ip proxy-daemon cluster-backends");
+        assert_eq!(datapath.resync(&state).unwrap(), report(7000, 0));
+        assert_eq!(datapath.resync(&state).unwrap(), NOTHING);
+        assert!(!datapath.changed_by_others().unwrap());
+    });
 }

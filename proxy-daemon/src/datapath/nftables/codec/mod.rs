@@ -337,6 +337,17 @@ impl PrintedChain {
     }
 }
 
+/// A set that the kernel has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PrintedSet {
+    /// Its name.
+    pub(crate) name: String,
+    /// Whether it is declared as we would; `None` if we would not have it at all.
+    pub(crate) is_same: Option<bool>,
+    /// How many elements it has; newer kernels say so.
+    pub(crate) n_elements: Option<usize>,
+}
+
 /// The `nf_tables` of one network namespace, seen through one family.
 #[derive(Debug)]
 pub(crate) struct Kernel {
@@ -399,6 +410,27 @@ impl Kernel {
         }
     }
 
+    /// Applies a transaction that was made for this generation, and may change nothing at all.
+    ///
+    /// Kernel: a transaction without effect leaves the generation as it is.
+    ///
+    /// # Errors
+    /// As [`Kernel::commit`].
+    pub(crate) fn commit_for(
+        &mut self,
+        transaction: Transaction,
+        generation: u32,
+    ) -> Result<(), DatapathError> {
+        if transaction.is_empty() {
+            return Ok(());
+        }
+        self.commit(transaction)?;
+        if self.generation()? == generation {
+            self.n_commits = self.n_commits.wrapping_sub(1);
+        }
+        Ok(())
+    }
+
     /// How many transactions were applied through this value; each moves the generation by one.
     pub(crate) const fn n_commits(&self) -> u32 {
         self.n_commits
@@ -445,11 +477,8 @@ impl Kernel {
         Ok(chains)
     }
 
-    /// The names of our table's sets, and whether each is as `expected` says; `None` if unknown there.
-    pub(crate) fn sets(
-        &mut self,
-        expected: &[Set],
-    ) -> Result<Vec<(String, Option<bool>)>, DatapathError> {
+    /// Our table's sets, compared with what is expected.
+    pub(crate) fn sets(&mut self, expected: &[Set]) -> Result<Vec<PrintedSet>, DatapathError> {
         let mut sets = Vec::new();
         self.retry("reading the sets", |kernel| {
             sets.clear();
@@ -460,7 +489,11 @@ impl Kernel {
                 }
                 if let Some(name) = attrs.get(2).and_then(Attr::str) {
                     let known = expected.iter().find(|set| set.name == name);
-                    sets.push((name, known.map(|known| set::is_same(attrs, known, family))));
+                    sets.push(PrintedSet {
+                        name,
+                        is_same: known.map(|known| set::is_same(attrs, known, family)),
+                        n_elements: set::n_elements(attrs),
+                    });
                 }
             })
         })?;

@@ -117,6 +117,14 @@ pub(super) fn is_same(attrs: Attrs<'_>, set: &Set, family: IpFamily) -> bool {
         && attrs.get(USERDATA).map(|attr| attr.payload) == Some(&userdata(set, family))
 }
 
+/// How many elements a printed set has.
+///
+/// Kernel: `NFTA_SET_COUNT`, since 6.17.
+pub(super) fn n_elements(attrs: Attrs<'_>) -> Option<usize> {
+    const COUNT: u16 = 20;
+    usize::try_from(attrs.get(COUNT)?.u32()?).ok()
+}
+
 /// `NFTNL_UDATA_SET_*`: byte orders, where numbers come from, and the comment.
 fn userdata(set: &Set, family: IpFamily) -> Vec<u8> {
     // Type, length, value.

@@ -3,7 +3,7 @@
 use proxy_tests::address::{Family, HOST_ALT, NODE, P1, P2, R, Site, VIP, X};
 use proxy_tests::case;
 use proxy_tests::flow::{flow, kept, masqueraded};
-use proxy_tests::matrix::{Case, Test, bridge_netfilter};
+use proxy_tests::matrix::{Case, Test};
 
 pub(crate) fn cases() -> Vec<Case> {
     let prefix = [
@@ -18,10 +18,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case!(dl_1_cluster_cidr_covers_pods_of_other_nodes),
         case!(dl_2_node_cidr_covers_pods_of_this_node_only).flags(&node_cidr),
-        case!(dl_3_bridge_interface)
-            .flags(&bridge)
-            .bridge()
-            .needs(bridge_netfilter),
+        case!(dl_3_bridge_interface).flags(&bridge).bridge(),
         case!(dl_4_interface_prefix_covers_new_interfaces)
             .flags(&prefix)
             .tcp()

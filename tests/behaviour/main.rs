@@ -10,12 +10,14 @@
 )]
 
 mod aff;
+mod common;
 mod ct;
 mod dl;
 mod ds;
 mod eps;
 mod external;
 mod harness;
+mod life;
 mod loc;
 mod master;
 mod np;
@@ -44,6 +46,7 @@ fn main() {
     cases.extend(ct::cases());
     cases.extend(xm::cases());
     cases.extend(sync::cases());
+    cases.extend(life::cases());
     cases.extend(master::cases());
     proxy_tests::matrix::main(cases)
 }

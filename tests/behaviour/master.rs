@@ -16,19 +16,19 @@ pub(crate) fn cases() -> Vec<Case> {
     let all = ["--masquerade-all"];
     let both = ["--cluster-cidr=", "--masquerade-all"];
     vec![
-        case!(m1_policies_cluster),
-        case!(m1_policies_local),
+        case!(m1_policies_cluster).routed_and_bridged(),
+        case!(m1_policies_local).routed_and_bridged(),
         case!(m1_policies_cluster_without_detector).flags(&none),
         case!(m1_policies_local_without_detector).flags(&none),
         case!(m1_policies_cluster_masquerade_all).flags(&all),
         case!(m1_policies_local_masquerade_all).flags(&all),
         case!(m1_policies_cluster_without_detector_masquerade_all).flags(&both),
         case!(m1_policies_local_without_detector_masquerade_all).flags(&both),
-        case!(m1_hairpin_rows),
-        case!(m2_no_endpoints_anywhere),
-        case!(m2_local_policies_without_local_endpoint),
-        case!(m2_source_ranges),
-        case!(m2_known_cluster_ip_unknown_port_and_unallocated_address),
+        case!(m1_hairpin_rows).routed_and_bridged(),
+        case!(m2_no_endpoints_anywhere).routed_and_bridged(),
+        case!(m2_local_policies_without_local_endpoint).routed_and_bridged(),
+        case!(m2_source_ranges).routed_and_bridged(),
+        case!(m2_known_cluster_ip_unknown_port_and_unallocated_address).routed_and_bridged(),
         case!(m2_other_ports_are_untouched),
     ]
 }

@@ -22,7 +22,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(src_7_external_local_keeps_pods_and_outsiders),
         case!(src_8_internal_policy_does_not_change_masquerading),
         case!(src_9_hairpin_is_masqueraded),
-        case!(src_9_only_the_self_hit_is_masqueraded),
+        case!(src_9_only_the_self_hit_is_masqueraded).routed_and_bridged(),
         case!(src_9_endpoint_without_node_hairpins),
         case!(src_10_foreign_mark_bits_survive_and_ours_is_cleared).tcp(),
         case!(src_10_a_packet_marked_by_others_is_masqueraded)

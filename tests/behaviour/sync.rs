@@ -1,21 +1,16 @@
-//! SYNC, LIFE, NODE: rate, scope and failure; start, stop and cleanup; changes of the Node.
+//! SYNC, DS-1: rate, scope and failure of syncs.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use proxy_tests::address::{
-    Family, HOST, NODE, NODE_ALT, P1, P2, Protocol, R, R2, VIP, VIP2, VIP3, X,
-};
+use proxy_tests::address::{NODE, P1, P2, R, R2, VIP, VIP2, VIP3, X};
 use proxy_tests::case;
-use proxy_tests::daemon::{Directory, binary};
 use proxy_tests::flow::{flow, kept, masqueraded};
 use proxy_tests::matrix::{Case, Test};
 
-const PORT: u16 = 30_080;
+use crate::common::{FAMILIES, Owner, PORT, foreign, make_foreign, nft_family, rules, web, works};
+
 const SOON: &str = "--iptables-sync-period=1s";
-/// The nft families that each case of a mode could touch.
-const FAMILIES: [&str; 2] = ["ip", "ip6"];
 
 pub(crate) fn cases() -> Vec<Case> {
     let second = ["--iptables-min-sync-period=1s"];
@@ -50,31 +45,6 @@ pub(crate) fn cases() -> Vec<Case> {
             .v4()
             .fresh(),
         case!(sync_11_nothing_stale_is_left).tcp().fresh(),
-        case!(life_2_existing_rules_forward_while_the_daemon_is_away)
-            .tcp()
-            .fresh(),
-        case!(life_5_a_restart_is_not_noticed)
-            .protocols(&[Protocol::Tcp, Protocol::Udp])
-            .fresh(),
-        case!(life_5_a_restart_takes_in_what_changed_meanwhile)
-            .tcp()
-            .fresh(),
-        case!(life_6_signals_end_it_promptly_and_rules_stay)
-            .tcp()
-            .fresh(),
-        case!(life_7_cleanup_removes_ours_and_nothing_else)
-            .tcp()
-            .fresh(),
-        case!(life_8_init_only_makes_no_rules).tcp().v4().fresh(),
-        case!(life_11_a_second_instance_refuses).tcp().v4().fresh(),
-        case!(life_14_arguments_are_refused_and_version_is_printed)
-            .tcp()
-            .v4()
-            .fresh(),
-        case!(life_15_a_missing_capability_is_told)
-            .tcp()
-            .v4()
-            .fresh(),
         case!(ds_1_sync_7_a_failing_family_does_not_hold_up_the_other)
             .tcp()
             .fresh()
@@ -83,71 +53,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .tcp()
             .fresh()
             .flags(&[SOON]),
-        case!(node_3_a_late_node_is_taken_in).tcp().fresh(),
-        case!(node_5_changed_pod_networks_end_the_daemon)
-            .tcp()
-            .v4()
-            .fresh()
-            .flags(&["--detect-local-mode=NodeCIDR"]),
-        case!(node_1_the_name_is_trimmed_and_lower_cased)
-            .tcp()
-            .fresh(),
-        case!(node_2_the_first_address_of_the_node_is_its_ip)
-            .protocols(&[Protocol::Tcp, Protocol::Udp]),
-        case!(node_4_a_new_node_ip_takes_the_node_ports).protocols(&[Protocol::Tcp, Protocol::Udp]),
     ]
-}
-
-fn web(t: &mut Test) {
-    t.service("web").cluster_ip(VIP).port(80).node_port(PORT);
-    t.endpoints("web").ready(P2);
-}
-
-fn works() -> [proxy_tests::flow::Flow; 3] {
-    [
-        flow(P1, VIP, 80).reaches([kept(P2)]),
-        flow(HOST, VIP, 80).reaches([masqueraded(P2)]),
-        flow(X, NODE, PORT).reaches([masqueraded(P2)]),
-    ]
-}
-
-/// What our tables hold, in an order of its own: elements of sets come in any.
-fn rules(t: &Test) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for family in FAMILIES {
-        let output = t
-            .node_ns()
-            .run("nft", &["-j", "list", "table", family, "proxy-daemon"]);
-        let Ok(value) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else {
-            continue;
-        };
-        for object in value["nftables"].as_array().into_iter().flatten() {
-            flatten(family, object, &mut found);
-        }
-    }
-    found
-}
-
-fn flatten(family: &str, object: &serde_json::Value, found: &mut BTreeSet<String>) {
-    let mut object = object.clone();
-    for kind in ["table", "chain", "rule", "set", "map", "counter"] {
-        let Some(inner) = object.get_mut(kind).and_then(|inner| inner.as_object_mut()) else {
-            continue;
-        };
-        inner.remove("handle");
-        let name = inner
-            .get("name")
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        if let Some(elements) = inner.remove("elem") {
-            for element in elements.as_array().into_iter().flatten() {
-                found.insert(format!("{family} {name} {element}"));
-            }
-        }
-    }
-    if object.get("metainfo").is_none() {
-        found.insert(format!("{family} {object}"));
-    }
 }
 
 fn sync_1_bursts_are_merged(t: &mut Test) {
@@ -289,51 +195,6 @@ fn sync_9_a_damaged_table_is_repaired(t: &mut Test) {
     assert_eq!(rules(t), before);
 }
 
-/// Tables, chains and iptables rules of others.
-fn foreign(t: &Test) -> String {
-    let mut text = String::new();
-    for words in [
-        &["nft", "-s", "list", "table", "inet", "foreign"][..],
-        &["nft", "-s", "list", "table", "ip", "cni"],
-        &["iptables-legacy-save"],
-        &["ip6tables-legacy-save"],
-        &["tc", "filter", "show", "dev", "up0", "ingress"],
-    ] {
-        let output = t.node_ns().run(words[0], &words[1..]);
-        let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-        for line in lines
-            .lines()
-            .filter(|line| !line.starts_with('#') && !line.starts_with(':'))
-        {
-            text.push_str(line);
-            text.push('\n');
-        }
-    }
-    text
-}
-
-fn make_foreign(t: &Test) {
-    t.nft(
-        "table inet foreign { set s { type ipv4_addr; elements = { 192.0.2.9 } }
-           chain c { type filter hook input priority 7; ip saddr @s counter drop; }
-         }
-         table ip cni { chain nat { type nat hook prerouting priority -90;
-           tcp dport 9999 dnat to 10.244.1.12:8080; }
-         }",
-    );
-    let rules = "*filter\n:KUBE-FIREWALL - [0:0]\n-A INPUT -j KUBE-FIREWALL\n\
-                 -A KUBE-FIREWALL -s 192.0.2.66 -j DROP\nCOMMIT\n\
-                 *mangle\n:KUBE-IPTABLES-HINT - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n";
-    for program in ["iptables-legacy-restore", "ip6tables-legacy-restore"] {
-        let rules = if program.starts_with("ip6") {
-            rules.replace("192.0.2.66", "2001:db8::66")
-        } else {
-            rules.to_owned()
-        };
-        t.node_ns().feed(program, &["--noflush"], &rules).unwrap();
-    }
-}
-
 fn sync_10_foreign_objects_are_never_touched(t: &mut Test) {
     make_foreign(t);
     let before = foreign(t);
@@ -385,244 +246,6 @@ fn sync_11_nothing_stale_is_left(t: &mut Test) {
         }
         assert!(Instant::now() < deadline, "{left:#?}");
     }
-}
-
-fn life_2_existing_rules_forward_while_the_daemon_is_away(t: &mut Test) {
-    web(t);
-    t.check(works());
-    t.bed_mut().kill_daemon().unwrap();
-    t.observe(works());
-}
-
-fn life_5_a_restart_is_not_noticed(t: &mut Test) {
-    web(t);
-    t.apply();
-    let before = rules(t);
-    let mut stream = (t.protocol == Protocol::Tcp).then(|| t.stream(&flow(P1, VIP, 80)));
-    let hammers =
-        [flow(P1, VIP, 80), flow(HOST, VIP, 80), flow(X, NODE, PORT)].map(|flow| t.hammer(&flow));
-    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGINT] {
-        t.restart(signal, &[]);
-        if let Some(stream) = &mut stream {
-            stream.echo().unwrap();
-        }
-    }
-    for hammer in hammers {
-        hammer.was_always_answered();
-    }
-    assert_eq!(rules(t), before);
-}
-
-fn life_5_a_restart_takes_in_what_changed_meanwhile(t: &mut Test) {
-    web(t);
-    t.service("old").cluster_ip(VIP2).port(80);
-    t.endpoints("old").ready(P2);
-    t.apply();
-    t.bed_mut().kill_daemon().unwrap();
-    t.delete_service("old");
-    t.service("new").cluster_ip(VIP3).port(80);
-    t.endpoints("new").ready(R);
-    t.endpoints("web").clear().ready(R2);
-    t.check([
-        flow(P1, VIP, 80).reaches([kept(R2)]),
-        flow(P1, VIP2, 80).is_dropped(),
-        flow(P1, VIP3, 80).reaches([kept(R)]),
-    ]);
-}
-
-fn life_6_signals_end_it_promptly_and_rules_stay(t: &mut Test) {
-    web(t);
-    t.check(works());
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let started = Instant::now();
-        let status = t.bed_mut().daemon.signal(signal).unwrap();
-        assert!(started.elapsed() < Duration::from_secs(5));
-        assert!(status.success(), "{status}: {}", t.bed().daemon.log());
-        t.observe(works());
-        t.apply();
-    }
-}
-
-/// Runs the daemon's binary in N until it ends.
-fn run(t: &Test, arguments: &[&str]) -> (Option<i32>, String) {
-    let binary = binary();
-    let output = t.node_ns().run(binary.to_str().unwrap(), arguments);
-    let text = [output.stdout, output.stderr].concat();
-    (
-        output.status.code(),
-        String::from_utf8_lossy(&text).into_owned(),
-    )
-}
-
-fn life_7_cleanup_removes_ours_and_nothing_else(t: &mut Test) {
-    let nothing_there = run(t, &["--cleanup"]);
-    assert_eq!(nothing_there.0, Some(0), "{}", nothing_there.1);
-    make_foreign(t);
-    let before = foreign(t);
-    web(t);
-    t.check(works());
-    t.bed_mut().daemon.signal(Signal::SIGTERM).unwrap();
-    let (code, text) = run(t, &["--cleanup"]);
-    assert_eq!(code, Some(0), "{text}");
-    assert!(rules(t).is_empty());
-    assert_eq!(foreign(t), before);
-    t.observe([
-        flow(P1, VIP, 80).is_unroutable(),
-        flow(X, NODE, PORT).finds_nobody(),
-    ]);
-}
-
-fn life_8_init_only_makes_no_rules(t: &mut Test) {
-    let (code, text) = run(t, &["--init-only", "--conntrack-max-per-core=0"]);
-    assert_eq!(code, Some(0), "{text}");
-    assert!(rules(t).is_empty());
-    let name = "net.netfilter.nf_conntrack_tcp_timeout_established";
-    assert_eq!(t.node_ns().read_sysctl(name).unwrap(), "86400");
-}
-
-fn life_11_a_second_instance_refuses(t: &mut Test) {
-    web(t);
-    t.check(works());
-    let manifests = Directory::new().unwrap();
-    let flag = format!("--manifests={}", manifests.path().display());
-    let (code, text) = run(
-        t,
-        &[
-            "--hostname-override=node-n",
-            "--conntrack-max-per-core=0",
-            "--healthz-bind-address=127.0.0.1:20256",
-            "--metrics-bind-address=127.0.0.1:20249",
-            &flag,
-        ],
-    );
-    assert!(code.is_some_and(|code| code != 0), "{code:?} {text}");
-    t.observe(works());
-}
-
-fn life_14_arguments_are_refused_and_version_is_printed(t: &mut Test) {
-    let (code, text) = run(t, &["--version"]);
-    assert!(code == Some(0) && text.contains("proxy-daemon"), "{text}");
-    let (code, _) = run(t, &["surprise"]);
-    assert!(code.is_some_and(|code| code != 0));
-    assert!(rules(t).is_empty());
-}
-
-fn node_1_the_name_is_trimmed_and_lower_cased(t: &mut Test) {
-    t.bed_mut()
-        .daemon
-        .set_flags(&["--hostname-override=  Node-N "]);
-    web(t);
-    t.service("web").external_local();
-    t.endpoints("web").ready(R);
-    t.check([flow(X, NODE, PORT).reaches([kept(P2)])]);
-}
-
-fn node_2_the_first_address_of_the_node_is_its_ip(t: &mut Test) {
-    web(t);
-    let alt = t.ip(NODE_ALT).to_string();
-    let own = t.ip(NODE).to_string();
-    t.node().internal_ips(&[&alt, &own]);
-    t.check([
-        flow(X, NODE_ALT, PORT).reaches([masqueraded(P2)]),
-        flow(X, NODE, PORT).finds_nobody(),
-    ]);
-}
-
-fn node_4_a_new_node_ip_takes_the_node_ports(t: &mut Test) {
-    web(t);
-    t.check([
-        flow(X, NODE, PORT).reaches([masqueraded(P2)]),
-        flow(X, NODE_ALT, PORT).finds_nobody(),
-    ]);
-    let addresses = [
-        NODE_ALT.of(Family::V4).to_string(),
-        NODE_ALT.of(Family::V6).to_string(),
-    ];
-    t.node().internal_ips(&[&addresses[0], &addresses[1]]);
-    t.check([
-        flow(X, NODE_ALT, PORT).reaches([masqueraded(P2)]),
-        flow(X, NODE, PORT).finds_nobody(),
-    ]);
-}
-
-fn life_15_a_missing_capability_is_told(t: &mut Test) {
-    let manifests = Directory::new().unwrap();
-    let manifests = format!("--manifests={}", manifests.path().display());
-    let daemon = binary();
-    let output = t.node_ns().run(
-        "timeout",
-        &[
-            "10",
-            "setpriv",
-            "--bounding-set=-net_admin",
-            "--inh-caps=-net_admin",
-            daemon.to_str().unwrap(),
-            "--hostname-override=node-n",
-            "--conntrack-max-per-core=0",
-            "--conntrack-tcp-timeout-established=0s",
-            "--conntrack-tcp-timeout-close-wait=0s",
-            &manifests,
-        ],
-    );
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output
-            .status
-            .code()
-            .is_some_and(|code| code == 1 || code == 2),
-        "{log}"
-    );
-    assert!(
-        log.contains("CAP_NET_ADMIN") || log.contains("NET_ADMIN"),
-        "{log}"
-    );
-}
-
-/// Another program that owns our table of one family, so that nobody else may touch it.
-struct Owner(std::process::Child);
-
-impl Owner {
-    fn of(t: &Test, family: &str) -> Self {
-        use std::io::Write;
-        let child = t.node_ns().enter(|| {
-            std::process::Command::new("nft")
-                .arg("-i")
-                .stdin(std::process::Stdio::piped())
-                .stdout(std::process::Stdio::null())
-                .spawn()
-                .unwrap()
-        });
-        let mut owner = Self(child);
-        let stdin = owner.0.stdin.as_mut().unwrap();
-        let script = format!(
-            "add table {family} proxy-daemon; delete table {family} proxy-daemon; \
-             add table {family} proxy-daemon {{ flags owner; }}\n"
-        );
-        stdin.write_all(script.as_bytes()).unwrap();
-        stdin.flush().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            let output = t
-                .node_ns()
-                .run("nft", &["list", "table", family, "proxy-daemon"]);
-            if String::from_utf8_lossy(&output.stdout).contains("flags owner") {
-                return owner;
-            }
-            assert!(Instant::now() < deadline, "the table is not owned");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-fn nft_family(family: Family) -> &'static str {
-    if family == Family::V4 { "ip" } else { "ip6" }
 }
 
 fn ds_1_sync_7_a_failing_family_does_not_hold_up_the_other(t: &mut Test) {
@@ -686,39 +309,4 @@ fn sync_7_sync_8_a_failed_change_is_made_up_for(t: &mut Test) {
         flow(P1, VIP3, 81).reaches([kept(R2)]),
         flow(P1, VIP2, 80).is_dropped(),
     ]);
-}
-
-fn node_3_a_late_node_is_taken_in(t: &mut Test) {
-    web(t);
-    t.service("web").external_local();
-    t.delete_node();
-    t.check([
-        flow(P1, VIP, 80).reaches([kept(P2)]),
-        flow(X, NODE, PORT).finds_nobody(),
-    ]);
-    t.node();
-    t.check([
-        flow(P1, VIP, 80).reaches([kept(P2)]),
-        flow(X, NODE, PORT).reaches([kept(P2)]),
-    ]);
-}
-
-fn node_5_changed_pod_networks_end_the_daemon(t: &mut Test) {
-    web(t);
-    t.check([flow(P1, VIP, 80).reaches([kept(P2)])]);
-    let networks = serde_json::json!(["10.244.7.0/24", "fd00:244:0:7::/64"]);
-    t.node()
-        .patch(serde_json::json!({"spec": {"podCIDR": "10.244.7.0/24", "podCIDRs": networks}}));
-    let world = t.clone();
-    t.bed_mut().daemon.publish(&world).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    let status = loop {
-        if let Some(status) = t.bed_mut().daemon.ended().unwrap() {
-            break status;
-        }
-        assert!(Instant::now() < deadline, "it goes on");
-        std::thread::sleep(Duration::from_millis(10));
-    };
-    assert_eq!(status.code(), Some(1));
-    t.observe([flow(P1, VIP, 80).reaches([kept(P2)])]);
 }

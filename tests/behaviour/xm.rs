@@ -12,7 +12,7 @@ use proxy_tests::bed::SECOND_PORT;
 use proxy_tests::case;
 use proxy_tests::client::Outcome;
 use proxy_tests::flow::{flow, kept, masqueraded};
-use proxy_tests::matrix::{Case, Test, bridge_netfilter};
+use proxy_tests::matrix::{Case, Test};
 use proxy_tests::segment::{Flags, Segment};
 use proxy_tests::world::TARGET_PORT;
 
@@ -37,9 +37,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(xm_7_foreign_translations_work_beside_ours)
             .tcp()
             .fresh(),
-        case!(xm_8_bridged_replies_are_translated_back)
-            .bridge()
-            .needs(bridge_netfilter),
+        case!(xm_8_bridged_replies_are_translated_back).bridge(),
         case!(xm_10_packets_without_a_record_never_leave_towards_the_vip).tcp(),
         case!(xm_11_new_pods_are_covered_at_once).fresh(),
         case!(xm_12_foreign_rules_keep_counting).tcp().fresh(),

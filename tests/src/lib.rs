@@ -38,5 +38,6 @@ pub mod reactor;
 pub mod sctp;
 pub mod segment;
 pub mod sniff;
+pub mod test;
 pub mod topology;
 pub mod world;

@@ -4,25 +4,18 @@
 //! when the run ends, however it ends, no namespace of it is left.
 
 use std::collections::BTreeMap;
-use std::ops::{Deref, DerefMut};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use nix::sys::signal::Signal;
-use serde_json::Value;
 
-use crate::address::{Family, Host, Protocol, Site};
+use crate::address::{Family, Protocol};
 use crate::bed::{Bed, Kind};
-use crate::client::{Attempt, Outcome, Stream};
-use crate::daemon::{Daemon, LOCAL_SERVER, http_json};
-use crate::flow::{Flow, Setting};
-use crate::netns::{self, Netns};
-use crate::oracle::Judgement;
+use crate::netns;
 use crate::reactor;
-use crate::sniff::Sniffer;
+use crate::test::NeedsKernel;
+pub use crate::test::Test;
 use crate::topology::Pods;
 use crate::world::World;
 
@@ -31,9 +24,6 @@ pub const DATAPATHS: [&str; 1] = ["nftables"];
 
 /// What stands in a test's name for the run without a kernel.
 const ORACLE: &str = "oracle";
-
-/// Thrown by a test on the oracle when it comes to something that only a kernel can show.
-struct NeedsKernel;
 
 /// How many tests run at once: they wait more than they work.
 const THREADS: usize = 4;
@@ -46,9 +36,8 @@ pub struct Case {
     families: Vec<Family>,
     protocols: Vec<Protocol>,
     flags: Vec<String>,
-    pods: Pods,
+    pods: Vec<Pods>,
     fresh: bool,
-    needs: Vec<fn() -> Result<(), String>>,
 }
 
 impl Case {
@@ -60,9 +49,8 @@ impl Case {
             families: Family::ALL.to_vec(),
             protocols: Protocol::ALL.to_vec(),
             flags: Vec::new(),
-            pods: Pods::PointToPoint,
+            pods: vec![Pods::PointToPoint],
             fresh: false,
-            needs: Vec::new(),
         }
     }
 
@@ -108,10 +96,15 @@ impl Case {
     /// With the pods behind a bridge.
     #[must_use]
     pub fn bridge(self) -> Self {
-        Self {
-            pods: Pods::Bridge,
-            ..self
-        }
+        let pods = vec![Pods::Bridge];
+        Self { pods, ..self }
+    }
+
+    /// With the pods on links of their own, and then behind a bridge.
+    #[must_use]
+    pub fn routed_and_bridged(self) -> Self {
+        let pods = vec![Pods::PointToPoint, Pods::Bridge];
+        Self { pods, ..self }
     }
 
     /// On a bed of its own, because it changes the network or the daemon.
@@ -121,13 +114,6 @@ impl Case {
             fresh: true,
             ..self
         }
-    }
-
-    /// Only where this holds; otherwise it is ignored with the reason.
-    #[must_use]
-    pub fn needs(mut self, condition: fn() -> Result<(), String>) -> Self {
-        self.needs.push(condition);
-        self
     }
 }
 
@@ -139,348 +125,12 @@ macro_rules! case {
     };
 }
 
-/// Whether bridged packets pass netfilter here.
-///
-/// # Errors
-/// Why not.
-pub fn bridge_netfilter() -> Result<(), String> {
+/// Whether bridged packets pass netfilter here, or why not.
+fn bridge_netfilter() -> Result<(), String> {
     if std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists() {
         Ok(())
     } else {
         Err("the kernel has no br_netfilter".into())
-    }
-}
-
-/// A running test: its world, and the bed it comes true on.
-#[derive(Debug)]
-pub struct Test {
-    world: World,
-    bed: Option<Bed>,
-    kind: Kind,
-    n_judged: usize,
-}
-
-impl Deref for Test {
-    type Target = World;
-    fn deref(&self) -> &World {
-        &self.world
-    }
-}
-
-impl DerefMut for Test {
-    fn deref_mut(&mut self) -> &mut World {
-        &mut self.world
-    }
-}
-
-impl Test {
-    /// The bed.
-    pub fn bed(&self) -> &Bed {
-        self.bed
-            .as_ref()
-            .unwrap_or_else(|| resume_unwind(Box::new(NeedsKernel)))
-    }
-
-    /// The bed, to change it.
-    pub fn bed_mut(&mut self) -> &mut Bed {
-        self.bed
-            .as_mut()
-            .unwrap_or_else(|| resume_unwind(Box::new(NeedsKernel)))
-    }
-
-    /// Makes the world come true.
-    #[track_caller]
-    pub fn apply(&mut self) {
-        if let Some(bed) = &mut self.bed
-            && let Err(error) = bed.apply(&self.world)
-        {
-            panic!("{error:#}");
-        }
-    }
-
-    /// Asks the oracle, makes the world come true, and tries the flows, all at once.
-    #[track_caller]
-    pub fn check(&mut self, flows: impl IntoIterator<Item = Flow>) {
-        let flows: Vec<Flow> = flows.into_iter().collect();
-        self.judge(&flows);
-        if self.bed.is_some() {
-            self.apply();
-            self.observe(flows);
-        }
-    }
-
-    /// What the oracle says must be what is expected.
-    #[track_caller]
-    fn judge(&mut self, flows: &[Flow]) {
-        let flags = Daemon::all_flags(self.kind.mode, &self.kind.flags);
-        let told = Judgement::of(&self.world, &flags, self.kind.pods)
-            .unwrap_or_else(|error| panic!("no oracle: {error:#}"))
-            .check(flows, self.world.family, self.world.protocol);
-        if let Err(report) = told {
-            panic!("{report}");
-        }
-        self.n_judged += flows.iter().filter(|flow| flow.oracle_knows).count();
-    }
-
-    /// Tries the flows in the world as it is.
-    #[track_caller]
-    pub fn observe(&self, flows: impl IntoIterator<Item = Flow>) {
-        let flows: Vec<Flow> = flows.into_iter().collect();
-        if let Err(report) = self.setting().try_all(&flows) {
-            panic!("{report}{}", self.state());
-        }
-    }
-
-    /// Tries the flows again and again until they come out as expected.
-    #[track_caller]
-    pub fn eventually(&self, patience: std::time::Duration, flows: impl IntoIterator<Item = Flow>) {
-        let flows: Vec<Flow> = flows.into_iter().collect();
-        let deadline = std::time::Instant::now() + patience;
-        while let Err(report) = self.setting().try_all(&flows) {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "not within {patience:?}: {report}{}",
-                self.state()
-            );
-        }
-    }
-
-    /// What flows are tried in.
-    pub fn setting(&self) -> Setting<'_> {
-        let (family, protocol) = (self.world.family, self.world.protocol);
-        Setting {
-            topology: &self.bed().topology,
-            family,
-            protocol,
-        }
-    }
-
-    /// One attempt at a flow.
-    pub fn try_once(&self, flow: &Flow) -> Outcome {
-        self.attempt(flow).run(self.ns(flow.client.site))
-    }
-
-    /// Who answers how often, when a flow is tried `n` times; anything but an answer fails.
-    #[track_caller]
-    pub fn count(&self, flow: &Flow, n: usize) -> BTreeMap<String, usize> {
-        let mut counts = BTreeMap::new();
-        let ns = self.ns(flow.client.site);
-        let attempt = self.attempt(flow);
-        let mut left = n;
-        while left > 0 {
-            let batch: Vec<_> = (0..left.min(100)).map(|_| attempt.open(ns)).collect();
-            left -= batch.len();
-            let outcomes = reactor::block(async move {
-                let tasks: Vec<_> = batch
-                    .into_iter()
-                    .map(|o| tokio::spawn(o.finish()))
-                    .collect();
-                let mut outcomes = Vec::new();
-                for task in tasks {
-                    outcomes.push(task.await.expect("a flow does not panic"));
-                }
-                outcomes
-            });
-            for outcome in outcomes {
-                let Outcome::Reached(to) = outcome else {
-                    panic!("{outcome}{}", self.state())
-                };
-                *counts.entry(to.backend).or_default() += 1;
-            }
-        }
-        counts
-    }
-
-    /// The one who answers, when a flow is tried `n` times one after the other.
-    #[track_caller]
-    pub fn only(&self, flow: &Flow, n: usize) -> String {
-        let mut counts = BTreeMap::new();
-        for _ in 0..n {
-            counts.extend(self.count(flow, 1));
-        }
-        assert_eq!(
-            counts.len(),
-            1,
-            "{} moves: {counts:?}{}",
-            flow.client.name(),
-            self.state()
-        );
-        counts.into_keys().next().unwrap_or_default()
-    }
-
-    /// Tries a flow over and over, in the background.
-    pub fn hammer(&self, flow: &Flow) -> Hammer {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (attempt, ns) = (self.attempt(flow), Arc::clone(self.ns(flow.client.site)));
-        let told = Arc::clone(&stop);
-        let thread = thread::spawn(move || {
-            let mut outcomes = BTreeMap::new();
-            while !told.load(Ordering::Relaxed) {
-                let mut outcome = attempt.run(&ns);
-                if let Outcome::Reached(to) = &mut outcome {
-                    to.source_port = 0;
-                }
-                *outcomes.entry(outcome).or_default() += 1;
-            }
-            outcomes
-        });
-        Hammer { stop, thread }
-    }
-
-    /// What the daemon says about its syncs.
-    #[track_caller]
-    pub fn report(&self) -> Value {
-        http_json(self.node_ns(), LOCAL_SERVER, "/debug/sync")
-            .unwrap_or_else(|error| panic!("no report: {error:#}"))
-    }
-
-    /// How many syncs there were, over both families.
-    #[track_caller]
-    pub fn n_syncs(&self) -> u64 {
-        let report = self.report();
-        let families = report["families"]
-            .as_object()
-            .expect("an object of families");
-        families
-            .values()
-            .filter_map(|family| family["n_syncs"].as_u64())
-            .sum()
-    }
-
-    /// Changes the manifests step by step, and demands that no step leads to a sync.
-    #[track_caller]
-    pub fn causes_no_sync(&mut self, n: usize, mut step: impl FnMut(&mut World, usize)) {
-        self.apply();
-        let before = self.n_syncs();
-        for n in 0..n {
-            step(&mut self.world, n);
-            let world = self.world.clone();
-            let published = self.bed_mut().daemon.publish_quietly(&world);
-            published.unwrap_or_else(|error| panic!("{error:#}"));
-            // Long enough for the daemon to look at each step by itself.
-            thread::sleep(std::time::Duration::from_millis(15));
-        }
-        // Reporting that all of it was seen takes one pass in each family.
-        self.apply();
-        let n_syncs = self.n_syncs() - before;
-        assert!(
-            n_syncs <= 2,
-            "{n_syncs} syncs after {n} changes without effect"
-        );
-    }
-
-    /// Runs `nft` in N.
-    #[track_caller]
-    pub fn nft(&self, script: &str) {
-        if let Err(error) = self.node_ns().feed("nft", &["-f", "-"], script) {
-            panic!("{error:#}");
-        }
-    }
-
-    /// Runs `ip` in a namespace; the words are split at blanks.
-    #[track_caller]
-    pub fn ip_tool(&self, site: Site, command: &str) {
-        let words: Vec<&str> = command.split_whitespace().collect();
-        if let Err(error) = self.ns(site).check_run("ip", &words) {
-            panic!("{error:#}");
-        }
-    }
-
-    /// Ends the daemon, and starts it again with these flags besides those it has.
-    #[track_caller]
-    pub fn restart(&mut self, signal: Signal, flags: &[&str]) {
-        self.bed_mut()
-            .daemon
-            .signal(signal)
-            .unwrap_or_else(|error| panic!("{error:#}"));
-        self.bed_mut().daemon.set_flags(flags);
-        self.apply();
-    }
-
-    /// The attempt that a flow stands for, to be changed by the test.
-    pub fn attempt(&self, flow: &Flow) -> Attempt {
-        let patient = flow.clone().is_rejected();
-        self.setting().attempt(&patient)
-    }
-
-    /// A TCP connection that stays.
-    #[track_caller]
-    pub fn stream(&self, flow: &Flow) -> Stream {
-        match Stream::open(self.ns(flow.client.site), self.attempt(flow)) {
-            Ok(stream) => stream,
-            Err(outcome) => panic!("no connection: {outcome}{}", self.state()),
-        }
-    }
-
-    /// The address of one thing in the test's family.
-    pub fn ip(&self, address: crate::address::Addr) -> std::net::IpAddr {
-        address.of(self.world.family)
-    }
-
-    /// A namespace.
-    pub fn ns(&self, site: Site) -> &Arc<Netns> {
-        self.bed().topology.site(site)
-    }
-
-    /// The node's namespace.
-    pub fn node_ns(&self) -> &Netns {
-        self.ns(Site::N)
-    }
-
-    /// Looks at an interface of a host's namespace.
-    pub fn sniff(&self, host: Host, interface: &str) -> Sniffer {
-        Sniffer::start(self.ns(host.site), interface)
-    }
-
-    /// `4` or `6`, for tools that have an option of that name.
-    pub fn family_flag(&self) -> &'static str {
-        match self.world.family {
-            Family::V4 => "-4",
-            Family::V6 => "-6",
-        }
-    }
-
-    /// What N's rules and the daemon have to say, for a report.
-    pub fn state(&self) -> String {
-        let family = match self.world.family {
-            Family::V4 => "ip",
-            Family::V6 => "ip6",
-        };
-        let output = self
-            .node_ns()
-            .run("nft", &["list", "table", family, "proxy-daemon"]);
-        let rules = String::from_utf8_lossy(&output.stdout);
-        let rules: Vec<&str> = rules.lines().take(250).collect();
-        format!(
-            "--- rules of N\n{}\n--- log\n{}",
-            rules.join("\n"),
-            self.bed().daemon.log()
-        )
-    }
-}
-
-/// A flow that is tried over and over.
-#[derive(Debug)]
-pub struct Hammer {
-    stop: Arc<AtomicBool>,
-    thread: thread::JoinHandle<BTreeMap<Outcome, usize>>,
-}
-
-impl Hammer {
-    /// Stops it; what came of the attempts.
-    pub fn stop(self) -> BTreeMap<Outcome, usize> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("a client does not panic")
-    }
-
-    /// Stops it and demands that every attempt was answered.
-    #[track_caller]
-    pub fn was_always_answered(self) {
-        let outcomes = self.stop();
-        let answered = outcomes
-            .keys()
-            .all(|outcome| matches!(outcome, Outcome::Reached(_)));
-        assert!(answered && !outcomes.is_empty(), "{outcomes:?}");
     }
 }
 
@@ -530,10 +180,10 @@ fn run_case(
     family: Family,
     protocol: Protocol,
 ) -> Result<Completion, Failed> {
-    for condition in &case.needs {
-        if let Err(reason) = condition() {
-            return Ok(Completion::ignored_with(reason));
-        }
+    if kind.pods == Pods::Bridge
+        && let Err(reason) = bridge_netfilter()
+    {
+        return Ok(Completion::ignored_with(reason));
     }
     let bed = if kind.mode == ORACLE {
         None
@@ -612,14 +262,13 @@ pub fn main(cases: Vec<Case>) -> ! {
     let mut all = Vec::new();
     for case in cases {
         for mode in [ORACLE].into_iter().chain(DATAPATHS) {
-            for family in &case.families {
-                for protocol in &case.protocols {
-                    let kind = Kind {
-                        mode,
-                        pods: case.pods,
-                        flags: case.flags.clone(),
-                    };
-                    all.push((case.fresh, kind, case.clone(), *family, *protocol));
+            for pods in &case.pods {
+                for family in &case.families {
+                    for protocol in &case.protocols {
+                        let (pods, flags) = (*pods, case.flags.clone());
+                        let kind = Kind { mode, pods, flags };
+                        all.push((case.fresh, kind, case.clone(), *family, *protocol));
+                    }
                 }
             }
         }
@@ -627,7 +276,12 @@ pub fn main(cases: Vec<Case>) -> ! {
     all.sort_by(|a, b| (&a.1, a.0).cmp(&(&b.1, b.0)));
     let trials = all.into_iter().map(|(_, kind, case, family, protocol)| {
         let (mode, on, over) = (kind.mode, family.label(), protocol.label());
-        let name = format!("{}/{mode}/{on}/{over}", case.name);
+        let bridged = if kind.pods == Pods::Bridge {
+            "bridged/"
+        } else {
+            ""
+        };
+        let name = format!("{}/{mode}/{bridged}{on}/{over}", case.name);
         let pool = Arc::clone(&pool);
         Trial::ignorable_test(name, move || {
             run_case(&case, &kind, &pool, family, protocol)

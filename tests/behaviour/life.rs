@@ -1,0 +1,271 @@
+//! LIFE, NODE: start, stop and cleanup; changes of the Node.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use proxy_tests::address::{
+    Family, HOST, NODE, NODE_ALT, P1, P2, Protocol, R, R2, VIP, VIP2, VIP3, X,
+};
+use proxy_tests::case;
+use proxy_tests::daemon::{Directory, binary};
+use proxy_tests::flow::{flow, kept, masqueraded};
+use proxy_tests::matrix::{Case, Test};
+
+use crate::common::{PORT, foreign, make_foreign, rules, run, web, works};
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case!(life_2_existing_rules_forward_while_the_daemon_is_away)
+            .tcp()
+            .fresh(),
+        case!(life_5_a_restart_is_not_noticed)
+            .protocols(&[Protocol::Tcp, Protocol::Udp])
+            .fresh(),
+        case!(life_5_a_restart_takes_in_what_changed_meanwhile)
+            .tcp()
+            .fresh(),
+        case!(life_6_signals_end_it_promptly_and_rules_stay)
+            .tcp()
+            .fresh(),
+        case!(life_7_cleanup_removes_ours_and_nothing_else)
+            .tcp()
+            .fresh(),
+        case!(life_8_init_only_makes_no_rules).tcp().v4().fresh(),
+        case!(life_11_a_second_instance_refuses).tcp().v4().fresh(),
+        case!(life_14_arguments_are_refused_and_version_is_printed)
+            .tcp()
+            .v4()
+            .fresh(),
+        case!(life_15_a_missing_capability_is_told)
+            .tcp()
+            .v4()
+            .fresh(),
+        case!(node_3_a_late_node_is_taken_in).tcp().fresh(),
+        case!(node_5_changed_pod_networks_end_the_daemon)
+            .tcp()
+            .v4()
+            .fresh()
+            .flags(&["--detect-local-mode=NodeCIDR"]),
+        case!(node_1_the_name_is_trimmed_and_lower_cased)
+            .tcp()
+            .fresh(),
+        case!(node_2_the_first_address_of_the_node_is_its_ip)
+            .protocols(&[Protocol::Tcp, Protocol::Udp]),
+        case!(node_4_a_new_node_ip_takes_the_node_ports).protocols(&[Protocol::Tcp, Protocol::Udp]),
+    ]
+}
+
+fn life_2_existing_rules_forward_while_the_daemon_is_away(t: &mut Test) {
+    web(t);
+    t.check(works());
+    t.bed_mut().kill_daemon().unwrap();
+    t.observe(works());
+}
+
+fn life_5_a_restart_is_not_noticed(t: &mut Test) {
+    web(t);
+    t.apply();
+    let before = rules(t);
+    let mut stream = (t.protocol == Protocol::Tcp).then(|| t.stream(&flow(P1, VIP, 80)));
+    let hammers =
+        [flow(P1, VIP, 80), flow(HOST, VIP, 80), flow(X, NODE, PORT)].map(|flow| t.hammer(&flow));
+    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGINT] {
+        t.restart(signal, &[]);
+        if let Some(stream) = &mut stream {
+            stream.echo().unwrap();
+        }
+    }
+    for hammer in hammers {
+        hammer.was_always_answered();
+    }
+    assert_eq!(rules(t), before);
+}
+
+fn life_5_a_restart_takes_in_what_changed_meanwhile(t: &mut Test) {
+    web(t);
+    t.service("old").cluster_ip(VIP2).port(80);
+    t.endpoints("old").ready(P2);
+    t.apply();
+    t.bed_mut().kill_daemon().unwrap();
+    t.delete_service("old");
+    t.service("new").cluster_ip(VIP3).port(80);
+    t.endpoints("new").ready(R);
+    t.endpoints("web").clear().ready(R2);
+    t.check([
+        flow(P1, VIP, 80).reaches([kept(R2)]),
+        flow(P1, VIP2, 80).is_dropped(),
+        flow(P1, VIP3, 80).reaches([kept(R)]),
+    ]);
+}
+
+fn life_6_signals_end_it_promptly_and_rules_stay(t: &mut Test) {
+    web(t);
+    t.check(works());
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let started = Instant::now();
+        let status = t.bed_mut().daemon.signal(signal).unwrap();
+        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(status.success(), "{status}: {}", t.bed().daemon.log());
+        t.observe(works());
+        t.apply();
+    }
+}
+
+fn life_7_cleanup_removes_ours_and_nothing_else(t: &mut Test) {
+    let nothing_there = run(t, &["--cleanup"]);
+    assert_eq!(nothing_there.0, Some(0), "{}", nothing_there.1);
+    make_foreign(t);
+    let before = foreign(t);
+    web(t);
+    t.check(works());
+    t.bed_mut().daemon.signal(Signal::SIGTERM).unwrap();
+    let (code, text) = run(t, &["--cleanup"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(rules(t).is_empty());
+    assert_eq!(foreign(t), before);
+    t.observe([
+        flow(P1, VIP, 80).is_unroutable(),
+        flow(X, NODE, PORT).finds_nobody(),
+    ]);
+}
+
+fn life_8_init_only_makes_no_rules(t: &mut Test) {
+    let (code, text) = run(t, &["--init-only", "--conntrack-max-per-core=0"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(rules(t).is_empty());
+    let name = "net.netfilter.nf_conntrack_tcp_timeout_established";
+    assert_eq!(t.node_ns().read_sysctl(name).unwrap(), "86400");
+}
+
+fn life_11_a_second_instance_refuses(t: &mut Test) {
+    web(t);
+    t.check(works());
+    let manifests = Directory::new().unwrap();
+    let flag = format!("--manifests={}", manifests.path().display());
+    let (code, text) = run(
+        t,
+        &[
+            "--hostname-override=node-n",
+            "--conntrack-max-per-core=0",
+            "--healthz-bind-address=127.0.0.1:20256",
+            "--metrics-bind-address=127.0.0.1:20249",
+            &flag,
+        ],
+    );
+    assert!(code.is_some_and(|code| code != 0), "{code:?} {text}");
+    t.observe(works());
+}
+
+fn life_14_arguments_are_refused_and_version_is_printed(t: &mut Test) {
+    let (code, text) = run(t, &["--version"]);
+    assert!(code == Some(0) && text.contains("proxy-daemon"), "{text}");
+    let (code, _) = run(t, &["surprise"]);
+    assert!(code.is_some_and(|code| code != 0));
+    assert!(rules(t).is_empty());
+}
+
+fn node_1_the_name_is_trimmed_and_lower_cased(t: &mut Test) {
+    t.bed_mut()
+        .daemon
+        .set_flags(&["--hostname-override=  Node-N "]);
+    web(t);
+    t.service("web").external_local();
+    t.endpoints("web").ready(R);
+    t.check([flow(X, NODE, PORT).reaches([kept(P2)])]);
+}
+
+fn node_2_the_first_address_of_the_node_is_its_ip(t: &mut Test) {
+    web(t);
+    let alt = t.ip(NODE_ALT).to_string();
+    let own = t.ip(NODE).to_string();
+    t.node().internal_ips(&[&alt, &own]);
+    t.check([
+        flow(X, NODE_ALT, PORT).reaches([masqueraded(P2)]),
+        flow(X, NODE, PORT).finds_nobody(),
+    ]);
+}
+
+fn node_4_a_new_node_ip_takes_the_node_ports(t: &mut Test) {
+    web(t);
+    t.check([
+        flow(X, NODE, PORT).reaches([masqueraded(P2)]),
+        flow(X, NODE_ALT, PORT).finds_nobody(),
+    ]);
+    let addresses = [
+        NODE_ALT.of(Family::V4).to_string(),
+        NODE_ALT.of(Family::V6).to_string(),
+    ];
+    t.node().internal_ips(&[&addresses[0], &addresses[1]]);
+    t.check([
+        flow(X, NODE_ALT, PORT).reaches([masqueraded(P2)]),
+        flow(X, NODE, PORT).finds_nobody(),
+    ]);
+}
+
+fn life_15_a_missing_capability_is_told(t: &mut Test) {
+    let manifests = Directory::new().unwrap();
+    let manifests = format!("--manifests={}", manifests.path().display());
+    let daemon = binary();
+    let output = t.node_ns().run(
+        "timeout",
+        &[
+            "10",
+            "setpriv",
+            "--bounding-set=-net_admin",
+            "--inh-caps=-net_admin",
+            daemon.to_str().unwrap(),
+            "--hostname-override=node-n",
+            "--conntrack-max-per-core=0",
+            "--conntrack-tcp-timeout-established=0s",
+            "--conntrack-tcp-timeout-close-wait=0s",
+            &manifests,
+        ],
+    );
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output
+            .status
+            .code()
+            .is_some_and(|code| code == 1 || code == 2),
+        "{log}"
+    );
+    assert!(
+        log.contains("CAP_NET_ADMIN") || log.contains("NET_ADMIN"),
+        "{log}"
+    );
+}
+
+fn node_3_a_late_node_is_taken_in(t: &mut Test) {
+    web(t);
+    t.service("web").external_local();
+    t.delete_node();
+    t.check([
+        flow(P1, VIP, 80).reaches([kept(P2)]),
+        flow(X, NODE, PORT).finds_nobody(),
+    ]);
+    t.node();
+    t.check([
+        flow(P1, VIP, 80).reaches([kept(P2)]),
+        flow(X, NODE, PORT).reaches([kept(P2)]),
+    ]);
+}
+
+fn node_5_changed_pod_networks_end_the_daemon(t: &mut Test) {
+    web(t);
+    t.check([flow(P1, VIP, 80).reaches([kept(P2)])]);
+    let networks = serde_json::json!(["10.244.7.0/24", "fd00:244:0:7::/64"]);
+    t.node()
+        .patch(serde_json::json!({"spec": {"podCIDR": "10.244.7.0/24", "podCIDRs": networks}}));
+    let world = t.clone();
+    t.bed_mut().daemon.publish(&world).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let status = loop {
+        if let Some(status) = t.bed_mut().daemon.ended().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "it goes on");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(status.code(), Some(1));
+    t.observe([flow(P1, VIP, 80).reaches([kept(P2)])]);
+}

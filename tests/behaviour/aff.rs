@@ -84,7 +84,7 @@ fn aff_1_a_client_stays(t: &mut Test) {
 }
 
 fn aff_2_memory_ends_after_the_timeout_since_the_last_connection(t: &mut Test) {
-    many(t, 2, &[R, R2, R3]);
+    many(t, 5, &[R, R2, R3]);
     t.apply();
     let clients = [P1, P2, X, HOST];
     let before: Vec<_> = clients
@@ -93,14 +93,14 @@ fn aff_2_memory_ends_after_the_timeout_since_the_last_connection(t: &mut Test) {
         .collect();
     for _ in 0..3 {
         // Shorter than the timeout: the clock starts anew each time.
-        thread::sleep(Duration::from_millis(1200));
+        thread::sleep(Duration::from_millis(2200));
         let again: Vec<_> = clients
             .iter()
             .map(|client| meets(t, *client, VIP, 80))
             .collect();
         assert_eq!(before, again);
     }
-    thread::sleep(Duration::from_millis(3200));
+    thread::sleep(Duration::from_millis(6200));
     let after: Vec<_> = clients
         .iter()
         .map(|client| meets(t, *client, VIP, 80))

@@ -77,9 +77,35 @@ impl Directory {
     /// When the file system refuses.
     pub fn new() -> Result<Self> {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("pd-{}-{serial}", std::process::id()));
+        let path = Self::all().join(serial.to_string());
         fs::create_dir_all(&path)?;
         Ok(Self { path })
+    }
+
+    /// Where those of this process are.
+    fn all() -> PathBuf {
+        std::env::temp_dir().join(format!("pd-{}", std::process::id()))
+    }
+
+    /// Removes those of this process; the last thing to happen before it ends.
+    pub fn remove_all() {
+        drop(fs::remove_dir_all(Self::all()));
+    }
+
+    /// Removes those that runs which are no longer alive left behind.
+    pub fn sweep() {
+        let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = name.strip_prefix("pd-").map(str::parse::<u32>);
+            if let Some(Ok(pid)) = pid
+                && !Path::new(&format!("/proc/{pid}")).exists()
+            {
+                drop(fs::remove_dir_all(entry.path()));
+            }
+        }
     }
 
     /// Where it is.

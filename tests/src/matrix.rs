@@ -12,6 +12,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::address::{Family, Protocol};
 use crate::bed::{Bed, Kind};
+use crate::daemon::Directory;
 use crate::netns;
 use crate::reactor;
 use crate::test::NeedsKernel;
@@ -256,6 +257,7 @@ pub fn main(cases: Vec<Case>) -> ! {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(THREADS);
     netns::sweep();
+    Directory::sweep();
     report_panics_once();
     leave_nothing_on_signals();
     let pool = Arc::new(Pool::default());
@@ -289,8 +291,13 @@ pub fn main(cases: Vec<Case>) -> ! {
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     pool.idle.lock().unwrap().clear();
-    netns::remove_all();
+    leave_nothing();
     conclusion.exit()
+}
+
+fn leave_nothing() {
+    netns::remove_all();
+    Directory::remove_all();
 }
 
 fn leave_nothing_on_signals() {
@@ -299,7 +306,7 @@ fn leave_nothing_on_signals() {
         reactor::handle().spawn(async move {
             let mut stream = signal(kind).expect("a signal handler");
             stream.recv().await;
-            netns::remove_all();
+            leave_nothing();
             std::process::exit(130);
         });
     }

@@ -241,6 +241,25 @@ fn node_1_only_our_node_reaches_the_store() {
 }
 
 #[test]
+fn node_6_a_deleted_node_that_comes_back_is_followed() {
+    run(async {
+        let api = small();
+        let followed = Followed::start(&api).await;
+        followed
+            .until("the Node", |store| store.node().is_some())
+            .await;
+        api.delete(Kind::Node, NODE);
+        api.put(node(NODE, "zone-new"));
+        let zone = |store: &Store| store.node().and_then(|node| node.zone.clone());
+        followed
+            .until("the zone", |store| {
+                zone(store).as_deref() == Some("zone-new")
+            })
+            .await;
+    });
+}
+
+#[test]
 fn a_late_node_arrives_without_anything_else() {
     run(async {
         let api = FakeApi::start().expect("a server");

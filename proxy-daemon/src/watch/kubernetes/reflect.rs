@@ -57,6 +57,8 @@ pub(super) struct Reflector<'a> {
     can_page: bool,
     /// Whether anything came since the last failure.
     has_progress: bool,
+    /// Whether the store was up to date when the last answer broke off.
+    is_watching: bool,
     /// How often in a row an answer could not be read.
     n_garbled: u32,
     /// How often in a row a streaming list did not come to its end.
@@ -96,6 +98,7 @@ impl<'a> Reflector<'a> {
             can_stream: true,
             can_page: true,
             has_progress: false,
+            is_watching: false,
             n_garbled: 0,
             n_broken_streams: 0,
         }
@@ -108,6 +111,7 @@ impl<'a> Reflector<'a> {
         loop {
             let began = Instant::now();
             self.has_progress = false;
+            self.is_watching = false;
             let result = match self.version.take() {
                 Some(version) => {
                     let url = self.resource.watch(&version, self.watch_seconds());
@@ -219,7 +223,12 @@ impl<'a> Reflector<'a> {
                     self.n_broken_streams += 1;
                     self.can_stream = self.n_broken_streams < 3;
                 }
-                self.reports.failure(failure);
+                // Watches break now and then; only if the next one fails is there something to tell.
+                if self.is_watching {
+                    self.reports.note(failure);
+                } else {
+                    self.reports.failure(failure);
+                }
                 backoff.next(timing.longest_wait)
             }
         }
@@ -280,6 +289,10 @@ impl<'a> Reflector<'a> {
         let mut body = get(self.context.client, url, timing.answer)
             .await?
             .into_body();
+        if seen.is_none() {
+            self.is_watching = true;
+            self.reports.success();
+        }
         let mut lines = Lines::default();
         let mut batch = Batch {
             seen,
@@ -341,6 +354,9 @@ impl<'a> Reflector<'a> {
             "ADDED" | "MODIFIED" => self.put(decoder, object, batch),
             "DELETED" => {
                 if let Ok(key) = decoder.key(self.resource.kind, object) {
+                    if matches!(&key, ObjectKey::Node(name) if name.as_ref() == self.context.node) {
+                        tracing::warn!("our Node was deleted; what it said last stays in force");
+                    }
                     self.about(&key, Vec::new());
                     batch.changes.push((key, Value::None));
                 }
@@ -457,6 +473,7 @@ impl<'a> Reflector<'a> {
         }
         if let Some(version) = batch.version.take() {
             self.version = Some(version);
+            self.is_watching = true;
             self.n_garbled = 0;
             self.n_broken_streams = 0;
             self.reports.success();

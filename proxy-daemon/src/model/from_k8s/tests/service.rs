@@ -215,6 +215,30 @@ fn svc_7_a_bad_port_does_not_cost_the_others() {
 }
 
 #[test]
+fn api_5_the_service_of_the_api_server_is_read_like_any_other() {
+    let read = decode(
+        ObjectKind::Service,
+        &json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "kubernetes", "namespace": "default", "uid": "x", "resourceVersion": "200",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+                "labels": {"component": "apiserver", "provider": "kubernetes"}},
+            "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"],
+                "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster",
+                "sessionAffinity": "None",
+                "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": 6443}]},
+            "status": {"loadBalancer": {}}
+        }),
+    );
+    assert_eq!(read.diagnostics, []);
+    let Value::Service(service) = read.value else {
+        panic!("{:?}", read.value)
+    };
+    assert_eq!(service.cluster_ip_v4, Some([10, 96, 0, 1].into()));
+    assert_eq!(service.ports.len(), 1);
+}
+
+#[test]
 fn svc_16_a_service_without_ports_is_accepted() {
     for ports in [json!([]), Json::Null] {
         assert_eq!(service(&json!({"spec": {"ports": ports}})).ports.len(), 0);

@@ -10,6 +10,7 @@
 )]
 
 mod aff;
+mod api;
 mod common;
 mod ct;
 mod dl;
@@ -47,6 +48,7 @@ fn main() {
     cases.extend(xm::cases());
     cases.extend(sync::cases());
     cases.extend(life::cases());
+    cases.extend(api::cases());
     cases.extend(master::cases());
     proxy_tests::matrix::main(cases)
 }

@@ -179,6 +179,12 @@ impl Daemon {
         }
     }
 
+    /// Takes the flags of this name away; counts from the next start.
+    pub fn remove_flag(&mut self, name: &str) {
+        self.flags
+            .retain(|flag| flag.split('=').next() != Some(name));
+    }
+
     /// The flags it starts with.
     pub fn flags(&self) -> &[String] {
         &self.flags

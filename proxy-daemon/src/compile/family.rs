@@ -113,9 +113,12 @@ impl<F: Family> FamilyCompiler<F> {
 
         let old_ids = self.ids.remove(name).unwrap_or_default();
         let new_ids: Vec<_> = ports.iter().map(|port| port.id.clone()).collect();
-        for id in old_ids.iter().filter(|id| !new_ids.contains(id)) {
-            if let Some(old) = self.wanted.remove(id) {
-                self.withdraw(&old, touched);
+        if old_ids != new_ids {
+            let kept: BTreeSet<_> = new_ids.iter().collect();
+            for id in old_ids.iter().filter(|id| !kept.contains(id)) {
+                if let Some(old) = self.wanted.remove(id) {
+                    self.withdraw(&old, touched);
+                }
             }
         }
         for port in ports {

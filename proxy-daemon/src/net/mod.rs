@@ -10,8 +10,10 @@ use std::num::NonZeroU16;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 mod parse;
+mod special;
 
 pub use parse::{AddressError, parse_address, parse_network};
+pub(crate) use special::{holds_loopback, link_local, never_unicast};
 
 /// A transport protocol that Services can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

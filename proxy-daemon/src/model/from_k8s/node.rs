@@ -14,7 +14,7 @@ use super::intern::Interner;
 use super::service::read_address;
 use super::wire::{Object, Spec, Status};
 use crate::model::{Node, ServiceCidr};
-use crate::net::parse_network;
+use crate::net::{holds_loopback, parse_network};
 
 /// A taint that says that the node is about to go. Source: cluster-autoscaler.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
@@ -100,9 +100,21 @@ pub(super) fn read_service_cidr(
     let cidrs = faults
         .value(&object.spec, format_args!("spec"))
         .map(|spec| read_networks(&spec.cidrs, "spec.cidrs", faults));
+    let mut cidrs = cidrs.unwrap_or_default().into_vec();
+    // What has no Service is dropped there, and the node must be able to talk to itself.
+    cidrs.retain(|cidr| {
+        let is_good = !holds_loopback(cidr);
+        if !is_good {
+            faults.add(
+                format_args!("spec.cidrs"),
+                format_args!("{cidr} holds loopback addresses; ignored"),
+            );
+        }
+        is_good
+    });
     ServiceCidr {
         name: Arc::clone(name),
-        cidrs: cidrs.unwrap_or_default(),
+        cidrs: cidrs.into(),
     }
 }
 

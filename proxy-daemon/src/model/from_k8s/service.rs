@@ -17,7 +17,9 @@ use super::wire::{Object, Port as WirePort, Spec, Status};
 use crate::model::{
     AffinityTimeout, Service, ServiceKind, ServiceName, ServicePortSpec, TrafficPolicy,
 };
-use crate::net::{IpFamily, L4Proto, Port, parse_address, parse_network};
+use crate::net::{
+    IpFamily, L4Proto, Port, link_local, never_unicast, parse_address, parse_network,
+};
 
 /// Reads a Service; `None` for one that we do not serve.
 pub(super) fn read(
@@ -121,13 +123,13 @@ fn read_cluster_ips(
     let listed = faults.list(&spec.cluster_ips, "spec.clusterIPs");
     let mut found = (None, None);
     if families.is_empty() {
-        match read_address(single, format_args!("spec.clusterIP"), faults)? {
+        match read_unicast(single, format_args!("spec.clusterIP"), faults)? {
             IpAddr::V4(address) => found.0 = Some(address),
             IpAddr::V6(address) => found.1 = Some(address),
         }
         return Some(found);
     }
-    for (index, family) in families {
+    for (index, family) in families.into_iter().take(2) {
         let family = match family.as_ref() {
             "IPv4" => IpFamily::V4,
             "IPv6" => IpFamily::V6,
@@ -150,7 +152,7 @@ fn read_cluster_ips(
         };
         let Some(address) = text
             .filter(|text| !text.is_empty())
-            .and_then(|text| read_address(text, format_args!("spec.clusterIPs[{index}]"), faults))
+            .and_then(|text| read_unicast(text, format_args!("spec.clusterIPs[{index}]"), faults))
         else {
             continue;
         };
@@ -233,12 +235,13 @@ fn read_addresses(
     faults: &mut Faults<'_>,
 ) -> Box<[IpAddr]> {
     let mut addresses = Vec::new();
+    let mut known = BTreeSet::new();
     for (index, text) in faults.list(field, path) {
         if text.trim().is_empty() {
             continue;
         }
-        if let Some(address) = read_address(text, format_args!("{path}[{index}]"), faults)
-            && !addresses.contains(&address)
+        if let Some(address) = read_global(text, format_args!("{path}[{index}]"), faults)
+            && known.insert(address)
         {
             addresses.push(address);
         }
@@ -258,6 +261,7 @@ fn read_ingress(status: &Field<Status<'_>>, faults: &mut Faults<'_>) -> Box<[IpA
         return Box::default();
     };
     let mut addresses = Vec::new();
+    let mut known = BTreeSet::new();
     for (index, ingress) in faults.list(&balancer.ingress, PATH) {
         let mode = faults.value(&ingress.ip_mode, format_args!("{PATH}[{index}].ipMode"));
         match mode.map_or("VIP", Cow::as_ref) {
@@ -273,8 +277,8 @@ fn read_ingress(status: &Field<Status<'_>>, faults: &mut Faults<'_>) -> Box<[IpA
         }
         let text = faults.value(&ingress.ip, format_args!("{PATH}[{index}].ip"));
         if let Some(text) = text.filter(|text| !text.trim().is_empty())
-            && let Some(address) = read_address(text, format_args!("{PATH}[{index}].ip"), faults)
-            && !addresses.contains(&address)
+            && let Some(address) = read_unicast(text, format_args!("{PATH}[{index}].ip"), faults)
+            && known.insert(address)
         {
             addresses.push(address);
         }
@@ -286,14 +290,18 @@ fn read_ingress(status: &Field<Status<'_>>, faults: &mut Faults<'_>) -> Box<[IpA
 fn read_source_ranges(spec: &Spec<'_>, faults: &mut Faults<'_>) -> Box<[IpNet]> {
     const PATH: &str = "spec.loadBalancerSourceRanges";
     let mut networks = Vec::new();
+    let mut known = BTreeSet::new();
     for (index, text) in faults.list(&spec.load_balancer_source_ranges, PATH) {
         let text = text.trim();
         if text.is_empty() {
             continue;
         }
         match parse_network(text) {
-            Ok(network) if networks.contains(&network) => {}
-            Ok(network) => networks.push(network),
+            Ok(network) => {
+                if known.insert(network) {
+                    networks.push(network);
+                }
+            }
             Err(error) => faults.add(
                 format_args!("{PATH}[{index}]"),
                 format_args!("{} is not {}; ignored", Quoted(text), error.expected),
@@ -385,6 +393,34 @@ pub(super) fn read_address(
             None
         }
     }
+}
+
+/// An address that a host can have, or a fault.
+fn read_unicast(
+    text: &str,
+    path: std::fmt::Arguments<'_>,
+    faults: &mut Faults<'_>,
+) -> Option<IpAddr> {
+    let address = read_address(text, path, faults)?;
+    if let Some(what) = never_unicast(address) {
+        faults.add(path, format_args!("{address} is {what}; ignored"));
+        return None;
+    }
+    Some(address)
+}
+
+/// An address that means the same host on every link, or a fault.
+pub(super) fn read_global(
+    text: &str,
+    path: std::fmt::Arguments<'_>,
+    faults: &mut Faults<'_>,
+) -> Option<IpAddr> {
+    let address = read_unicast(text, path, faults)?;
+    if let Some(what) = link_local(address) {
+        faults.add(path, format_args!("{address} is {what}; ignored"));
+        return None;
+    }
+    Some(address)
 }
 
 /// A protocol, TCP if it is missing; an unknown one is a fault.

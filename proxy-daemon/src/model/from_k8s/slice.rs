@@ -4,6 +4,7 @@
 //! an endpoint local. Spec: EPS-3, EPS-4, EPS-6, EPS-8, EPS-11, EPS-12, TOPO-1.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::Author;
 use super::faults::{Faults, Quoted};
 use super::field::Field;
 use super::intern::Interner;
-use super::service::{is_port_name, optional_port, read_address, read_protocol};
+use super::service::{is_port_name, optional_port, read_global, read_protocol};
 use super::text::is_label;
 use super::wire::{Endpoint as WireEndpoint, Hint, Object};
 use crate::model::{Endpoint, EndpointSlice, Hints, ServiceName, SliceName, SlicePort};
@@ -74,6 +75,7 @@ fn read_ports(
     faults: &mut Faults<'_>,
 ) -> Box<[SlicePort]> {
     let mut ports = Vec::new();
+    let mut known = BTreeSet::new();
     for (index, wire) in faults.list(&object.ports, "ports") {
         let name = match faults.value(&wire.name, format_args!("ports[{index}].name")) {
             Some(name) => name.as_ref(),
@@ -104,7 +106,7 @@ fn read_ports(
             protocol,
             port,
         };
-        if !ports.contains(&port) {
+        if known.insert((Arc::clone(&port.name), protocol, port.port)) {
             ports.push(port);
         }
     }
@@ -147,7 +149,7 @@ fn read_first_address(
     )?;
     let path = format_args!("endpoints[{index}].addresses[0]");
     let text = faults.value(addresses.first()?, path)?;
-    read_address(
+    read_global(
         text,
         format_args!("endpoints[{index}].addresses[0]"),
         faults,

@@ -40,6 +40,80 @@ fn names_that_no_object_can_have_are_refused() {
     }
 }
 
+/// What takes over what the node says to itself, or to everybody on a link.
+const SPECIAL: [&str; 11] = [
+    "0.0.0.0",
+    "127.0.0.1",
+    "127.1.2.3",
+    "224.0.0.1",
+    "239.1.1.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "ff02::1",
+    "ff0e::1",
+    "::ffff:127.0.0.1",
+];
+
+/// Spec: SVC-10. Loopback is never a frontend, whoever asks for it.
+#[test]
+fn special_addresses_are_nobodys_frontend() {
+    for address in SPECIAL.into_iter().chain(["169.254.169.254", "fe80::1"]) {
+        let (service, faults) =
+            service_and_faults(&json!({"spec": {"externalIPs": [address, "203.0.113.1"]}}));
+        let service = service.expect("served");
+        assert_eq!(service.external_ips.len(), 1, "{address}");
+        assert!(faults[0].contains("spec.externalIPs[0]"), "{faults:?}");
+    }
+    for address in SPECIAL {
+        let ingress = json!([{"ip": address}, {"ip": "203.0.113.1"}]);
+        let over = json!({"spec": {"type": "LoadBalancer"}, "status": {"loadBalancer": {"ingress": ingress}}});
+        let (service, faults) = service_and_faults(&over);
+        let service = service.expect("served");
+        assert_eq!(service.load_balancer_ips.len(), 1, "{address}");
+        assert!(
+            faults[0].contains("status.loadBalancer.ingress[0].ip"),
+            "{faults:?}"
+        );
+
+        for family in [json!(null), json!(["IPv4"]), json!(["IPv6"])] {
+            let over = json!({"spec": {"clusterIP": address, "clusterIPs": [address], "ipFamilies": family}});
+            let (service, faults) = service_and_faults(&over);
+            assert_eq!(service, None, "{address}");
+            assert!(faults[0].contains("spec.clusterIP"), "{faults:?}");
+        }
+    }
+}
+
+#[test]
+fn special_addresses_are_nobodys_endpoint() {
+    for address in SPECIAL.into_iter().chain(["169.254.169.254", "fe80::1"]) {
+        let endpoints = json!([{"addresses": [address]}, {"addresses": ["10.244.1.1"]}, {"addresses": ["fd00::1"]}]);
+        for family in ["IPv4", "IPv6"] {
+            let over = json!({"addressType": family, "endpoints": endpoints});
+            let decoded = decode(ObjectKind::EndpointSlice, &with(&web_slice(), &over));
+            let Value::EndpointSlice(slice) = &decoded.value else {
+                panic!("{decoded:?}")
+            };
+            assert_eq!(slice.endpoints.len(), 1, "{address}");
+            assert_eq!(decoded.diagnostics[0].field, "endpoints[0].addresses[0]");
+        }
+    }
+}
+
+#[test]
+fn a_service_cidr_never_drops_what_the_node_says_to_itself() {
+    let cidrs = json!(["0.0.0.0/0", "127.0.0.0/8", "::/0", "10.96.0.0/16"]);
+    let object =
+        json!({"kind": "ServiceCIDR", "metadata": {"name": "k"}, "spec": {"cidrs": cidrs}});
+    let decoded = decode(ObjectKind::ServiceCidr, &object);
+    let Value::ServiceCidr(cidr) = &decoded.value else {
+        panic!("{decoded:?}")
+    };
+    assert_eq!(cidr.cidrs.len(), 1);
+    assert_eq!(decoded.diagnostics.len(), 3);
+}
+
 #[test]
 fn diagnostics_of_an_object_are_bounded_and_quote_safely() {
     let endpoints: Vec<_> = (0..5000)

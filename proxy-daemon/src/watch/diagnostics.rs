@@ -12,6 +12,9 @@ use crate::model::from_k8s::ObjectKey;
 /// How many objects with faults are kept.
 const MAX_OBJECTS: usize = 1000;
 
+/// How many diagnostics of one group are kept and logged.
+const MAX_OF_A_GROUP: usize = 1000;
+
 /// What a group of diagnostics is about: it is replaced as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum About {
@@ -44,6 +47,16 @@ impl Diagnostics {
         }
         diagnostics.sort();
         diagnostics.dedup();
+        let n_more = diagnostics.len().saturating_sub(MAX_OF_A_GROUP);
+        if n_more > 0 {
+            diagnostics.truncate(MAX_OF_A_GROUP);
+            diagnostics.push(Diagnostic {
+                object: "further objects".to_owned(),
+                field: String::new(),
+                message: format!("have {n_more} faults that are not listed"),
+            });
+            diagnostics.sort();
+        }
         let old = current.get(&about).map_or(&[][..], Vec::as_slice);
         for diagnostic in &diagnostics {
             if old.binary_search(diagnostic).is_err() {
@@ -122,5 +135,9 @@ mod tests {
             diagnostics.set(About::Unnamed(i.to_string()), vec![fault(&i.to_string())]);
         }
         assert_eq!(diagnostics.current().len(), MAX_OBJECTS);
+        let diagnostics = Diagnostics::default();
+        let many = (0..2 * MAX_OF_A_GROUP).map(|i| fault(&i.to_string()));
+        diagnostics.set(About::Source("test"), many.collect());
+        assert_eq!(diagnostics.current().len(), MAX_OF_A_GROUP + 1);
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! Invariants: only files whose identity, size or time changed are read again; a document that cannot
 //! be read keeps its last good state; of two objects of one name the first counts, in the order of file
-//! names and documents; the store sees one look as a whole.
+//! names and documents; the store sees one look as a whole; nothing in the directory can make us wait,
+//! take more memory than [`MAX_FILE`], or put a line of its own into the log.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File as OpenFile, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,7 +23,12 @@ const TOKEN: &str = ".token";
 /// How much of the token file is read.
 ///
 /// Unit: bytes.
-const MAX_TOKEN: usize = 256;
+const MAX_TOKEN: u64 = 256;
+
+/// How large a file may be. A cluster of 50,000 Services is about a quarter of this.
+///
+/// Unit: bytes.
+const MAX_FILE: u64 = 1 << 30;
 
 /// A directory of manifests and what was read from it.
 pub(super) struct Directory {
@@ -157,9 +164,10 @@ impl Directory {
         if old.is_some_and(|old| old.identity == Some(identity)) {
             return Some(Seen::Same);
         }
-        match std::fs::read(&path) {
-            Ok(text) => {
-                let documents = document::read(name, &text, &mut self.decoder);
+        match read_file(&path) {
+            Ok(None) => None,
+            Ok(Some((identity, text))) => {
+                let documents = document::read(&shown(name), &text, &mut self.decoder);
                 drop(text);
                 let old = self.files.get(name).map_or(&[][..], |old| &old.documents);
                 Some(Seen::Read(merge(identity, documents, old)))
@@ -176,7 +184,7 @@ impl Directory {
             identity: None,
             documents: old.iter().map(Good::share).collect(),
             diagnostics: vec![Diagnostic {
-                object: name.to_owned(),
+                object: shown(name),
                 field: String::new(),
                 message: format!("cannot be read: {error}; its last good state stays"),
             }],
@@ -264,9 +272,9 @@ impl Directory {
                 }
                 if let Some((first, _)) = objects.get(key) {
                     diagnostics.push(Diagnostic {
-                        object: format!("{name} {key}"),
+                        object: format!("{} {key}", shown(name)),
                         field: String::new(),
-                        message: format!("is in {first} already; this one is ignored"),
+                        message: format!("is in {} already; this one is ignored", shown(first)),
                     });
                 } else {
                     objects.insert(key, (name, value));
@@ -366,9 +374,45 @@ fn is_manifest(name: &str) -> bool {
         })
 }
 
+/// A file's name as a log line can hold it: it may have any character but `/`.
+fn shown(name: &str) -> String {
+    name.escape_debug().to_string()
+}
+
+/// Opens a file without waiting for anybody, as one would who opens a pipe; `None` if it is no file.
+fn open(path: &Path) -> io::Result<Option<(OpenFile, std::fs::Metadata)>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
+        .open(path)?;
+    let metadata = file.metadata()?;
+    Ok(metadata.is_file().then_some((file, metadata)))
+}
+
+/// What a file holds; `None` if it is no file.
+fn read_file(path: &Path) -> io::Result<Option<(Identity, Vec<u8>)>> {
+    let Some((file, metadata)) = open(path)? else {
+        return Ok(None);
+    };
+    let mut text = Vec::new();
+    let too_large = || io::Error::other(format!("it is larger than {MAX_FILE} bytes"));
+    if metadata.len() > MAX_FILE {
+        return Err(too_large());
+    }
+    text.try_reserve_exact(usize::try_from(metadata.len()).unwrap_or(0))?;
+    // One byte more says that it grew beyond.
+    let n_bytes = file.take(MAX_FILE + 1).read_to_end(&mut text)?;
+    if u64::try_from(n_bytes).is_ok_and(|n| n > MAX_FILE) {
+        return Err(too_large());
+    }
+    Ok(Some((Identity::of(&metadata), text)))
+}
+
 fn read_token(path: &Path) -> Option<Arc<str>> {
-    let bytes = std::fs::read(path).ok()?;
-    let text = String::from_utf8_lossy(bytes.get(..bytes.len().min(MAX_TOKEN))?);
+    let (file, _) = open(path).ok()??;
+    let mut bytes = Vec::new();
+    file.take(MAX_TOKEN).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
     let text = text.trim();
     (!text.is_empty()).then(|| text.into())
 }

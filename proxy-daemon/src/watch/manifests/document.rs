@@ -31,16 +31,14 @@ pub(super) fn read(file: &str, text: &[u8], decoder: &mut Decoder) -> Vec<Docume
             return vec![bad(file, line, "is not UTF-8".to_owned())];
         }
     };
-    if text.trim_start().starts_with('{')
-        && let Ok(documents) = read_json(file, text, decoder)
-    {
-        return documents;
-    }
-    if std::path::Path::new(file)
+    let is_json = std::path::Path::new(file)
         .extension()
-        .is_some_and(|extension| extension == "json")
-    {
-        return read_json(file, text, decoder).unwrap_or_else(|fault| vec![fault]);
+        .is_some_and(|extension| extension == "json");
+    if is_json || text.trim_start().starts_with('{') {
+        let documents = read_json(file, text, decoder);
+        if is_json || !matches!(documents.last(), Some(Document::Bad(_))) {
+            return documents;
+        }
     }
     split(text)
         .filter_map(|(line, text)| read_yaml(file, line, text, decoder))
@@ -59,8 +57,8 @@ fn n_lines(text: &[u8]) -> usize {
     text.split(|b| *b == b'\n').count() - 1
 }
 
-/// JSON values one after the other; an error is that of the first that is none.
-fn read_json(file: &str, text: &str, decoder: &mut Decoder) -> Result<Vec<Document>, Document> {
+/// JSON values one after the other; the first that is none is the last, as nobody knows where it ends.
+fn read_json(file: &str, text: &str, decoder: &mut Decoder) -> Vec<Document> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<Object<'_>>();
     let mut documents = Vec::new();
     let mut line = 1;
@@ -68,7 +66,7 @@ fn read_json(file: &str, text: &str, decoder: &mut Decoder) -> Result<Vec<Docume
     loop {
         let start = at;
         match values.next() {
-            None => return Ok(documents),
+            None => return documents,
             Some(Ok(object)) => {
                 let blank = text.get(start..).unwrap_or_default();
                 let n_blank = blank.len() - blank.trim_start().len();
@@ -80,7 +78,8 @@ fn read_json(file: &str, text: &str, decoder: &mut Decoder) -> Result<Vec<Docume
             }
             Some(Err(error)) => {
                 let message = format!("is no JSON object: {}", clean(&error.to_string()));
-                return Err(bad(file, error.line(), message));
+                documents.push(bad(file, error.line(), message));
+                return documents;
             }
         }
     }
@@ -202,6 +201,9 @@ fn read_object(file: &str, line: usize, object: &Object<'_>, decoder: &mut Decod
             if let Some(kind) = kind {
                 let place = format_args!("{place} items[{index}]");
                 decode(kind, item, place, decoder, &mut objects, &mut diagnostics);
+            } else if item.items.is_present() {
+                let message = "is a list within a list; ignored".to_owned();
+                diagnostics.push(fault(format!("items[{index}]"), message));
             }
         }
     } else if let Some(kind) = kind_of(version, kind) {
@@ -332,6 +334,22 @@ spec:
             keys(&read_text("a.json", &text)),
             ["Service default/a,Service default/b,Service default/c"]
         );
+    }
+
+    #[test]
+    fn json_values_before_a_bad_one_count_and_lists_in_lists_are_told() {
+        let good = "{\"kind\":\"Service\",\"metadata\":{\"name\":\"a\"}}";
+        let text = format!("{good}\n---\n{good}");
+        assert_eq!(
+            keys(&read_text("a.json", &text)),
+            ["Service default/a", "bad a.json:2"]
+        );
+        let list = |item: &str| format!("{{\"kind\":\"List\",\"items\":[{item}]}}");
+        let documents = read_text("a.json", &list(&list(good)));
+        let Document::Good { diagnostics, .. } = &documents[0] else {
+            panic!("{documents:?}")
+        };
+        assert_eq!(diagnostics[0].field, "items[0]");
     }
 
     #[test]

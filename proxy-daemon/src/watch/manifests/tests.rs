@@ -340,3 +340,23 @@ fn unchanged_objects_of_a_changed_file_are_not_dirty() {
         assert_eq!(names, ["default/b"]);
     });
 }
+
+#[test]
+fn what_is_no_file_makes_nobody_wait_and_no_name_forges_a_log_line() {
+    let directory = Temporary::new();
+    let fifo = |name: &str| {
+        let mode = nix::sys::stat::Mode::S_IRWXU;
+        nix::unistd::mkfifo(&directory.0.join(name), mode).expect("a pipe");
+    };
+    fifo(".token");
+    fifo("pipe.yaml");
+    fs::create_dir(directory.0.join("directory.yaml")).expect("a directory");
+    directory.put("\u{1b}[31m\nforged.yaml", "kind: [");
+    directory.put("z.yaml", &service("z", 1));
+    follow(&directory.0, async |shared| {
+        until(&shared, "z", |s| cluster_ip(s, "z").is_some()).await;
+        let faults = faults(&shared);
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(!faults[0].contains(char::is_control), "{faults:?}");
+    });
+}

@@ -23,6 +23,7 @@ use crate::sys::Clock;
 
 use metrics::{Histogram, Page, timestamp};
 
+mod bounded;
 mod metrics;
 mod rfc3339;
 mod server;

@@ -12,8 +12,10 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
+use axum::serve::ListenerExt as _;
 use tokio::sync::oneshot;
 
+use super::bounded::Bounded;
 use super::{Answer, Health};
 use crate::debug::{Inside, Probe, json};
 use crate::sys::Clock;
@@ -55,6 +57,8 @@ pub async fn serve(
                 let service = router
                     .clone()
                     .into_make_service_with_connect_info::<SocketAddr>();
+                // Tapping makes axum hand on the peer's address.
+                let listener = Bounded::new(listener).tap_io(|_| {});
                 if let Err(error) = axum::serve(listener, service).await {
                     tracing::warn!(%address, %error, "server ended, starting again");
                 }

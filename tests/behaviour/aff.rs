@@ -17,24 +17,32 @@ const PORT: u16 = 30_080;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case!(aff_1_a_client_stays),
-        case!(aff_2_memory_ends_after_the_timeout_since_the_last_connection).tcp(),
-        case!(aff_3_all_frontends_of_a_port_share_the_memory),
-        case!(aff_3_ports_do_not_share_the_memory).tcp(),
-        case!(aff_4_clients_stick_separately_behind_masquerading).tcp(),
+        case!(aff_1_a_client_stays).kernel(),
+        case!(aff_2_memory_ends_after_the_timeout_since_the_last_connection)
+            .kernel()
+            .tcp(),
+        case!(aff_3_all_frontends_of_a_port_share_the_memory).kernel(),
+        case!(aff_3_ports_do_not_share_the_memory).kernel().tcp(),
+        case!(aff_4_clients_stick_separately_behind_masquerading)
+            .kernel()
+            .tcp(),
         case!(aff_5_memory_counts_only_within_the_set_in_force),
-        case!(aff_6_a_removed_endpoint_is_forgotten).tcp(),
+        case!(aff_6_a_removed_endpoint_is_forgotten).kernel().tcp(),
         case!(aff_7_switching_applies_to_the_next_connections),
-        case!(aff_8_a_shorter_timeout_applies_to_remembered_clients).tcp(),
+        case!(aff_8_a_shorter_timeout_applies_to_remembered_clients)
+            .kernel()
+            .tcp(),
         case!(aff_9_memory_survives_restarts_and_other_syncs)
+            .kernel()
             .tcp()
             .fresh(),
         case!(aff_10_thousands_of_clients_are_remembered)
+            .kernel()
             .udp()
             .v4()
             .fresh(),
-        case!(aff_11_hairpin_and_host_sources_stick),
-        case!(aff_12_svc_11_without_a_config_the_timeout_is_the_default),
+        case!(aff_11_hairpin_and_host_sources_stick).kernel(),
+        case!(aff_12_svc_11_without_a_config_the_timeout_is_the_default).kernel(),
     ]
 }
 

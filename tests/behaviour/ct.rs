@@ -18,20 +18,43 @@ const PORT: u16 = 30_080;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case!(ct_1_ct_13_clients_with_a_fixed_port_move_to_a_live_endpoint).udp(),
-        case!(ct_1_a_changed_target_port_moves_the_flow).udp(),
-        case!(ct_2_serving_or_ready_endpoints_keep_their_flows).udp(),
-        case!(ct_3_without_serving_endpoints_nothing_is_cleaned).udp(),
-        case!(ct_4_a_new_frontend_cleans_untranslated_flows).udp(),
+        case!(ct_1_ct_13_clients_with_a_fixed_port_move_to_a_live_endpoint)
+            .kernel()
+            .udp(),
+        case!(ct_1_a_changed_target_port_moves_the_flow)
+            .kernel()
+            .udp(),
+        case!(ct_2_serving_or_ready_endpoints_keep_their_flows)
+            .kernel()
+            .udp(),
+        case!(ct_3_without_serving_endpoints_nothing_is_cleaned)
+            .kernel()
+            .udp(),
+        case!(ct_4_a_new_frontend_cleans_untranslated_flows)
+            .kernel()
+            .udp(),
         case!(ct_5_flows_to_other_hosts_node_ports_are_left_alone)
+            .kernel()
             .udp()
             .fresh(),
         case!(ct_6_tcp_and_sctp_flows_are_never_deleted)
+            .kernel()
             .protocols(&[Protocol::Tcp, Protocol::Sctp]),
-        case!(ct_7_rej_10_invalid_packets_do_not_leak).tcp(),
-        case!(ct_8_liberal_mode_is_written).tcp().v4().fresh(),
-        case!(ct_10_timeouts_are_written).tcp().v4().fresh(),
+        case!(ct_7_rej_10_invalid_packets_do_not_leak)
+            .kernel()
+            .tcp(),
+        case!(ct_8_liberal_mode_is_written)
+            .kernel()
+            .tcp()
+            .v4()
+            .fresh(),
+        case!(ct_10_timeouts_are_written)
+            .kernel()
+            .tcp()
+            .v4()
+            .fresh(),
         case!(ct_11_a_refused_sysctl_ends_the_daemon)
+            .kernel()
             .tcp()
             .v4()
             .fresh(),

@@ -10,7 +10,10 @@ const PORT: u16 = 30_080;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case!(ds_2_a_node_without_ipv6_serves_ipv4).v4().fresh(),
+        case!(ds_2_a_node_without_ipv6_serves_ipv4)
+            .kernel()
+            .v4()
+            .fresh(),
         case!(ds_3_addresses_follow_the_order_of_families),
         case!(ds_4_each_family_has_its_own_slices),
         case!(ds_6_families_come_and_go).tcp(),

@@ -29,7 +29,9 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(eps_14_endpoints_outside_the_cluster_are_valid),
         case!(eps_15_slices_may_come_before_their_service).tcp(),
         case!(eps_16_ready_is_trusted).tcp(),
-        case!(eps_17_order_and_repetition_change_nothing).tcp(),
+        case!(eps_17_order_and_repetition_change_nothing)
+            .kernel()
+            .tcp(),
         case!(eps_18_a_relabelled_slice_moves).tcp(),
         case!(api_5_api_6_the_kubernetes_service_is_like_any_other).tcp(),
         case!(api_7_an_api_server_on_the_own_node_is_reached).tcp(),

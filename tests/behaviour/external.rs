@@ -20,17 +20,24 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(lb_2_proxy_mode_is_not_captured),
         case!(lb_3_hostnames_and_load_balancer_ip_are_ignored),
         case!(lb_4_addresses_are_equivalent_and_independent),
-        case!(lb_5_address_on_a_local_interface_works).fresh(),
-        case!(lb_6_pods_and_host_do_not_leave_the_node),
+        case!(lb_5_address_on_a_local_interface_works)
+            .kernel()
+            .fresh(),
+        case!(lb_6_pods_and_host_do_not_leave_the_node).kernel(),
         case!(fw_1_ranges_restrict_load_balancer_addresses_only),
         case!(fw_2_pods_and_host_are_judged_too),
-        case!(fw_3_own_vip_as_source_passes_if_the_node_is_in_range).fresh(),
+        case!(fw_3_own_vip_as_source_passes_if_the_node_is_in_range)
+            .kernel()
+            .fresh(),
         case!(fw_4_ranges_of_the_other_family_do_not_count),
         case!(fw_5_zero_prefix_disables_the_filter),
         case!(fw_5_two_halves_allow_all_and_blanks_are_trimmed),
-        case!(fw_6_established_connections_survive_tightening).tcp(),
+        case!(fw_6_established_connections_survive_tightening)
+            .kernel()
+            .tcp(),
         case!(fw_7_excluded_clients_learn_nothing_about_endpoints),
         case!(fw_8_dropped_packets_match_nothing_else)
+            .kernel()
             .fresh()
             .flags(&["--nodeport-addresses=0.0.0.0/0,::/0"]),
     ]

@@ -11,11 +11,17 @@ use proxy_tests::world::TARGET_PORT;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case!(harness_direct_flows_reach_and_keep_their_source).fresh(),
-        case!(harness_closed_ports_and_missing_routes_are_told_apart).fresh(),
-        case!(harness_rules_by_hand_show_every_outcome).fresh(),
-        case!(harness_sees_what_leaves).fresh(),
-        case!(harness_wrong_expectations_fail).fresh(),
+        case!(harness_direct_flows_reach_and_keep_their_source)
+            .kernel()
+            .fresh(),
+        case!(harness_closed_ports_and_missing_routes_are_told_apart)
+            .kernel()
+            .fresh(),
+        case!(harness_rules_by_hand_show_every_outcome)
+            .kernel()
+            .fresh(),
+        case!(harness_sees_what_leaves).kernel().fresh(),
+        case!(harness_wrong_expectations_fail).kernel().fresh(),
     ]
 }
 

@@ -19,24 +19,33 @@ pub(crate) fn cases() -> Vec<Case> {
             .tcp()
             .fresh(),
         case!(life_5_a_restart_is_not_noticed)
+            .kernel()
             .protocols(&[Protocol::Tcp, Protocol::Udp])
             .fresh(),
         case!(life_5_a_restart_takes_in_what_changed_meanwhile)
+            .kernel()
             .tcp()
             .fresh(),
         case!(life_6_signals_end_it_promptly_and_rules_stay)
             .tcp()
             .fresh(),
         case!(life_7_cleanup_removes_ours_and_nothing_else)
+            .kernel()
             .tcp()
             .fresh(),
-        case!(life_8_init_only_makes_no_rules).tcp().v4().fresh(),
+        case!(life_8_init_only_makes_no_rules)
+            .kernel()
+            .tcp()
+            .v4()
+            .fresh(),
         case!(life_11_a_second_instance_refuses).tcp().v4().fresh(),
         case!(life_14_arguments_are_refused_and_version_is_printed)
+            .kernel()
             .tcp()
             .v4()
             .fresh(),
         case!(life_15_a_missing_capability_is_told)
+            .kernel()
             .tcp()
             .v4()
             .fresh(),
@@ -47,6 +56,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .fresh()
             .flags(&["--detect-local-mode=NodeCIDR"]),
         case!(node_1_the_name_is_trimmed_and_lower_cased)
+            .kernel()
             .tcp()
             .fresh(),
         case!(node_2_the_first_address_of_the_node_is_its_ip)

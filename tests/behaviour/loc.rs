@@ -20,14 +20,18 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(loc_8_policies_are_judged_per_frontend),
         case!(loc_9_external_policy_without_external_frontend_is_ignored),
         case!(loc_10_topo_7_topology_does_not_filter_local_endpoints),
-        case!(loc_11_policy_changes_spare_established_connections).tcp(),
+        case!(loc_11_policy_changes_spare_established_connections)
+            .kernel()
+            .tcp(),
         case!(term_1_ready_endpoints_only),
         case!(term_2_terminating_endpoints_serve_when_none_is_ready),
         case!(term_3_local_set_falls_back_on_its_own),
         case!(term_4_what_does_not_serve_is_never_chosen),
         case!(term_5_remote_terminating_endpoints_count_as_any),
         case!(term_6_terminating_endpoints_ignore_hints),
-        case!(term_8_losing_eligibility_spares_established_connections).tcp(),
+        case!(term_8_losing_eligibility_spares_established_connections)
+            .kernel()
+            .tcp(),
     ]
 }
 

@@ -19,7 +19,9 @@ pub(crate) fn cases() -> Vec<Case> {
     let second = ["--nodeport-addresses=198.51.100.0/24,2001:db8:5100::/48"];
     let all = ["--nodeport-addresses=0.0.0.0/0,::/0"];
     vec![
-        case!(np_1_a_host_listener_never_gets_the_connection).fresh(),
+        case!(np_1_a_host_listener_never_gets_the_connection)
+            .kernel()
+            .fresh(),
         case!(np_2_only_listed_addresses_accept)
             .protocols(&KERNEL)
             .flags(&second),
@@ -32,11 +34,15 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(np_5_loopback_is_never_captured)
             .protocols(&KERNEL)
             .flags(&all),
-        case!(np_6_a_listener_on_another_address_gets_its_connections).fresh(),
+        case!(np_6_a_listener_on_another_address_gets_its_connections)
+            .kernel()
+            .fresh(),
         case!(np_7_new_addresses_are_picked_up)
             .fresh()
             .flags(&second),
-        case!(np_8_no_endpoints_spare_listeners_on_other_addresses).fresh(),
+        case!(np_8_no_endpoints_spare_listeners_on_other_addresses)
+            .kernel()
+            .fresh(),
         case!(np_9_every_node_serves_remote_endpoints),
         case!(np_10_pods_and_host_reach_the_own_node_port),
         case!(np_11_other_nodes_decide_for_themselves),

@@ -14,16 +14,19 @@ const PORT: u16 = 30_080;
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case!(rej_1_no_endpoints_means_reject_on_every_frontend),
-        case!(rej_1_the_refusal_comes_from_the_node).tcp(),
-        case!(rej_2_nothing_leaks_to_the_gateway),
-        case!(rej_3_established_flows_are_not_rejected).tcp(),
-        case!(rej_4_dropped_means_silence),
+        case!(rej_1_the_refusal_comes_from_the_node).kernel().tcp(),
+        case!(rej_2_nothing_leaks_to_the_gateway).kernel(),
+        case!(rej_3_established_flows_are_not_rejected)
+            .kernel()
+            .tcp(),
+        case!(rej_4_dropped_means_silence).kernel(),
         case!(rej_5_unknown_port_of_a_cluster_ip_is_rejected),
         case!(rej_5_a_cluster_ip_without_endpoints_is_alive),
-        case!(rej_6_unallocated_service_addresses_are_dropped),
+        case!(rej_6_unallocated_service_addresses_are_dropped).kernel(),
         case!(rej_7_service_cidr_changes_are_followed),
         case!(rej_8_a_service_outside_known_cidrs_works_at_once),
         case!(rej_9_xm_16_between_reject_and_forward_nothing_falls_through)
+            .kernel()
             .protocols(&[Protocol::Tcp, Protocol::Udp]),
     ]
 }

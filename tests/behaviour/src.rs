@@ -24,12 +24,16 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(src_9_hairpin_is_masqueraded),
         case!(src_9_only_the_self_hit_is_masqueraded).routed_and_bridged(),
         case!(src_9_endpoint_without_node_hairpins),
-        case!(src_10_foreign_mark_bits_survive_and_ours_is_cleared).tcp(),
+        case!(src_10_foreign_mark_bits_survive_and_ours_is_cleared)
+            .kernel()
+            .tcp(),
         case!(src_10_a_packet_marked_by_others_is_masqueraded)
+            .kernel()
             .tcp()
             .fresh(),
         case!(src_11_other_traffic_is_never_masqueraded),
         case!(src_12_masquerading_is_decided_once_per_flow)
+            .kernel()
             .tcp()
             .fresh(),
     ]

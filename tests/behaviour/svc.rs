@@ -21,13 +21,15 @@ pub(crate) fn cases() -> Vec<Case> {
             .protocols(&[Protocol::Tcp, Protocol::Udp]),
         case!(svc_5_a_renamed_port_is_another_port).tcp(),
         case!(svc_6_other_fields_change_nothing).tcp(),
-        case!(svc_7_ports_are_independent).tcp(),
+        case!(svc_7_ports_are_independent).kernel().tcp(),
         case!(svc_8_one_number_may_have_several_protocols),
         case!(svc_9_node_port_and_ingress_count_whatever_the_type).tcp(),
         case!(svc_10_leading_zeros_are_decimal).tcp().v4(),
         case!(svc_10_mapped_addresses_are_ipv4_and_nonsense_is_skipped).tcp(),
         case!(svc_12_updates_without_a_change_cause_no_sync).tcp(),
-        case!(svc_13_deletion_spares_established_connections).tcp(),
+        case!(svc_13_deletion_spares_established_connections)
+            .kernel()
+            .tcp(),
         case!(svc_14_the_cluster_ip_beats_external_ips_and_the_older_service_wins),
         case!(svc_15_names_may_differ_in_the_last_character_only).tcp(),
         case!(svc_16_a_service_without_ports_has_no_live_cluster_ip).tcp(),

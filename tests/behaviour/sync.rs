@@ -16,22 +16,28 @@ pub(crate) fn cases() -> Vec<Case> {
     let second = ["--iptables-min-sync-period=1s"];
     vec![
         case!(sync_1_bursts_are_merged)
+            .kernel()
             .tcp()
             .v4()
             .fresh()
             .flags(&second),
         case!(sync_2_without_a_minimum_every_change_is_synced)
+            .kernel()
             .tcp()
             .v4(),
         case!(sync_3_idle_means_no_syncs)
+            .kernel()
             .tcp()
             .v4()
             .fresh()
             .flags(&[SOON]),
         case!(sync_5_partial_syncs_end_where_a_full_one_would)
+            .kernel()
             .tcp()
             .fresh(),
-        case!(sync_6_vip_3_a_large_rewrite_refuses_nobody).tcp(),
+        case!(sync_6_vip_3_a_large_rewrite_refuses_nobody)
+            .kernel()
+            .tcp(),
         case!(sync_9_a_flush_is_noticed_and_repaired)
             .tcp()
             .fresh()
@@ -41,11 +47,13 @@ pub(crate) fn cases() -> Vec<Case> {
             .fresh()
             .flags(&[SOON]),
         case!(sync_10_foreign_objects_are_never_touched)
+            .kernel()
             .tcp()
             .v4()
             .fresh(),
-        case!(sync_11_nothing_stale_is_left).tcp().fresh(),
+        case!(sync_11_nothing_stale_is_left).kernel().tcp().fresh(),
         case!(ds_1_sync_7_a_failing_family_does_not_hold_up_the_other)
+            .kernel()
             .tcp()
             .fresh()
             .flags(&[SOON]),

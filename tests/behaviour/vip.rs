@@ -13,16 +13,21 @@ use proxy_tests::matrix::{Case, Test};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case!(vip_1_address_and_port_are_translated_both_ways),
-        case!(vip_2_choice_is_uniform_per_connection).protocols(&[Protocol::Tcp, Protocol::Udp]),
-        case!(vip_3_choice_is_made_once_per_flow).tcp(),
+        case!(vip_1_address_and_port_are_translated_both_ways).kernel(),
+        case!(vip_2_choice_is_uniform_per_connection)
+            .kernel()
+            .protocols(&[Protocol::Tcp, Protocol::Udp]),
+        case!(vip_3_choice_is_made_once_per_flow).kernel().tcp(),
         case!(vip_4_pods_host_and_outsiders_are_served),
-        case!(vip_5_nobody_answers_arp_for_the_vip).tcp().fresh(),
-        case!(vip_6_host_client_sees_the_vip_as_peer).tcp(),
+        case!(vip_5_nobody_answers_arp_for_the_vip)
+            .kernel()
+            .tcp()
+            .fresh(),
+        case!(vip_6_host_client_sees_the_vip_as_peer).kernel().tcp(),
         case!(vip_6_host_reaches_an_endpoint_at_its_own_address),
         case!(vip_7_services_with_the_same_endpoints_are_independent),
         case!(vip_8_large_requests_pass_both_ways).protocols(&[Protocol::Tcp, Protocol::Udp]),
-        case!(vip_9_ping_is_refused_at_once).tcp(),
+        case!(vip_9_ping_is_refused_at_once).kernel().tcp(),
         case!(vip_10_changes_are_in_effect_soon)
             .tcp()
             .flags(&["--iptables-min-sync-period=1s"]),

@@ -20,8 +20,11 @@ const PORT: u16 = 30_080;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case!(xm_2_a_closed_endpoint_port_is_reported_to_the_client).udp(),
+        case!(xm_2_a_closed_endpoint_port_is_reported_to_the_client)
+            .kernel()
+            .udp(),
         case!(xm_2_too_big_packets_are_reported_to_the_client)
+            .kernel()
             .tcp()
             .fresh(),
         case!(xm_3_fragments_reach_one_endpoint_and_come_back).udp(),
@@ -29,22 +32,32 @@ pub(crate) fn cases() -> Vec<Case> {
             .tcp()
             .fresh(),
         case!(xm_5_sctp_ports_are_rewritten_with_their_checksum).protocols(&[Protocol::Sctp]),
-        case!(xm_6_host_udp_sockets_see_the_vip).udp(),
-        case!(xm_6_a_connected_host_udp_socket_moves_to_a_live_endpoint).udp(),
+        case!(xm_6_host_udp_sockets_see_the_vip).kernel().udp(),
+        case!(xm_6_a_connected_host_udp_socket_moves_to_a_live_endpoint)
+            .kernel()
+            .udp(),
         case!(xm_7_a_forward_rule_sees_translated_packets)
             .tcp()
             .fresh(),
         case!(xm_7_foreign_translations_work_beside_ours)
+            .kernel()
             .tcp()
             .fresh(),
         case!(xm_8_bridged_replies_are_translated_back).bridge(),
-        case!(xm_10_packets_without_a_record_never_leave_towards_the_vip).tcp(),
-        case!(xm_11_new_pods_are_covered_at_once).fresh(),
-        case!(xm_12_foreign_rules_keep_counting).tcp().fresh(),
+        case!(xm_10_packets_without_a_record_never_leave_towards_the_vip)
+            .kernel()
+            .tcp(),
+        case!(xm_11_new_pods_are_covered_at_once).kernel().fresh(),
+        case!(xm_12_foreign_rules_keep_counting)
+            .kernel()
+            .tcp()
+            .fresh(),
         case!(xm_13_ttl_and_dscp_change_as_by_forwarding)
+            .kernel()
             .tcp()
             .fresh(),
         case!(xm_14_streams_survive_restart_and_flush)
+            .kernel()
             .tcp()
             .fresh()
             .flags(&[SOON]),

@@ -207,7 +207,9 @@ impl Pick {
                 .flat_map(|seconds| self.affinity_rules::<F>(seconds)),
         );
         rules.push(clear);
-        rules.push(self.pick::<F>());
+        // Kernel: each lookup sees the newest generation. If the last backend goes between the lookup that
+        // led here and this one, its number is drawn in vain, so there is a second draw.
+        rules.extend([self.pick::<F>(), self.pick::<F>()]);
         // Not reached unless others damage our maps; then silence is better than a packet to the VIP.
         rules.push(rule([vec![Expr::Verdict(Verdict::Drop)]]));
         Chain {

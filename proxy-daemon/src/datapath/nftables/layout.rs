@@ -616,8 +616,8 @@ fn unserved<F: Family>() -> Vec<Rule> {
             is_in(SetId::NoEndpoints),
             goto(chains::REJECT),
         ]),
+        // INVALID, or of a flow that is older than the frontend: silence rather than a leak (XM-10).
         rule([
-            ct_state(INVALID),
             load_frontend::<F>(0),
             is_in(SetId::ExternalFrontends),
             drop(),

@@ -60,19 +60,44 @@ pub(crate) fn hold(cluster: &Cluster, good: bool) -> Result<()> {
         cluster.topology.site(Site::P1).name(),
         cluster.topology.site(Site::X).name(),
     );
-    println!(
-        "\nThe cluster stays up. Look around:
-  ip netns exec {pod} curl -s http://10.96.0.10/               # from pod-1 to shop/web
-  ip netns exec {outside} curl -s http://192.0.2.2:30080/          # from outside to its NodePort
-  ip netns exec {node} nft list table ip proxy-daemon      # what the daemon programmed
-  ip netns exec {node} conntrack -L                        # the connections that it translated
-  ls {manifests}           # edit: the daemon follows
-  tail -f {log}
-Remove it:
-  cargo xtask demo --down",
-        manifests = cluster.manifests.display(),
-        log = cluster.log.display(),
-    );
+    let daemon = std::env::var("PROXY_DAEMON").unwrap_or_default();
+    println!("\nThe cluster stays up. Look around:");
+    for (command, what) in [
+        (
+            format!("ip netns exec {pod} curl -s http://10.96.0.10/"),
+            "pod-1 asks shop/web",
+        ),
+        (
+            format!("ip netns exec {outside} curl -s http://192.0.2.2:30080/"),
+            "outside asks its NodePort",
+        ),
+        (
+            format!("ip netns exec {node} {daemon} dump"),
+            "what the daemon means to do",
+        ),
+        (
+            format!(
+                "ip netns exec {node} {daemon} explain --from 203.0.113.7 --to 192.0.2.2 --port 30080 --interface up0"
+            ),
+            "where a packet goes, and why",
+        ),
+        (
+            format!("ip netns exec {node} nft list table ip proxy-daemon"),
+            "what it programmed",
+        ),
+        (
+            format!("ip netns exec {node} conntrack -L"),
+            "the connections translated so far",
+        ),
+        (
+            format!("ls {}", cluster.manifests.display()),
+            "edit them: the daemon follows",
+        ),
+        (format!("tail -f {}", cluster.log.display()), "its log"),
+    ] {
+        println!("  # {what}\n  {command}");
+    }
+    println!("Remove it:\n  cargo xtask demo --down");
     let null = fs::OpenOptions::new().write(true).open("/dev/null")?;
     nix::unistd::dup2_stdout(&null)?;
     nix::unistd::dup2_stderr(&null)?;

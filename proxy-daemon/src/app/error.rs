@@ -90,7 +90,7 @@ pub enum AppError {
     Explain(ExplainError),
     /// The running daemon does not show itself.
     #[error(
-        "no proxy-daemon answers at {address}; is it running here? (--manifests DIR asks none)"
+        "no proxy-daemon answers at {address}; is it running here? (proxy-daemon --manifests DIR dump asks none)"
     )]
     NoDaemon {
         /// Where it was asked.

@@ -13,7 +13,7 @@ use super::{AppError, feed};
 use crate::cli::Command;
 use crate::compile::{Compiler, Environment};
 use crate::config::{Config, Source};
-use crate::debug::{Inside, Probe, json};
+use crate::debug::{ExplainError, Inside, Probe, json};
 use crate::sync::Surroundings;
 use crate::watch::{Shared, Store};
 
@@ -26,7 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// [`AppError::Manifests`] if there is no such directory.
 pub(super) fn run(config: &Config, command: &Command) -> Result<(), AppError> {
     if let Command::Explain { .. } = command {
-        Probe::parse(&command.query()).map_err(AppError::Explain)?;
+        let probe = Probe::parse(&command.query()).map_err(AppError::Explain)?;
+        if probe.from.is_ipv4() != probe.to.is_ipv4() {
+            return Err(AppError::Explain(ExplainError::Families));
+        }
     }
     let text = match &config.source {
         Source::Manifests(_) => answer(&read(config)?, command)?,

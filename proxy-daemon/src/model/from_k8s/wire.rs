@@ -14,7 +14,7 @@ type Text<'a> = Field<Cow<'a, str>>;
 type Texts<'a> = Field<Vec<Field<Cow<'a, str>>>>;
 type List<T> = Field<Vec<Field<T>>>;
 
-/// A Service, EndpointSlice, Node or ServiceCIDR as it is written, or a list of such.
+/// A Service, EndpointSlice, Node or ServiceCIDR as it is written.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Object<'a> {
@@ -35,12 +35,64 @@ pub(crate) struct Object<'a> {
     pub(crate) endpoints: List<Endpoint<'a>>,
     #[serde(borrow)]
     pub(crate) ports: List<Port<'a>>,
-    // What a list has, or the `Status` that a server answers with.
-    #[serde(borrow)]
-    pub(crate) items: List<Object<'a>>,
+    // What the `Status` has that a server answers with.
     pub(crate) code: Field<i64>,
     #[serde(borrow)]
     pub(crate) message: Text<'a>,
+}
+
+/// An object, or a list of objects; lists in lists are not read, so that no text makes us recurse.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Document<'a> {
+    #[serde(borrow)]
+    pub(crate) items: List<Object<'a>>,
+    // The rest is as in `Object`.
+    #[serde(borrow)]
+    api_version: Text<'a>,
+    #[serde(borrow)]
+    kind: Text<'a>,
+    #[serde(borrow)]
+    metadata: Field<Metadata<'a>>,
+    #[serde(borrow)]
+    spec: Field<Spec<'a>>,
+    #[serde(borrow)]
+    status: Field<Status<'a>>,
+    #[serde(borrow)]
+    address_type: Text<'a>,
+    #[serde(borrow)]
+    endpoints: List<Endpoint<'a>>,
+    #[serde(borrow)]
+    ports: List<Port<'a>>,
+}
+
+impl<'a> Document<'a> {
+    /// The document as an object, and the items that it has as a list.
+    pub(crate) fn into_parts(self) -> (Object<'a>, List<Object<'a>>) {
+        let Self {
+            items,
+            api_version,
+            kind,
+            metadata,
+            spec,
+            status,
+            address_type,
+            endpoints,
+            ports,
+        } = self;
+        let object = Object {
+            api_version,
+            kind,
+            metadata,
+            spec,
+            status,
+            address_type,
+            endpoints,
+            ports,
+            ..Object::default()
+        };
+        (object, items)
+    }
 }
 
 /// One line of a watch.

@@ -4,7 +4,7 @@
 //! the text, strings borrowed from it; aliases cannot make much out of little.
 
 use crate::model::Diagnostic;
-use crate::model::from_k8s::wire::Object;
+use crate::model::from_k8s::wire::{Document as Wire, Object};
 use crate::model::from_k8s::{Decoder, ObjectKey, ObjectKind, Quoted, Value};
 
 /// One document of a file.
@@ -59,7 +59,7 @@ fn n_lines(text: &[u8]) -> usize {
 
 /// JSON values one after the other; the first that is none is the last, as nobody knows where it ends.
 fn read_json(file: &str, text: &str, decoder: &mut Decoder) -> Vec<Document> {
-    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Object<'_>>();
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Wire<'_>>();
     let mut documents = Vec::new();
     let mut line = 1;
     let mut at = 0;
@@ -72,7 +72,7 @@ fn read_json(file: &str, text: &str, decoder: &mut Decoder) -> Vec<Document> {
                 let n_blank = blank.len() - blank.trim_start().len();
                 let blank = blank.get(..n_blank).unwrap_or_default();
                 let first = line + n_lines(blank.as_bytes());
-                documents.push(read_object(file, first, &object, decoder));
+                documents.push(read_object(file, first, object, decoder));
                 at = values.byte_offset();
                 line += n_lines(text.get(start..at).unwrap_or_default().as_bytes());
             }
@@ -130,9 +130,9 @@ fn read_yaml(file: &str, line: usize, text: &str, decoder: &mut Decoder) -> Opti
         strict_booleans: true,
         with_snippet: false,
     };
-    match serde_saphyr::from_str_with_options::<Option<Object<'_>>>(text, options) {
+    match serde_saphyr::from_str_with_options::<Option<Wire<'_>>>(text, options) {
         Ok(None) => None,
-        Ok(Some(object)) => Some(read_object(file, first, &object, decoder)),
+        Ok(Some(object)) => Some(read_object(file, first, object, decoder)),
         Err(error) => {
             let at = error.location().map_or(first, |location| {
                 line + usize::try_from(location.line())
@@ -160,7 +160,8 @@ fn clean(message: &str) -> String {
         .replace("\\'", "'")
 }
 
-fn read_object(file: &str, line: usize, object: &Object<'_>, decoder: &mut Decoder) -> Document {
+fn read_object(file: &str, line: usize, wire: Wire<'_>, decoder: &mut Decoder) -> Document {
+    let (object, list) = wire.into_parts();
     let Some(kind) = object.kind.value() else {
         return bad(file, line, "has no kind; document ignored".to_owned());
     };
@@ -168,7 +169,7 @@ fn read_object(file: &str, line: usize, object: &Object<'_>, decoder: &mut Decod
     let mut objects = Vec::new();
     let mut diagnostics = Vec::new();
     let version = object.api_version.value().map(AsRef::as_ref);
-    if object.items.is_present() || kind.ends_with("List") {
+    if list.is_present() || kind.ends_with("List") {
         let of_items = kind
             .strip_suffix("List")
             .and_then(|kind| kind_of(version, kind));
@@ -178,8 +179,8 @@ fn read_object(file: &str, line: usize, object: &Object<'_>, decoder: &mut Decod
             message,
         };
         let no_items = Vec::new();
-        let items = object.items.value().unwrap_or_else(|| {
-            if object.items.is_present() {
+        let items = list.value().unwrap_or_else(|| {
+            if list.is_present() {
                 diagnostics.push(fault(
                     "items".to_owned(),
                     "must be a list; ignored".to_owned(),
@@ -201,14 +202,21 @@ fn read_object(file: &str, line: usize, object: &Object<'_>, decoder: &mut Decod
             if let Some(kind) = kind {
                 let place = format_args!("{place} items[{index}]");
                 decode(kind, item, place, decoder, &mut objects, &mut diagnostics);
-            } else if item.items.is_present() {
+            } else if item.kind.value().is_some_and(|kind| kind.ends_with("List")) {
                 let message = "is a list within a list; ignored".to_owned();
                 diagnostics.push(fault(format!("items[{index}]"), message));
             }
         }
     } else if let Some(kind) = kind_of(version, kind) {
         let place = format_args!("{place}");
-        decode(kind, object, place, decoder, &mut objects, &mut diagnostics);
+        decode(
+            kind,
+            &object,
+            place,
+            decoder,
+            &mut objects,
+            &mut diagnostics,
+        );
     } else {
         tracing::debug!(place, kind = %Quoted(kind), "document is of a kind that is not used");
     }
@@ -395,6 +403,20 @@ spec:
         assert_eq!(keys(&read_text("a.json", "{\n\n]")), ["bad a.json:3"]);
         for nothing in ["", "\n# comment\n", "---\n---\n", "---\nnull\n", "~"] {
             assert_eq!(read_text("a.yaml", nothing), [], "{nothing}");
+        }
+    }
+
+    #[test]
+    fn lists_in_lists_do_not_exhaust_the_stack() {
+        for depth in [20, 60, 10_000] {
+            let text = format!(
+                "{}{}",
+                "{\"kind\":\"List\",\"items\":[".repeat(depth),
+                "]}".repeat(depth)
+            );
+            for file in ["a.json", "a.yaml"] {
+                assert_eq!(read_text(file, &text).len(), 1, "{depth} {file}");
+            }
         }
     }
 

@@ -23,6 +23,17 @@ fn reset(stream: &TcpStream) {
     drop(setsockopt(&stream.as_fd(), sockopt::Linger, &linger).map_err(|e| e.to_string()));
 }
 
+/// Waits for the server's word, so that no connection is behind us in its queue, and ends the connection.
+fn finish(mut stream: TcpStream) -> Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut word = [0; 64];
+    let _: usize = stream
+        .read(&mut word)
+        .context("a connection without an answer")?;
+    reset(&stream);
+    Ok(())
+}
+
 /// The median time of `connect()`. Unit: microseconds.
 pub(crate) fn connect_us(client: &Netns, to: SocketAddr, n: usize) -> Result<f64> {
     client.enter(|| {
@@ -31,7 +42,7 @@ pub(crate) fn connect_us(client: &Netns, to: SocketAddr, n: usize) -> Result<f64
             let start = Instant::now();
             let stream = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
             times.push(start.elapsed().as_secs_f64() * 1e6);
-            reset(&stream);
+            finish(stream)?;
         }
         Ok(median(&times))
     })
@@ -54,7 +65,7 @@ pub(crate) fn connections_per_second(
                         while !stop.load(Ordering::Relaxed) {
                             let stream = TcpStream::connect(to)
                                 .with_context(|| format!("connect to {to}"))?;
-                            reset(&stream);
+                            finish(stream)?;
                             made.fetch_add(1, Ordering::Relaxed);
                         }
                         Ok::<_, anyhow::Error>(())

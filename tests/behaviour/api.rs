@@ -20,6 +20,7 @@ const SOON: Duration = Duration::from_secs(10);
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case!(api_4_services_are_served_from_an_api_server)
+            .kernel()
             .tcp()
             .fresh(),
         case!(life_2_an_api_server_that_is_down_at_start_changes_nothing)
@@ -27,6 +28,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .v4()
             .fresh(),
         case!(life_3_an_outage_of_the_api_server_is_not_noticed)
+            .kernel()
             .tcp()
             .v4()
             .fresh(),
@@ -35,6 +37,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .v4()
             .fresh(),
         case!(rej_7_forbidden_service_cidrs_hold_up_nothing)
+            .kernel()
             .tcp()
             .v4()
             .fresh(),

@@ -31,6 +31,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .kernel()
             .tcp(),
         case!(svc_14_the_cluster_ip_beats_external_ips_and_the_older_service_wins),
+        case!(svc_14_of_two_node_ports_the_older_service_has_it),
         case!(svc_15_names_may_differ_in_the_last_character_only).tcp(),
         case!(svc_16_a_service_without_ports_has_no_live_cluster_ip).tcp(),
     ]
@@ -338,4 +339,23 @@ fn svc_16_a_service_without_ports_has_no_live_cluster_ip(t: &mut Test) {
     t.service("web").cluster_ip(UNALLOCATED);
     t.endpoints("web").ready(P2);
     t.check([flow(P1, UNALLOCATED, 80).is_dropped()]);
+}
+
+fn svc_14_of_two_node_ports_the_older_service_has_it(t: &mut Test) {
+    web(t);
+    t.service("web").no_ports().port(80).node_port(PORT);
+    t.service("older").cluster_ip(VIP2).port(80).node_port(PORT);
+    let born = json!({"metadata": {"creationTimestamp": "2020-01-01T00:00:00Z"}});
+    t.service("older").patch(born);
+    t.endpoints("older").ready(R);
+    t.check([
+        flow(X, NODE, PORT).reaches([masqueraded(R)]),
+        flow(P1, VIP, 80).reaches([kept(P2)]),
+        flow(P1, VIP2, 80).reaches([kept(R)]),
+    ]);
+    t.delete_service("older");
+    t.check([
+        flow(X, NODE, PORT).reaches([masqueraded(P2)]),
+        flow(P1, VIP, 80).reaches([kept(P2)]),
+    ]);
 }

@@ -218,7 +218,7 @@ impl Flow {
         }
     }
 
-    /// How often it must be tried so that each backend is missed with a probability below one in a million.
+    /// How often it must be tried so that each backend is missed with a probability below one in a hundred million.
     fn n_attempts(&self) -> usize {
         if let Some(attempts) = self.attempts {
             return attempts;
@@ -226,9 +226,9 @@ impl Flow {
         match &self.expect {
             Expect::Reaches(landings) => match landings.len() {
                 0 | 1 => 10,
-                2 => 22,
-                3 => 38,
-                n => n * 14,
+                2 => 30,
+                3 => 50,
+                n => n * 18,
             },
             Expect::Rejected | Expect::Closed | Expect::Unroutable | Expect::Dropped => 2,
         }

@@ -5,7 +5,7 @@
 //! already is written again.
 
 use super::affinity::Check;
-use super::codec::{Kernel, PrintedChain, PrintedSet, Transaction};
+use super::codec::{Kernel, NEEDS, PrintedChain, PrintedSet, Transaction};
 use super::elements::{Comparison, Difference, Elements, difference};
 use super::kind::Pick;
 use super::layout::{self, SetId, TABLE, TABLE_COMMENT};
@@ -129,7 +129,9 @@ pub(crate) fn resync<F: Family>(
             desired.elements.sort();
             repair(kernel, &desired, generation, reading)
         } else {
-            create(kernel, &desired).map(|report| (report, true))
+            create(kernel, &desired)
+                .map(|report| (report, true))
+                .map_err(lacking)
         };
         match result {
             Ok((done, is_complete)) => {
@@ -206,6 +208,22 @@ impl Reading {
             SetId::ClusterBackends | SetId::LocalBackends | SetId::Endpoints | SetId::ClusterIps
         ) && wanted >= PROBED;
         self == Self::Probe && large && set.is_some_and(|set| set.n_elements.is_some())
+    }
+}
+
+/// Kernel: what it has no expression or chain type for is answered as if it were not found.
+fn lacking(error: DatapathError) -> DatapathError {
+    match error {
+        DatapathError::Refused {
+            operation, source, ..
+        } if operation.starts_with("creation") && source.kind() == std::io::ErrorKind::NotFound => {
+            DatapathError::Unusable {
+                operation,
+                advice: NEEDS,
+                source,
+            }
+        }
+        error @ (DatapathError::Unusable { .. } | DatapathError::Refused { .. }) => error,
     }
 }
 

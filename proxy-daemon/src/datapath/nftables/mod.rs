@@ -19,6 +19,7 @@ mod kind;
 mod layout;
 mod render;
 mod ruleset;
+mod sets;
 mod shared;
 #[cfg(test)]
 mod tests;

@@ -583,3 +583,22 @@ fn sync_9_large_sets_are_compared_too() {
         assert!(!datapath.changed_by_others().unwrap());
     });
 }
+
+/// Nothing in our table is beyond the language of `nft`; 1.0.6 dies of rules that are.
+#[test]
+fn the_listing_can_be_fed_back_to_nft() {
+    in_netns(|| {
+        let mut datapath = Nftables::<V4>::open().unwrap();
+        datapath.resync(&one_of_each::<V4>()).unwrap();
+        let listed = list::<V4>();
+        datapath.cleanup().unwrap();
+        // nft 1.0.6 prints this of a map, and knows it of sets only.
+        let lines = listed.lines().filter(|line| !line.contains("gc-interval"));
+        let text: String = lines.flat_map(|line| [line, "\n"]).collect();
+        let file = std::env::temp_dir().join(format!("pd-{}-listing.nft", std::process::id()));
+        std::fs::write(&file, text).unwrap();
+        nft(&format!("-f {}", file.display()));
+        std::fs::remove_file(&file).unwrap();
+        assert!(list::<V4>().lines().count() + 1 >= listed.lines().count());
+    });
+}

@@ -8,27 +8,29 @@
 //! Invariants: a [`Transaction`] is all or nothing; nothing outside our table is named in it; reading
 //! is consistent or fails (the kernel says when objects changed during a dump, and we ask again).
 
-use std::borrow::Cow;
 use std::io;
 
 mod element;
 mod expr;
 mod set;
 mod socket;
+mod transaction;
 mod wire;
 
 pub(crate) use element::{Data, Key, Printed, write_element, write_timed};
+pub(crate) use transaction::Transaction;
 pub(crate) use wire::Writer;
 
-use super::ruleset::{Chain, Hook, Rule, Set};
+use super::ruleset::{Hook, Rule, Set};
 use crate::datapath::DatapathError;
 use crate::net::IpFamily;
-use expr::{LIST_ELEM, write_expressions};
+use expr::write_expressions;
 use socket::Channel;
-use wire::{
-    Attr, Attrs, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFTABLES, NLM_F_ACK, NLM_F_APPEND,
-    NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST,
-};
+use wire::{Attr, Attrs};
+
+/// What to tell a person whose kernel lacks something.
+pub(crate) const NEEDS: &str = "the kernel lacks a part of nf_tables: CONFIG_NF_TABLES, and \
+    CONFIG_NFT_NAT, _MASQ, _FIB, _CT, _NUMGEN, _REJECT are needed; Linux 5.13 or later has what we use";
 
 /// `NFPROTO_IPV4`
 pub(super) const NFPROTO_IPV4: u8 = 2;
@@ -52,10 +54,6 @@ const MSG_GETSETELEM: u16 = 13;
 const MSG_DELSETELEM: u16 = 14;
 const MSG_GETGEN: u16 = 16;
 
-/// First sequence number of a transaction's messages; requests that read count from 1.
-const FIRST_SEQ: u32 = 1 << 31;
-/// A message's list of elements is one attribute, which cannot be longer than 65,535 bytes.
-const MAX_ELEMENT_BYTES: usize = 60_000;
 /// How often a read that others disturbed is tried again.
 const READ_ATTEMPTS: u32 = 20;
 
@@ -63,245 +61,6 @@ const fn nfproto(family: IpFamily) -> u8 {
     match family {
         IpFamily::V4 => NFPROTO_IPV4,
         IpFamily::V6 => NFPROTO_IPV6,
-    }
-}
-
-/// Changes to our table that take effect together or not at all.
-#[derive(Debug)]
-pub(crate) struct Transaction {
-    family: IpFamily,
-    table: &'static str,
-    w: Writer,
-    last: usize,
-    labels: Vec<(&'static str, Cow<'static, str>)>,
-    elements: Option<OpenElements>,
-}
-
-/// The message that takes elements at the moment.
-#[derive(Debug)]
-struct OpenElements {
-    kind: u16,
-    set: &'static str,
-    message: usize,
-    list: usize,
-}
-
-impl Transaction {
-    /// No changes yet. With a generation, the kernel refuses if anything changed since that one.
-    pub(crate) fn new(family: IpFamily, table: &'static str, generation: Option<u32>) -> Self {
-        let mut w = Writer::new();
-        let begin = w.open_message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, FIRST_SEQ, 0, NFTABLES);
-        if let Some(generation) = generation {
-            w.attr_u32(1, generation);
-        }
-        w.close_message(begin);
-        Self {
-            family,
-            table,
-            w,
-            last: 0,
-            labels: vec![("beginning", Cow::Borrowed("transaction"))],
-            elements: None,
-        }
-    }
-
-    /// Whether there is nothing to do.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.labels.len() == 1
-    }
-
-    /// How many bytes there are to send.
-    pub(crate) fn len(&self) -> usize {
-        self.w.len()
-    }
-
-    /// Creates the table, if it is not there.
-    pub(crate) fn create_table(&mut self, comment: &str) {
-        self.message(
-            MSG_NEWTABLE,
-            NLM_F_CREATE,
-            "creation",
-            "table".into(),
-            |w| {
-                w.attr_u32(2, 0);
-                w.nest(6, |w| element::write_comment(w, comment));
-            },
-        );
-    }
-
-    /// Removes the table with all that is in it.
-    pub(crate) fn delete_table(&mut self) {
-        self.message(MSG_DELTABLE, 0, "removal", "table".into(), |_| {});
-    }
-
-    /// Creates a set or map.
-    pub(crate) fn create_set(&mut self, set: &Set) {
-        let family = self.family;
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.message(MSG_NEWSET, flags, "creation", set.name.into(), |w| {
-            set::write_set(w, set, family);
-        });
-    }
-
-    /// Removes a set or map by name.
-    pub(crate) fn delete_set(&mut self, name: &str) {
-        self.message(MSG_DELSET, 0, "removal", name.to_owned().into(), |w| {
-            w.attr_str(2, name);
-        });
-    }
-
-    /// Creates a chain without its rules.
-    pub(crate) fn create_chain(&mut self, chain: &Chain) {
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.message(MSG_NEWCHAIN, flags, "creation", chain.name.clone(), |w| {
-            w.attr_str(3, &chain.name);
-            if let Some(hook) = chain.hook {
-                w.nest(4, |w| {
-                    w.attr_u32(1, hook.number);
-                    w.attr(2, &hook.priority.to_be_bytes());
-                });
-                w.attr_u32(5, 1);
-                w.attr_str(7, hook.chain_type);
-            }
-            if !chain.comment.is_empty() {
-                w.nest(12, |w| element::write_comment(w, chain.comment));
-            }
-        });
-    }
-
-    /// Removes an empty chain by name.
-    pub(crate) fn delete_chain(&mut self, name: &str) {
-        self.message(MSG_DELCHAIN, 0, "removal", name.to_owned().into(), |w| {
-            w.attr_str(3, name);
-        });
-    }
-
-    /// Adds the rules of a chain behind those it has.
-    pub(crate) fn create_rules(&mut self, chain: &Chain) {
-        let family = self.family;
-        for rule in &chain.rules {
-            let flags = NLM_F_CREATE | NLM_F_APPEND;
-            self.message(
-                MSG_NEWRULE,
-                flags,
-                "creation of a rule",
-                chain.name.clone(),
-                |w| {
-                    w.attr_str(2, &chain.name);
-                    w.nest(4, |w| write_expressions(w, rule, family));
-                    if let Some(comment) = rule.comment {
-                        w.nest(7, |w| element::write_comment(w, comment));
-                    }
-                },
-            );
-        }
-    }
-
-    /// Removes all rules of a chain.
-    pub(crate) fn flush_chain(&mut self, name: &str) {
-        self.message(
-            MSG_DELRULE,
-            0,
-            "removal of the rules",
-            name.to_owned().into(),
-            |w| {
-                w.attr_str(2, name);
-            },
-        );
-    }
-
-    /// Adds an element, given as [`write_element`] wrote it.
-    pub(crate) fn add_element(&mut self, set: &'static str, element: &[u8]) {
-        self.element(MSG_NEWSETELEM, set, element);
-    }
-
-    /// Removes an element, given the bytes of its key as [`write_element`] wrote it.
-    pub(crate) fn delete_element(&mut self, set: &'static str, key: &[u8]) {
-        self.element(MSG_DELSETELEM, set, key);
-    }
-
-    fn element(&mut self, kind: u16, set: &'static str, element: &[u8]) {
-        if let Some(open) = &self.elements {
-            let full = self.w.len() - open.list + element.len() + 4 > MAX_ELEMENT_BYTES;
-            if full || open.kind != kind || open.set != set {
-                self.close_elements();
-            }
-        }
-        if self.elements.is_none() {
-            let (flags, operation) = if kind == MSG_NEWSETELEM {
-                (NLM_F_CREATE, "addition of elements")
-            } else {
-                (0, "removal of elements")
-            };
-            let message = self.open(kind, flags, operation, set.into());
-            self.w.attr_str(2, set);
-            let list = self.w.open(3);
-            self.elements = Some(OpenElements {
-                kind,
-                set,
-                message,
-                list,
-            });
-        }
-        self.w.attr(LIST_ELEM, element);
-    }
-
-    fn close_elements(&mut self) {
-        if let Some(open) = self.elements.take() {
-            self.w.close(open.list);
-            self.w.close_message(open.message);
-        }
-    }
-
-    fn open(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        operation: &'static str,
-        object: Cow<'static, str>,
-    ) -> usize {
-        let seq = FIRST_SEQ + u32::try_from(self.labels.len()).unwrap_or(0);
-        self.labels.push((operation, object));
-        let start = self.w.open_message(
-            NFTABLES << 8 | kind,
-            NLM_F_REQUEST | flags,
-            seq,
-            nfproto(self.family),
-            0,
-        );
-        self.last = start;
-        self.w.attr_str(1, self.table);
-        start
-    }
-
-    fn message(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        operation: &'static str,
-        object: Cow<'static, str>,
-        fill: impl FnOnce(&mut Writer),
-    ) {
-        self.close_elements();
-        let start = self.open(kind, flags, operation, object);
-        fill(&mut self.w);
-        self.w.close_message(start);
-    }
-
-    /// Ends the batch; answers the sequence number that the kernel will acknowledge.
-    fn finish(&mut self) -> u32 {
-        self.close_elements();
-        self.w.add_flags(self.last, NLM_F_ACK);
-        let n = u32::try_from(self.labels.len()).unwrap_or(0);
-        let end = self.w.open_message(
-            NFNL_MSG_BATCH_END,
-            NLM_F_REQUEST,
-            FIRST_SEQ + n,
-            0,
-            NFTABLES,
-        );
-        self.w.close_message(end);
-        FIRST_SEQ + n.saturating_sub(1)
     }
 }
 
@@ -385,21 +144,13 @@ impl Kernel {
             return Ok(());
         }
         let last = transaction.finish();
-        let label = |seq: u32| {
-            let index = usize::try_from(seq.wrapping_sub(FIRST_SEQ)).unwrap_or(usize::MAX);
-            transaction
-                .labels
-                .get(index)
-                .cloned()
-                .unwrap_or(("commit", "transaction".into()))
-        };
-        match self.channel.transact(transaction.w.as_slice(), last) {
+        match self.channel.transact(transaction.as_slice(), last) {
             Ok(Ok(())) => {
                 self.n_commits = self.n_commits.wrapping_add(1);
                 Ok(())
             }
             Ok(Err(refusal)) => {
-                let (operation, object) = label(refusal.seq);
+                let (operation, object) = transaction.label(refusal.seq);
                 Err(error(
                     operation,
                     &format!("{} {}", self.table, object),
@@ -577,10 +328,7 @@ fn error(operation: &'static str, object: &str, source: io::Error) -> DatapathEr
     let advice = if source.kind() == io::ErrorKind::PermissionDenied {
         Some("run as root, or with the capability CAP_NET_ADMIN")
     } else if source.kind() == io::ErrorKind::Unsupported {
-        Some(
-            "the kernel lacks a part of nf_tables: CONFIG_NF_TABLES, and CONFIG_NFT_NAT, _MASQ, _FIB, \
-             _CT, _NUMGEN, _REJECT are needed; Linux 5.13 or later has what we use",
-        )
+        Some(NEEDS)
     } else {
         None
     };

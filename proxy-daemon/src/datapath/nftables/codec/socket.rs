@@ -148,8 +148,8 @@ impl Channel {
                 disturbed |= answer.flags & NLM_F_DUMP_INTR != 0;
                 match answer.kind {
                     NLMSG_DONE if disturbed => return Err(io::ErrorKind::Interrupted.into()),
-                    NLMSG_DONE => return Ok(()),
-                    NLMSG_ERROR => {
+                    // Both end with an error number, which is 0 if all went well.
+                    NLMSG_DONE | NLMSG_ERROR => {
                         let code = errno(answer.body);
                         return if code == 0 {
                             Ok(())

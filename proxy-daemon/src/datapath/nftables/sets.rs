@@ -1,0 +1,236 @@
+//! Which sets and maps does our table have?
+//!
+//! Invariant: their number is constant; Services and endpoints are elements.
+
+use super::ruleset::{DataType, Set, SetKind, Value};
+use crate::forwarding::SourceClass;
+use crate::net::IpFamily;
+
+/// Clients that session affinity remembers at most, over all ServicePorts.
+///
+/// Kernel: a set with a size gets its hash table at once, here 4 MiB.
+const AFFINITY_SIZE: u32 = 1 << 18;
+
+macro_rules! sets {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal),* $(,)?) => {
+        /// The sets and maps of our table.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum SetId { $($(#[$doc])* $variant),* }
+
+        impl SetId {
+            /// All of them.
+            pub(crate) const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The set's name in the kernel.
+            pub(crate) const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+        }
+    };
+}
+
+sets! {
+    /// VIP frontends: the kind of treatment.
+    Frontends = "frontends",
+    /// NodePort frontends: the kind of treatment.
+    NodePorts = "node-ports",
+    /// Where a kind of `Frontends` and `NodePorts` goes.
+    FrontendKinds = "frontend-kinds",
+    /// VIP frontends with source ranges: the kind of treatment of sources inside.
+    Firewalled = "firewalled",
+    /// Where a kind of `Firewalled` goes.
+    FirewalledKinds = "firewalled-kinds",
+    /// VIP frontends and the sources they accept.
+    SourceRanges = "source-ranges",
+    /// VIP frontends that distinguish sources: the kind of treatment of POD.
+    PodFrontends = "pod-frontends",
+    /// The same for HOST.
+    HostFrontends = "host-frontends",
+    /// The same for EXTN.
+    ExtnFrontends = "extn-frontends",
+    /// NodePort frontends that distinguish sources: the kind of treatment of POD.
+    PodNodePorts = "pod-node-ports",
+    /// The same for HOST.
+    HostNodePorts = "host-node-ports",
+    /// The same for EXTN.
+    ExtnNodePorts = "extn-node-ports",
+    /// Where a kind of the six maps above goes.
+    SourceKinds = "source-kinds",
+    /// VIP frontends other than the one that names their ServicePort: the address of that one.
+    FrontendOwners = "frontend-owners",
+    /// NodePort frontends: the address of the frontend that names their ServicePort.
+    NodePortOwners = "node-port-owners",
+    /// NodePort frontends: the port of the frontend that names their ServicePort.
+    NodePortOwnerPorts = "node-port-owner-ports",
+    /// Backends of the set C of each ServicePort, numbered from 0.
+    ClusterBackends = "cluster-backends",
+    /// Backends of the set L of each ServicePort, numbered from 0.
+    LocalBackends = "local-backends",
+    /// With session affinity: the codes of backends of the set C, numbered from 0.
+    ClusterCodes = "cluster-codes",
+    /// With session affinity: the codes of backends of the set L, numbered from 0.
+    LocalCodes = "local-codes",
+    /// With session affinity: backends of the set C by code.
+    ClusterByCode = "cluster-by-code",
+    /// With session affinity: backends of the set L by code.
+    LocalByCode = "local-by-code",
+    /// The code of the backend that a client of a ServicePort had last.
+    Affinity = "affinity",
+    /// Addresses of this node that accept NodePort traffic.
+    NodePortAddresses = "node-port-addresses",
+    /// Addresses of all backends, twice.
+    Endpoints = "endpoints",
+    /// VIP frontends to be rejected.
+    NoEndpoints = "no-endpoints",
+    /// NodePort frontends to be rejected.
+    NoEndpointNodePorts = "no-endpoint-node-ports",
+    /// VIP frontends that are no ClusterIP.
+    ExternalFrontends = "external-frontends",
+    /// Live ClusterIPs.
+    ClusterIps = "cluster-ips",
+    /// Networks whose other addresses are dropped.
+    ServiceCidrs = "service-cidrs",
+}
+
+impl SetId {
+    /// The declaration of the set.
+    #[expect(clippy::too_many_lines, reason = "a table, one line per set")]
+    pub(crate) fn declaration(self, family: IpFamily) -> Set {
+        use DataType::{
+            ClassId as Code, InetProto as Proto, InetService as Service, Integer, Ipv4Addr as V4,
+            Ipv6Addr as V6,
+        };
+        let pick = |v4: &'static [DataType], v6: &'static [DataType]| match family {
+            IpFamily::V4 => v4,
+            IpFamily::V6 => v6,
+        };
+        let address = pick(&[V4], &[V6]);
+        let pair = pick(&[V4, V4], &[V6, V6]);
+        let frontend = pick(&[V4, Proto, Service], &[V6, Proto, Service]);
+        let numbered = pick(
+            &[V4, Proto, Service, Integer],
+            &[V6, Proto, Service, Integer],
+        );
+        let client = pick(&[V4, Proto, Service, V4], &[V6, Proto, Service, V6]);
+        let backend = pick(&[V4, Service], &[V6, Service]);
+        let coded = pick(&[V4, Proto, Service, Code], &[V6, Proto, Service, Code]);
+        let node_port: &[DataType] = &[Proto, Service];
+        let code = Value::Data(&[Code]);
+        let kind: &[DataType] = &[Code];
+
+        let (key, value, comment) = match self {
+            Self::Frontends => (frontend, code, "frontend : kind of treatment"),
+            Self::NodePorts => (node_port, code, "node port : kind of treatment"),
+            Self::FrontendKinds => (kind, Value::Verdict, "kinds of @frontends and @node-ports"),
+            Self::Firewalled => (
+                frontend,
+                code,
+                "frontend with source ranges : kind of treatment",
+            ),
+            Self::FirewalledKinds => (kind, Value::Verdict, "kinds of @firewalled"),
+            Self::SourceRanges => (client, Value::None, "frontend . sources it accepts"),
+            Self::PodFrontends => (frontend, code, "frontend : kind of treatment of pods"),
+            Self::HostFrontends => (frontend, code, "frontend : kind of treatment of this node"),
+            Self::ExtnFrontends => (frontend, code, "frontend : kind of treatment of others"),
+            Self::PodNodePorts => (node_port, code, "node port : kind of treatment of pods"),
+            Self::HostNodePorts => (
+                node_port,
+                code,
+                "node port : kind of treatment of this node",
+            ),
+            Self::ExtnNodePorts => (node_port, code, "node port : kind of treatment of others"),
+            Self::SourceKinds => (kind, Value::Verdict, "kinds of the maps by source"),
+            Self::FrontendOwners => (
+                frontend,
+                Value::Data(address),
+                "frontend : address that names its ServicePort",
+            ),
+            Self::NodePortOwners => (
+                node_port,
+                Value::Data(address),
+                "node port : address that names its ServicePort",
+            ),
+            Self::NodePortOwnerPorts => (
+                node_port,
+                Value::Data(&[Service]),
+                "node port : port that names its ServicePort",
+            ),
+            Self::ClusterBackends => (
+                numbered,
+                Value::Data(backend),
+                "ServicePort . number : backend",
+            ),
+            Self::LocalBackends => (
+                numbered,
+                Value::Data(backend),
+                "ServicePort . number : backend on this node",
+            ),
+            Self::ClusterCodes => (
+                numbered,
+                code,
+                "ServicePort with affinity . number : backend's code",
+            ),
+            Self::LocalCodes => (
+                numbered,
+                code,
+                "ServicePort with affinity . number : code of backend on this node",
+            ),
+            Self::ClusterByCode => (
+                coded,
+                Value::Data(backend),
+                "ServicePort with affinity . code : backend",
+            ),
+            Self::LocalByCode => (
+                coded,
+                Value::Data(backend),
+                "ServicePort with affinity . code : backend on this node",
+            ),
+            Self::Affinity => (
+                client,
+                code,
+                "ServicePort . client : code of the backend it had last",
+            ),
+            Self::NodePortAddresses => (address, Value::None, "addresses that accept node ports"),
+            Self::Endpoints => (
+                pair,
+                Value::None,
+                "addresses of backends, twice: source and destination of a hairpin",
+            ),
+            Self::NoEndpoints => (frontend, Value::None, "frontends without endpoints"),
+            Self::NoEndpointNodePorts => (node_port, Value::None, "node ports without endpoints"),
+            Self::ExternalFrontends => {
+                (frontend, Value::None, "external IPs and load balancer IPs")
+            }
+            Self::ClusterIps => (address, Value::None, "cluster IPs in use"),
+            Self::ServiceCidrs => (address, Value::None, "where cluster IPs come from"),
+        };
+        let kind = if matches!(self, Self::SourceRanges | Self::ServiceCidrs) {
+            SetKind::Interval
+        } else if self == Self::Affinity {
+            SetKind::Dynamic {
+                size: AFFINITY_SIZE,
+            }
+        } else {
+            SetKind::Exact
+        };
+        Set {
+            name: self.name(),
+            comment,
+            key,
+            value,
+            kind,
+        }
+    }
+
+    /// The map that says a frontend's treatment by source class.
+    pub(crate) const fn by_source(class: SourceClass, node_port: bool) -> Self {
+        match (class, node_port) {
+            (SourceClass::Pod, false) => Self::PodFrontends,
+            (SourceClass::Host, false) => Self::HostFrontends,
+            (SourceClass::Extn, false) => Self::ExtnFrontends,
+            (SourceClass::Pod, true) => Self::PodNodePorts,
+            (SourceClass::Host, true) => Self::HostNodePorts,
+            (SourceClass::Extn, true) => Self::ExtnNodePorts,
+        }
+    }
+}

@@ -51,10 +51,8 @@ pub(super) struct Reflector<'a> {
     resource: Resource,
     /// Where the next watch continues; `None` asks for a list.
     version: Option<String>,
-    /// Whether the server is believed to have streaming lists.
-    can_stream: bool,
-    /// Whether pages of a list are asked for.
-    can_page: bool,
+    /// How the next list is asked for.
+    style: ListStyle,
     /// Whether anything came since the last failure.
     has_progress: bool,
     /// Whether the store was up to date when the last answer broke off.
@@ -64,6 +62,17 @@ pub(super) struct Reflector<'a> {
     /// How often in a row a streaming list did not come to its end.
     n_broken_streams: u32,
     reports: Reports,
+}
+
+/// How a list is asked for; each is the way out if the one before it fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ListStyle {
+    /// As the beginning of a watch.
+    Streaming,
+    /// Page by page.
+    Pages,
+    /// In one piece, once.
+    Whole,
 }
 
 /// What ended as it should.
@@ -95,8 +104,7 @@ impl<'a> Reflector<'a> {
             reports: Reports::new(resource.plural),
             resource,
             version: None,
-            can_stream: true,
-            can_page: true,
+            style: ListStyle::Streaming,
             has_progress: false,
             is_watching: false,
             n_garbled: 0,
@@ -118,7 +126,7 @@ impl<'a> Reflector<'a> {
                     self.version = Some(version);
                     self.watch(&url, None).await
                 }
-                None if self.can_stream => {
+                None if self.style == ListStyle::Streaming => {
                     let url = self.resource.streaming_list(self.watch_seconds());
                     self.watch(&url, Some(BTreeSet::new())).await
                 }
@@ -147,13 +155,14 @@ impl<'a> Reflector<'a> {
     /// Decides what to do after a failure, and how long to wait before it.
     fn mend(&mut self, failure: &Failure, backoff: &mut Backoff) -> Duration {
         let timing = self.context.timing;
-        let is_streaming = self.version.is_none() && self.can_stream;
+        let is_streaming = self.version.is_none() && self.style == ListStyle::Streaming;
         match failure {
             Failure::Gone => {
                 self.reports.note(failure);
                 // A token of a page that ran out: the next list comes in one piece.
-                self.can_page = self.version.is_some() || is_streaming;
-                self.version = None;
+                if self.version.take().is_none() && self.style == ListStyle::Pages {
+                    self.style = ListStyle::Whole;
+                }
                 if self.has_progress {
                     Duration::ZERO
                 } else {
@@ -165,42 +174,9 @@ impl<'a> Reflector<'a> {
                 retry_after,
                 message,
             } => {
-                let status = *status;
-                if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
-                    self.reports.failure(failure);
-                    let longest = if self.resource.kind == ObjectKind::ServiceCidr {
-                        timing.absent_wait
-                    } else {
-                        timing.denied_wait
-                    };
-                    return backoff.next(longest).max(retry_after.unwrap_or_default());
-                }
-                if status == StatusCode::NOT_FOUND {
-                    if self.resource.older_version() {
-                        return Duration::ZERO;
-                    }
-                    self.reports.failure(failure);
-                    self.version = None;
-                    return if self.resource.kind == ObjectKind::ServiceCidr {
-                        timing.absent_wait
-                    } else {
-                        backoff.next(timing.longest_wait)
-                    };
-                }
-                let is_busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
-                if is_streaming && !is_busy {
-                    self.reports.note(failure);
-                    self.can_stream = false;
-                    return Duration::ZERO;
-                }
-                // A server that was restored from a backup has not reached our version yet.
-                if !is_busy || message.contains("Too large resource version") {
-                    self.version = None;
-                }
-                self.reports.failure(failure);
-                backoff
-                    .next(timing.longest_wait)
-                    .max(retry_after.unwrap_or_default().min(timing.absent_wait))
+                let wait = self.refused(failure, *status, message, backoff);
+                let asked = retry_after.unwrap_or_default().min(timing.absent_wait);
+                wait.max(asked)
             }
             Failure::Garbled(_) => {
                 self.reports.failure(failure);
@@ -208,7 +184,7 @@ impl<'a> Reflector<'a> {
                 // Perhaps one object cannot be read: a list reads each for itself.
                 if self.n_garbled >= 2 {
                     self.version = None;
-                    self.can_stream = false;
+                    self.style = ListStyle::Pages;
                 }
                 backoff.next(timing.longest_wait)
             }
@@ -216,12 +192,14 @@ impl<'a> Reflector<'a> {
                 // A server that ignores what it does not know never ends a streaming list.
                 if is_streaming && matches!(failure, Failure::Silence(_)) {
                     self.reports.note(failure);
-                    self.can_stream = false;
+                    self.style = ListStyle::Pages;
                     return Duration::ZERO;
                 }
                 if is_streaming {
                     self.n_broken_streams += 1;
-                    self.can_stream = self.n_broken_streams < 3;
+                    if self.n_broken_streams >= 3 {
+                        self.style = ListStyle::Pages;
+                    }
                 }
                 // Watches break now and then; only if the next one fails is there something to tell.
                 if self.is_watching {
@@ -229,6 +207,55 @@ impl<'a> Reflector<'a> {
                 } else {
                     self.reports.failure(failure);
                 }
+                backoff.next(timing.longest_wait)
+            }
+        }
+    }
+
+    /// The same for an error of the server.
+    fn refused(
+        &mut self,
+        failure: &Failure,
+        status: StatusCode,
+        message: &str,
+        backoff: &mut Backoff,
+    ) -> Duration {
+        let timing = self.context.timing;
+        let is_optional = self.resource.kind == ObjectKind::ServiceCidr;
+        let is_busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
+        let is_streaming = self.version.is_none() && self.style == ListStyle::Streaming;
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                self.reports.failure(failure);
+                backoff.next(if is_optional {
+                    timing.absent_wait
+                } else {
+                    timing.denied_wait
+                })
+            }
+            StatusCode::NOT_FOUND => {
+                self.version = None;
+                if self.resource.older_version() {
+                    return Duration::ZERO;
+                }
+                self.reports.failure(failure);
+                if is_optional {
+                    timing.absent_wait
+                } else {
+                    backoff.next(timing.longest_wait)
+                }
+            }
+            _ if is_streaming && !is_busy => {
+                self.reports.note(failure);
+                self.style = ListStyle::Pages;
+                Duration::ZERO
+            }
+            _ => {
+                // A server that was restored from a backup has not reached our version yet.
+                if !is_busy || message.contains("Too large resource version") {
+                    self.version = None;
+                }
+                self.reports.failure(failure);
                 backoff.next(timing.longest_wait)
             }
         }
@@ -243,7 +270,9 @@ impl<'a> Reflector<'a> {
         };
         let mut continue_token = None;
         loop {
-            let url = self.resource.list(continue_token.as_deref(), self.can_page);
+            let url = self
+                .resource
+                .list(continue_token.as_deref(), self.style != ListStyle::Whole);
             let patience = self.context.timing.answer;
             let mut body = get(self.context.client, &url, patience).await?.into_body();
             let mut text = Vec::new();
@@ -269,7 +298,7 @@ impl<'a> Reflector<'a> {
             }
             self.flush(&mut batch);
             if continue_token.is_none() {
-                self.can_page = true;
+                self.style = ListStyle::Pages;
                 return Ok(Ended::List);
             }
         }

@@ -65,13 +65,13 @@ pub(crate) fn check<F: Pool + Datapaths>(steps: &[Step]) -> Result<(), String> {
             .collect();
         changed.extend(now.clone());
         before = now;
-        let compiled = compiler.apply(changed, &environment);
+        let outcome = compiler.apply(changed, &environment);
         let state = F::state(&compiler);
         let synced = node.enter(|| {
             if n == 0 || step.resync {
                 datapath.resync(state)
             } else {
-                datapath.sync(state, F::changes(&compiled))
+                datapath.sync(state, F::changes(&outcome))
             }
         });
         synced.map_err(|error| format!("step {n}: {error}: {:?}\n{}", error, table(state)))?;

@@ -8,7 +8,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::print_stderr,
+    clippy::disallowed_methods,
     reason = "a test"
 )]
 

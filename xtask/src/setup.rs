@@ -7,32 +7,14 @@ use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Debian's name of each package, and how to notice on other systems that it is there.
-const PACKAGES: &[(&str, Probe)] = &[
-    ("pkg-config", Probe::Program("pkg-config")),
-    ("libmnl-dev", Probe::Library("libmnl")),
-    ("libnftnl-dev", Probe::Library("libnftnl")),
-    ("nftables", Probe::Program("nft")),
-    ("conntrack", Probe::Program("conntrack")),
-    ("iproute2", Probe::Program("ip")),
+/// Debian's name of each package, and the program that tells on other systems that it is there.
+const PACKAGES: &[(&str, &str)] = &[
+    ("nftables", "nft"),
+    ("conntrack", "conntrack"),
+    ("iproute2", "ip"),
+    ("iputils-ping", "ping"),
+    ("ethtool", "ethtool"),
 ];
-
-enum Probe {
-    Program(&'static str),
-    Library(&'static str),
-}
-
-impl Probe {
-    fn present(&self) -> bool {
-        match self {
-            Self::Program(name) => sh::which(name).is_some(),
-            Self::Library(name) => sh::program("pkg-config")
-                .args(["--exists", name])
-                .status()
-                .is_ok_and(|status| status.success()),
-        }
-    }
-}
 
 /// The verb: installs what is missing and says so.
 pub(crate) fn run() -> Result<bool> {
@@ -51,7 +33,7 @@ pub(crate) fn ensure() -> Result<()> {
         missing_elsewhere()
     };
     if sh::which("cc").is_none() {
-        missing.push("gcc");
+        missing.extend(["gcc", "libc6-dev"]);
     }
     if missing.is_empty() {
         return Ok(());
@@ -59,9 +41,9 @@ pub(crate) fn ensure() -> Result<()> {
     if !debian {
         bail!(
             "missing: {}\nThis is not Debian or Ubuntu, so please install them by hand, for example\n  \
-             Fedora:  dnf install gcc pkgconf libmnl-devel libnftnl-devel nftables conntrack-tools iproute\n  \
-             Arch:    pacman -S gcc pkgconf libmnl libnftnl nftables conntrack-tools iproute2\n  \
-             Alpine:  apk add gcc musl-dev pkgconf libmnl-dev libnftnl-dev nftables conntrack-tools iproute2",
+             Fedora:  dnf install gcc nftables conntrack-tools iproute iputils ethtool\n  \
+             Arch:    pacman -S gcc nftables conntrack-tools iproute2 iputils ethtool\n  \
+             Alpine:  apk add gcc musl-dev nftables conntrack-tools iproute2 iputils ethtool",
             missing.join(" ")
         );
     }
@@ -119,14 +101,9 @@ fn missing_on_debian() -> Result<Vec<&'static str>> {
     let installed = installed(&String::from_utf8_lossy(&output.stdout));
     Ok(PACKAGES
         .iter()
-        .filter(|(name, probe)| !installed.contains(*name) && !replaced(name, probe))
+        .filter(|(name, _)| !installed.contains(*name))
         .map(|(name, _)| *name)
         .collect())
-}
-
-/// Debian may provide pkg-config by another package (pkgconf).
-fn replaced(name: &str, probe: &Probe) -> bool {
-    name == "pkg-config" && probe.present()
 }
 
 fn installed(dpkg_query: &str) -> BTreeSet<String> {
@@ -140,7 +117,7 @@ fn installed(dpkg_query: &str) -> BTreeSet<String> {
 fn missing_elsewhere() -> Vec<&'static str> {
     PACKAGES
         .iter()
-        .filter(|(_, probe)| !probe.present())
+        .filter(|(_, program)| sh::which(program).is_none())
         .map(|(name, _)| *name)
         .collect()
 }

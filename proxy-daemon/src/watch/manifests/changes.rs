@@ -30,6 +30,10 @@ pub(super) struct Changes {
     being_written: BTreeSet<String>,
     /// Files that were written since the caller last asked.
     written: BTreeSet<String>,
+    /// Files that were closed after writing, or renamed, since the last look.
+    finished: BTreeSet<String>,
+    /// Whether nothing happened for so long that every file is taken for finished.
+    quiet: bool,
     /// Whether there was an event that asks for a look.
     due: bool,
 }
@@ -48,6 +52,8 @@ impl Changes {
             watch: Some(watch),
             being_written: BTreeSet::new(),
             written: BTreeSet::new(),
+            finished: BTreeSet::new(),
+            quiet: true,
             due: false,
         })
     }
@@ -55,6 +61,19 @@ impl Changes {
     /// Files that somebody is writing to now.
     pub(super) fn being_written(&self) -> &BTreeSet<String> {
         &self.being_written
+    }
+
+    /// Whether an empty file of this name may be one that was just opened to be written anew.
+    ///
+    /// Kernel: `do_truncate()` empties the file first and tells of it afterwards.
+    pub(super) fn may_be_truncated(&self, name: &str) -> bool {
+        !self.quiet && !self.finished.contains(name)
+    }
+
+    /// Forgets which files were finished before a look that has seen them.
+    pub(super) fn looked(&mut self) {
+        self.finished.clear();
+        self.quiet = false;
     }
 
     /// Files that were written to since the last wait.
@@ -97,6 +116,7 @@ impl Changes {
             if n_ready == 0 {
                 // Who has written nothing for so long is not writing.
                 self.being_written.clear();
+                self.quiet = true;
                 self.due = true;
                 self.watch_again(path);
             }
@@ -130,6 +150,7 @@ impl Changes {
                 let mask = event.mask;
                 if mask.contains(EventMask::Q_OVERFLOW) {
                     self.being_written.clear();
+                    self.quiet = true;
                     self.due = true;
                 }
                 if mask
@@ -149,6 +170,7 @@ impl Changes {
                     self.due = true;
                 } else {
                     self.being_written.remove(name);
+                    self.finished.insert(name.to_owned());
                     self.due = true;
                 }
             }

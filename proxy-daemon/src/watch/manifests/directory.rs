@@ -12,6 +12,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::changes::Changes;
 use super::document::{self, Document};
 use crate::model::Diagnostic;
 use crate::model::from_k8s::{Author, Decoder, ObjectKey, ObjectKind, Value};
@@ -47,6 +48,12 @@ struct File {
     documents: Vec<Good>,
     /// What is wrong with the file as it is now, also with documents that keep their last good state.
     diagnostics: Vec<Diagnostic>,
+}
+
+impl File {
+    fn is_empty(&self) -> bool {
+        self.identity.is_some_and(|identity| identity.size == 0)
+    }
 }
 
 /// The last good state of a document.
@@ -117,11 +124,11 @@ impl Directory {
         &self.path
     }
 
-    /// Reads what changed; files of these names are being written and not looked at.
+    /// Reads what changed; files that are being written are not looked at.
     ///
     /// # Errors
     /// When the directory itself cannot be read.
-    pub(super) fn look(&mut self, being_written: &BTreeSet<String>) -> io::Result<Look> {
+    pub(super) fn look(&mut self, changes: &Changes) -> io::Result<Look> {
         // The token is read first: what it names is in the files that are read after it.
         let token = read_token(&self.path.join(TOKEN));
         let mut files = BTreeMap::new();
@@ -133,11 +140,24 @@ impl Directory {
             if !is_manifest(&name) {
                 continue;
             }
-            let seen = if being_written.contains(&name) {
+            let seen = if changes.being_written().contains(&name) {
                 is_whole = false;
                 self.files.contains_key(&name).then_some(Seen::Same)
             } else {
                 self.look_at(&name)
+            };
+            let had_objects = self
+                .files
+                .get(&name)
+                .is_some_and(|old| !old.documents.is_empty());
+            let seen = match seen {
+                Some(Seen::Read(file))
+                    if had_objects && file.is_empty() && changes.may_be_truncated(&name) =>
+                {
+                    is_whole = false;
+                    Some(Seen::Same)
+                }
+                seen => seen,
             };
             if let Some(seen) = seen {
                 files.insert(name, seen);

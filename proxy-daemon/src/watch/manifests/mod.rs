@@ -99,7 +99,9 @@ impl Manifests {
     fn follow(mut self, stop: &UnixStream, shared: &Shared) {
         let mut faulty = false;
         loop {
-            match self.directory.look(self.changes.being_written()) {
+            let look = self.directory.look(&self.changes);
+            self.changes.looked();
+            match look {
                 Ok(mut look) => {
                     if faulty {
                         tracing::info!(path = %self.directory.path().display(), "manifests can be read again");

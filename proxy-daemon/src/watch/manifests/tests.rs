@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::changes::Changes;
+use super::directory::Directory;
 use super::{Manifests, ManifestsError};
 use crate::model::ServiceName;
 use crate::watch::{Shared, Store};
@@ -359,4 +361,33 @@ fn what_is_no_file_makes_nobody_wait_and_no_name_forges_a_log_line() {
         assert_eq!(faults.len(), 1, "{faults:?}");
         assert!(!faults[0].contains(char::is_control), "{faults:?}");
     });
+}
+
+#[test]
+fn a_file_that_was_just_opened_to_be_written_anew_keeps_its_objects() {
+    let directory = Temporary::new();
+    let path = directory.0.join("a.yaml");
+    fs::write(&path, service("web", 1)).expect("written");
+    let shared = Arc::new(Shared::default());
+    let mut reader = Directory::new(directory.0.clone(), "n".into());
+    let mut changes = Changes::of(&directory.0).expect("a watch");
+    let mut look = |changes: &mut Changes| {
+        let look = reader.look(changes).expect("read");
+        changes.looked();
+        let _changed = reader.tell(look, &shared);
+        shared.with(|store| cluster_ip(store, "web"))
+    };
+    assert_eq!(look(&mut changes).as_deref(), Some("10.96.0.1"));
+    // The kernel has emptied the file, and its event was not taken yet.
+    let mut file = fs::File::create(&path).expect("truncated");
+    assert_eq!(look(&mut changes).as_deref(), Some("10.96.0.1"));
+    file.write_all(service("web", 2).as_bytes())
+        .expect("written");
+    drop(file);
+    drop(changes.writes_since());
+    assert_eq!(look(&mut changes).as_deref(), Some("10.96.0.2"));
+    // Who empties a file and closes it means it.
+    drop(fs::File::create(&path).expect("truncated"));
+    drop(changes.writes_since());
+    assert_eq!(look(&mut changes), None);
 }

@@ -29,6 +29,9 @@ pub(crate) struct Options {
     unit: bool,
 }
 
+/// What every step builds: with another selection cargo would choose other features, and compile all dependencies anew.
+const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "proxy-ebpf"];
+
 /// Builds and runs all tests; whether all passed.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     setup::ensure()?;
@@ -44,15 +47,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             }
             eprintln!("\x1b[1mexamples in the documentation\x1b[0m");
             let mut doc = sh::cargo();
-            doc.args([
-                "test",
-                "--doc",
-                "--no-fail-fast",
-                "--package",
-                "proxy-common",
-                "--package",
-                "proxy-daemon",
-            ]);
+            doc.args(["test", "--doc", "--no-fail-fast"])
+                .args(WORKSPACE);
             doc.args(options.filter.iter().flat_map(|f| ["--", f]));
             total.add("doc tests", run_counted(doc));
         }
@@ -111,15 +107,9 @@ impl Binary {
 /// Builds the daemon and every test executable, units first.
 fn build() -> Result<Vec<Binary>> {
     // The behaviour tests start the daemon itself, which cargo does not build for another package's tests.
-    sh::must_run(sh::cargo().args([
-        "build",
-        "--package",
-        "proxy-daemon",
-        "--package",
-        "proxy-tests",
-    ]))?;
+    sh::must_run(sh::cargo().args(["build", "--all-targets"]).args(WORKSPACE))?;
     let mut command = sh::cargo();
-    command.args(["test", "--no-run", "--workspace", "--exclude", "proxy-ebpf"]);
+    command.args(["test", "--no-run"]).args(WORKSPACE);
     command
         .arg("--message-format=json-render-diagnostics")
         .stdout(Stdio::piped());

@@ -430,6 +430,15 @@ impl Stream {
             let fd = reactor::watch(fd, interest);
             connected(&fd, deadline).await.map(|()| fd.into_inner())
         })?;
+        // Only to tell why a connection failed: with it an open one would end at the first ICMP error, which those of
+        // ordinary programs do not.
+        for off in [
+            setsockopt(&fd, sockopt::Ipv4RecvErr, &false),
+            setsockopt(&fd, sockopt::Ipv6RecvErr, &false),
+        ] {
+            // Each family's sockets refuse the other family's option.
+            let _other_family = off;
+        }
         let stream = BlockingStream::from(fd);
         let broken = |error: io::Error| Outcome::Broken(error.to_string());
         stream.set_nonblocking(false).map_err(broken)?;

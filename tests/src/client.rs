@@ -433,13 +433,12 @@ impl Stream {
         })?;
         // Only to tell why a connection failed: with it an open one would end at the first ICMP error, which those of
         // ordinary programs do not.
-        for off in [
-            setsockopt(&fd, sockopt::Ipv4RecvErr, &false),
-            setsockopt(&fd, sockopt::Ipv6RecvErr, &false),
-        ] {
-            // Each family's sockets refuse the other family's option.
-            let _other_family = off;
-        }
+        let off = if attempt.destination.is_ipv4() {
+            setsockopt(&fd, sockopt::Ipv4RecvErr, &false)
+        } else {
+            setsockopt(&fd, sockopt::Ipv6RecvErr, &false)
+        };
+        off.map_err(|errno| Outcome::Broken(errno.to_string()))?;
         let stream = BlockingStream::from(fd);
         let broken = |error: io::Error| Outcome::Broken(error.to_string());
         stream.set_nonblocking(false).map_err(broken)?;

@@ -3,6 +3,7 @@
 //! Invariants: a datapath decides nothing, it renders; it recognises its own objects without any
 //! memory; it never touches foreign ones; a failure leaves the old state in force.
 
+pub mod iptables;
 pub mod nftables;
 
 use crate::forwarding::{Changes, ForwardingState};

@@ -1,0 +1,10 @@
+//! Which of the two iptables does this node use?
+
+/// One of the two programs that are called iptables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// iptables-nft: its rules are rules of `nf_tables`.
+    Nft,
+    /// iptables-legacy: its rules are those of `ip_tables`.
+    Legacy,
+}

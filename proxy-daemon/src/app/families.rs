@@ -3,11 +3,24 @@
 use std::time::{Duration, Instant};
 
 use super::AppError;
+use crate::config::{IptablesBackend, Mode};
 use crate::conntrack::{Netlink, StaleFlows};
-use crate::datapath::nftables::Nftables;
+use crate::datapath::Kind;
+use crate::datapath::iptables::Flavour;
 use crate::net::{Family, IpFamily, V4, V6};
 use crate::sync::{Carrier, Intake, Sync};
 use crate::sys::host;
+
+/// The datapath that this mode means on this node. `auto` is iptables-nft until the node is looked at.
+pub(super) fn kind(mode: Mode) -> Kind {
+    match mode {
+        Mode::Nftables => Kind::Nftables,
+        Mode::Iptables(IptablesBackend::Nft | IptablesBackend::Auto) => {
+            Kind::Iptables(Flavour::Nft)
+        }
+        Mode::Iptables(IptablesBackend::Legacy) => Kind::Iptables(Flavour::Legacy),
+    }
+}
 
 /// Gives the loop a carrier for each family that the node supports.
 ///
@@ -16,47 +29,59 @@ use crate::sys::host;
 /// is only logged (DS-2).
 pub(super) fn open<I: Intake>(
     mut sync: Sync<I>,
+    kind: Kind,
     primary: IpFamily,
     sync_period: Duration,
     now: Instant,
 ) -> Result<Sync<I>, AppError> {
-    if let Some(carrier) = carrier::<V4>(true, primary, sync_period, now)? {
+    let opening = Opening {
+        kind,
+        primary,
+        sync_period,
+        now,
+    };
+    if let Some(carrier) = opening.carrier::<V4>(true)? {
         sync = sync.with_v4(carrier);
     }
-    if let Some(carrier) = carrier::<V6>(host::has_ipv6(), primary, sync_period, now)? {
+    if let Some(carrier) = opening.carrier::<V6>(host::has_ipv6())? {
         sync = sync.with_v6(carrier);
     }
     Ok(sync.with_primary(primary))
 }
 
-fn carrier<F: Family>(
-    supported: bool,
+/// What the carriers of both families have in common.
+struct Opening {
+    kind: Kind,
     primary: IpFamily,
     sync_period: Duration,
     now: Instant,
-) -> Result<Option<Carrier<F>>, AppError> {
-    let is_primary = F::FAMILY == primary;
-    if !supported {
-        if is_primary {
-            return Err(AppError::NoFamily(primary));
+}
+
+impl Opening {
+    fn carrier<F: Family>(&self, supported: bool) -> Result<Option<Carrier<F>>, AppError> {
+        let is_primary = F::FAMILY == self.primary;
+        if !supported {
+            if is_primary {
+                return Err(AppError::NoFamily(self.primary));
+            }
+            tracing::info!(family = F::FAMILY.name(), "not on this node: single-stack");
+            return Ok(None);
         }
-        tracing::info!(family = F::FAMILY.name(), "not on this node: single-stack");
-        return Ok(None);
-    }
-    match Nftables::<F>::open() {
-        Ok(datapath) => {
-            let stale_flows = StaleFlows::new(Box::new(Netlink::default()));
-            let carrier = Carrier::new(Box::new(datapath), stale_flows, sync_period, now);
-            Ok(Some(carrier))
-        }
-        Err(source) if is_primary => Err(AppError::Family {
-            family: primary,
-            source,
-        }),
-        Err(error) => {
-            let error = &error as &dyn std::error::Error;
-            tracing::error!(family = F::FAMILY.name(), error, "not served: single-stack");
-            Ok(None)
+        match self.kind.open::<F>() {
+            Ok(datapath) => {
+                let stale_flows = StaleFlows::new(Box::new(Netlink::default()));
+                let carrier = Carrier::new(datapath, stale_flows, self.sync_period, self.now);
+                Ok(Some(carrier))
+            }
+            Err(source) if is_primary => Err(AppError::Family {
+                family: self.primary,
+                source,
+            }),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(family = F::FAMILY.name(), error, "not served: single-stack");
+                Ok(None)
+            }
         }
     }
 }

@@ -102,6 +102,7 @@ fn read_config(cli: &Cli) -> Result<Resolved, AppError> {
     let beside = Beside {
         manifests: flags.manifests.clone(),
         master: flags.master.clone(),
+        iptables_backend: flags.iptables_backend.clone(),
         file: flags.config.clone(),
         healthz_port: flags.healthz_port,
         metrics_port: flags.metrics_port,
@@ -192,7 +193,8 @@ async fn serve(
         Arc::clone(&clock),
         Arc::clone(&health),
     );
-    let sync = families::open(sync, primary, config.periods.sync, clock.now())?;
+    let kind = families::kind(config.mode);
+    let sync = families::open(sync, kind, primary, config.periods.sync, clock.now())?;
 
     let ask = ask(mailbox, shared);
     let healthz = health::healthz_router(Arc::clone(&health), Arc::clone(&clock));

@@ -96,10 +96,11 @@ impl Command {
 }
 
 /// The flags that count beside a configuration file. Spec: CFG-1.
-const BESIDE_A_FILE: [&str; 12] = [
+const BESIDE_A_FILE: [&str; 13] = [
     "config",
     "manifests",
     "mode",
+    "iptables-backend",
     "master",
     "hostname-override",
     "cleanup",

@@ -29,7 +29,15 @@ fn cfg_4_underscores_are_dashes_in_names_only() {
 
 #[test]
 fn cfg_8_flags_set_every_mode_but_the_bit() {
+    for (mode, bit) in [("nftables", 14), ("iptables", 3)] {
+        flags_set_periods_and_masquerade_all(mode, bit);
+    }
+}
+
+fn flags_set_periods_and_masquerade_all(mode: &str, bit: u8) {
+    let mode = format!("--mode={mode}");
     let cli = read(&[
+        &mode,
         "--masquerade-all",
         "--iptables-sync-period=1m0s",
         "--iptables-min-sync-period",
@@ -38,7 +46,7 @@ fn cfg_8_flags_set_every_mode_but_the_bit() {
     ]);
     let resolved = resolve(&cli.as_configuration().unwrap(), &beside()).unwrap();
     assert!(resolved.config.policy.masquerade_all);
-    assert_eq!(resolved.config.policy.masquerade_bit.bit(), 14);
+    assert_eq!(resolved.config.policy.masquerade_bit.bit(), bit);
     assert_eq!(
         resolved.config.periods,
         Periods {
@@ -95,6 +103,7 @@ fn cfg_1_a_file_overrules_flags_and_they_are_named() {
         "--config=x",
         "--cluster-cidr=10.0.0.0/8",
         "--hostname-override=h",
+        "--iptables-backend=legacy",
         "-v=5",
     ]);
     assert_eq!(cli.overruled_by_file(), ["cluster-cidr"]);

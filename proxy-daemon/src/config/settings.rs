@@ -46,6 +46,20 @@ pub struct Config {
 pub enum Mode {
     /// Maps and rules of `nf_tables`, over netlink.
     Nftables,
+    /// Rules of iptables and sets of ipset, through their programs.
+    Iptables(IptablesBackend),
+}
+
+/// Which of the two iptables is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IptablesBackend {
+    /// The one that the node uses already.
+    #[default]
+    Auto,
+    /// iptables-nft.
+    Nft,
+    /// iptables-legacy.
+    Legacy,
 }
 
 impl Mode {
@@ -53,6 +67,7 @@ impl Mode {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Nftables => "nftables",
+            Self::Iptables(_) => "iptables",
         }
     }
 }

@@ -8,6 +8,51 @@ pub mod nftables;
 
 use crate::forwarding::{Changes, ForwardingState};
 use crate::net::Family;
+use iptables::{Flavour, Iptables};
+use nftables::Nftables;
+
+/// One of the mechanisms: the only list of them there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// [`nftables`].
+    Nftables,
+    /// [`iptables`], by one of its two programs, which do not see each other's rules.
+    Iptables(Flavour),
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [
+        Self::Nftables,
+        Self::Iptables(Flavour::Nft),
+        Self::Iptables(Flavour::Legacy),
+    ];
+
+    /// A name for logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables(Flavour::Nft) => "iptables-nft",
+            Self::Iptables(Flavour::Legacy) => "iptables-legacy",
+        }
+    }
+
+    /// All but this one.
+    pub fn others(self) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |kind| *kind != self)
+    }
+
+    /// Opens it in the network namespace of the calling thread. Writes nothing.
+    ///
+    /// # Errors
+    /// [`DatapathError::Unusable`] if a program, a capability or a part of the kernel is missing.
+    pub fn open<F: Family>(self) -> Result<Box<dyn Datapath<F>>, DatapathError> {
+        Ok(match self {
+            Self::Nftables => Box::new(Nftables::<F>::open()?),
+            Self::Iptables(flavour) => Box::new(Iptables::<F>::open(flavour)?),
+        })
+    }
+}
 
 /// One kernel mechanism that can carry the forwarding state of one family.
 pub trait Datapath<F: Family>: Send {

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 
 use super::raw::{Conntrack, KubeProxyConfiguration, ModeSection};
 use super::{
-    Config, ConntrackSettings, DetectLocal, GoDuration, LogSettings, Mode, NodePortAddresses,
-    Periods, Policy, Source,
+    Config, ConntrackSettings, DetectLocal, GoDuration, IptablesBackend, LogSettings, Mode,
+    NodePortAddresses, Periods, Policy, Source,
 };
 use crate::forwarding::{InterfaceName, MarkBit};
 use crate::net::{parse_address, parse_network};
@@ -25,6 +25,8 @@ pub struct Beside {
     pub manifests: Option<PathBuf>,
     /// `--master`.
     pub master: Option<String>,
+    /// `--iptables-backend`.
+    pub iptables_backend: Option<String>,
     /// The configuration file.
     pub file: Option<PathBuf>,
     /// The deprecated `--healthz-port`.
@@ -65,9 +67,9 @@ pub struct Resolved {
 /// Every [`Fault`] there is; never an empty list.
 pub fn resolve(raw: &KubeProxyConfiguration, beside: &Beside) -> Result<Resolved, Vec<Fault>> {
     let mut r = Resolver::default();
-    let mode = r.mode(raw.mode.as_deref());
+    let mode = r.mode(raw.mode.as_deref(), beside.iptables_backend.as_deref());
     let bind_address = r.bind_address(raw.bind_address.as_deref());
-    let section = raw.nftables.clone().unwrap_or_default();
+    let section = Section::of(mode, raw);
     let config = Config {
         mode,
         source: r.source(raw, beside),
@@ -104,6 +106,33 @@ pub fn resolve(raw: &KubeProxyConfiguration, beside: &Beside) -> Result<Resolved
     }
 }
 
+/// The section that counts in the mode, and what its fields are called. Spec: CFG-8.
+struct Section {
+    fields: ModeSection,
+    masquerade_bit: &'static str,
+    sync_period: &'static str,
+    min_sync_period: &'static str,
+}
+
+impl Section {
+    fn of(mode: Mode, raw: &KubeProxyConfiguration) -> Self {
+        match mode {
+            Mode::Nftables => Self {
+                fields: raw.nftables.clone().unwrap_or_default(),
+                masquerade_bit: "nftables.masqueradeBit",
+                sync_period: "nftables.syncPeriod",
+                min_sync_period: "nftables.minSyncPeriod",
+            },
+            Mode::Iptables(_) => Self {
+                fields: raw.iptables.clone().unwrap_or_default(),
+                masquerade_bit: "iptables.masqueradeBit",
+                sync_period: "iptables.syncPeriod",
+                min_sync_period: "iptables.minSyncPeriod",
+            },
+        }
+    }
+}
+
 fn unspecified_like(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -132,12 +161,14 @@ impl Resolver {
         });
     }
 
-    fn mode(&mut self, mode: Option<&str>) -> Mode {
+    fn mode(&mut self, mode: Option<&str>, iptables_backend: Option<&str>) -> Mode {
+        let backend = self.iptables_backend(iptables_backend);
         match mode.unwrap_or_default() {
+            "iptables" => return Mode::Iptables(backend),
             "" | "nftables" => {}
-            later @ ("iptables" | "ebpf") => self.fault(
+            "ebpf" => self.fault(
                 "mode",
-                format!("the {later} mode is not there yet; nftables is (and is the default)"),
+                "the ebpf mode is not there yet; nftables (the default) and iptables are",
             ),
             never @ ("ipvs" | "kernelspace") => self.fault(
                 "mode",
@@ -148,7 +179,26 @@ impl Resolver {
                 format!("{other:?} is not a mode; use nftables, iptables or ebpf"),
             ),
         }
+        if backend != IptablesBackend::Auto {
+            self.warnings
+                .push("--iptables-backend has no effect but in iptables mode".to_owned());
+        }
         Mode::Nftables
+    }
+
+    fn iptables_backend(&mut self, backend: Option<&str>) -> IptablesBackend {
+        match backend.unwrap_or_default() {
+            "" | "auto" => IptablesBackend::Auto,
+            "nft" => IptablesBackend::Nft,
+            "legacy" => IptablesBackend::Legacy,
+            other => {
+                self.fault(
+                    "--iptables-backend",
+                    format!("{other:?} is none of auto, nft, legacy"),
+                );
+                IptablesBackend::Auto
+            }
+        }
     }
 
     fn bind_address(&mut self, text: Option<&str>) -> IpAddr {
@@ -221,12 +271,12 @@ impl Resolver {
         name
     }
 
-    fn policy(&mut self, raw: &KubeProxyConfiguration, section: &ModeSection) -> Policy {
+    fn policy(&mut self, raw: &KubeProxyConfiguration, section: &Section) -> Policy {
         let gates = raw.feature_gates.clone().unwrap_or_default();
         Policy {
             detect_local: self.detect_local(raw),
-            masquerade_all: section.masquerade_all.unwrap_or(false),
-            masquerade_bit: self.masquerade_bit(section.masquerade_bit),
+            masquerade_all: section.fields.masquerade_all.unwrap_or(false),
+            masquerade_bit: self.masquerade_bit(section),
             node_port_addresses: self.node_port_addresses(raw.node_port_addresses.as_deref()),
             allow_external_ips: gates
                 .get("AllowServiceExternalIPs")
@@ -240,18 +290,15 @@ impl Resolver {
         }
     }
 
-    fn masquerade_bit(&mut self, bit: Option<i32>) -> MarkBit {
-        let Some(bit) = bit else {
+    fn masquerade_bit(&mut self, section: &Section) -> MarkBit {
+        let Some(bit) = section.fields.masquerade_bit else {
             return MarkBit::DEFAULT;
         };
         u8::try_from(bit)
             .ok()
             .and_then(MarkBit::new)
             .unwrap_or_else(|| {
-                self.fault(
-                    "nftables.masqueradeBit",
-                    format!("{bit} is not from 0 to 31"),
-                );
+                self.fault(section.masquerade_bit, format!("{bit} is not from 0 to 31"));
                 MarkBit::DEFAULT
             })
     }
@@ -361,21 +408,21 @@ impl Resolver {
     }
 
     /// Spec: SYNC-1 to SYNC-3, SYNC-14.
-    fn periods(&mut self, raw: &KubeProxyConfiguration, section: &ModeSection) -> Periods {
-        let sync = match section.sync_period {
+    fn periods(&mut self, raw: &KubeProxyConfiguration, section: &Section) -> Periods {
+        let sync = match section.fields.sync_period {
             Some(period) if !period.is_zero() => {
-                self.duration("nftables.syncPeriod", Some(period), Periods::DEFAULT.sync)
+                self.duration(section.sync_period, Some(period), Periods::DEFAULT.sync)
             }
             Some(_) | None => Periods::DEFAULT.sync,
         };
         let default_min = Periods::DEFAULT.min_sync.min(sync);
         let min_sync = self.duration(
-            "nftables.minSyncPeriod",
             section.min_sync_period,
+            section.fields.min_sync_period,
             default_min,
         );
         if min_sync > sync {
-            self.fault("nftables.minSyncPeriod", "is longer than syncPeriod");
+            self.fault(section.min_sync_period, "is longer than syncPeriod");
         }
         self.duration("configSyncPeriod", raw.config_sync_period, Duration::ZERO);
         Periods { min_sync, sync }

@@ -194,6 +194,7 @@ fn cfg_5_each_bad_value_is_a_fault() {
         "detectLocalMode: Guess",
         "mode: userspace",
         "mode: ipvs",
+        "mode: ebpf",
         "clientConnection: {burst: -1}",
         "hostnameOverride: '  '",
         "logging: {format: xml}",
@@ -240,15 +241,89 @@ fn cfg_5_a_missing_port_is_filled_in() {
 
 #[test]
 fn cfg_8_only_the_section_of_the_mode_counts() {
-    let (raw, _) = raw::parse(
+    let (mut raw, _) = raw::parse(
         "test",
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
-         iptables: {masqueradeAll: true, masqueradeBit: 1}",
+         iptables: {masqueradeAll: true, masqueradeBit: 1, syncPeriod: 7s}\n\
+         nftables: {syncPeriod: 8s}",
     )
     .unwrap();
-    let policy = resolve(&raw, &beside()).unwrap().config.policy;
-    assert!(!policy.masquerade_all);
-    assert_eq!(policy.masquerade_bit.bit(), 14);
+    for (mode, masquerade_all, bit, period) in [
+        ("", false, 14, 8),
+        ("nftables", false, 14, 8),
+        ("iptables", true, 1, 7),
+    ] {
+        raw.mode = Some(mode.to_owned());
+        let config = resolve(&raw, &beside()).unwrap().config;
+        assert_eq!(config.policy.masquerade_all, masquerade_all, "{mode}");
+        assert_eq!(config.policy.masquerade_bit.bit(), bit, "{mode}");
+        assert_eq!(config.periods.sync, Duration::from_secs(period), "{mode}");
+    }
+}
+
+#[test]
+fn cfg_8_faults_name_the_section_of_the_mode() {
+    for (section, other) in [("iptables", "nftables"), ("nftables", "iptables")] {
+        for (fields, expected) in [
+            ("{masqueradeBit: 32}", "masqueradeBit: "),
+            ("{syncPeriod: -1s}", "syncPeriod: "),
+            ("{minSyncPeriod: -1s}", "minSyncPeriod: "),
+            ("{syncPeriod: 1s, minSyncPeriod: 2s}", "minSyncPeriod: "),
+        ] {
+            let told = faults(&format!("mode: {section}\n{section}: {fields}"));
+            let [told] = &told[..] else {
+                panic!("{told:?}")
+            };
+            assert!(told.starts_with(&format!("{section}.{expected}")), "{told}");
+            assert!(faults(&format!("mode: {section}\n{other}: {fields}")).is_empty());
+        }
+    }
+}
+
+#[test]
+fn cfg_5_the_iptables_backend_is_one_of_two_or_found_out() {
+    let resolved = |mode: &str, backend: Option<&str>| {
+        let raw = KubeProxyConfiguration {
+            mode: Some(mode.to_owned()),
+            cluster_cidr: Some("10.0.0.0/8".to_owned()),
+            ..KubeProxyConfiguration::default()
+        };
+        let iptables_backend = backend.map(str::to_owned);
+        let beside = Beside {
+            iptables_backend,
+            ..beside()
+        };
+        resolve(&raw, &beside).map(|resolved| (resolved.config.mode, resolved.warnings.len()))
+    };
+    for (text, backend) in [
+        (None, IptablesBackend::Auto),
+        (Some("auto"), IptablesBackend::Auto),
+        (Some("nft"), IptablesBackend::Nft),
+        (Some("legacy"), IptablesBackend::Legacy),
+    ] {
+        assert_eq!(resolved("iptables", text), Ok((Mode::Iptables(backend), 0)));
+    }
+    assert_eq!(resolved("", Some("legacy")), Ok((Mode::Nftables, 1)));
+    let told = resolved("iptables", Some("xtables")).unwrap_err();
+    assert_eq!(told[0].field, "--iptables-backend");
+}
+
+#[test]
+fn np_5_local_host_node_ports_are_said_once_to_have_no_effect() {
+    for mode in ["nftables", "iptables"] {
+        let (raw, _) = raw::parse(
+            "test",
+            &format!("{KUBEADM}\n")
+                .replace("localhostNodePorts: null", "localhostNodePorts: true")
+                .replace("mode: \"\"", &format!("mode: {mode}")),
+        )
+        .unwrap();
+        let warnings = resolve(&raw, &beside()).unwrap().warnings;
+        let [warning] = &warnings[..] else {
+            panic!("{warnings:?}")
+        };
+        assert!(warning.contains("iptables.localhostNodePorts"), "{warning}");
+    }
 }
 
 #[test]

@@ -3,30 +3,44 @@
 //! Spec: LIFE-7. Not there yet: kube-proxy's own tables and chains.
 
 use super::AppError;
-use crate::datapath::nftables::Nftables;
-use crate::datapath::{Datapath as _, DatapathError};
+use crate::datapath::{DatapathError, Kind};
 use crate::net::{Family, IpFamily, V4, V6};
 
-/// Removes what is ours of every family; what cannot be removed does not keep the rest.
+/// Removes what is ours of every mode and family; what cannot be removed does not keep the rest.
 ///
 /// # Errors
-/// [`AppError::Cleanup`] for the first family of which something is left.
+/// [`AppError::Cleanup`] with everything of which something is left.
 pub(super) fn run() -> Result<(), AppError> {
-    let outcomes = [
-        (IpFamily::V4, remove::<V4>()),
-        (IpFamily::V6, remove::<V6>()),
-    ];
-    for (family, outcome) in outcomes {
-        outcome.map_err(|source| AppError::Cleanup { family, source })?;
+    let mut left = Vec::new();
+    for kind in Kind::ALL {
+        remove::<V4>(kind, &mut left);
+        remove::<V6>(kind, &mut left);
     }
-    Ok(())
+    if left.is_empty() {
+        Ok(())
+    } else {
+        Err(AppError::Cleanup(left))
+    }
 }
 
-fn remove<F: Family>() -> Result<(), DatapathError> {
-    Nftables::<F>::open()?.cleanup()?;
-    tracing::info!(
-        family = F::FAMILY.name(),
-        "nothing of ours is left in nf_tables"
-    );
-    Ok(())
+fn remove<F: Family>(kind: Kind, left: &mut Vec<(Kind, IpFamily)>) {
+    let (mode, family) = (kind.name(), F::FAMILY.name());
+    match kind.open::<F>().and_then(|mut datapath| datapath.cleanup()) {
+        Ok(()) => tracing::info!(mode, family, "nothing of ours is left"),
+        // Where the mode cannot work, nothing of ours can have come to be.
+        Err(error @ DatapathError::Unusable { .. }) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::debug!(
+                mode,
+                family,
+                error,
+                "not on this node, so nothing to remove"
+            );
+        }
+        Err(error @ DatapathError::Refused { .. }) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(mode, family, error, "something of ours is left");
+            left.push((kind, F::FAMILY));
+        }
+    }
 }

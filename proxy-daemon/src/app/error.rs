@@ -1,7 +1,7 @@
 //! Why does the process end, other than by a signal?
 
 use crate::config::{Fault, raw};
-use crate::datapath::DatapathError;
+use crate::datapath::{DatapathError, Kind};
 use crate::debug::ExplainError;
 use crate::health::BindError;
 use crate::net::IpFamily;
@@ -67,15 +67,9 @@ pub enum AppError {
     /// The node lacks the primary family.
     #[error("the node's primary family is {0}, which this network namespace does not have")]
     NoFamily(IpFamily),
-    /// `--cleanup` left something.
-    #[error("{family} could not be cleaned up")]
-    Cleanup {
-        /// Which family.
-        family: IpFamily,
-        /// Why.
-        #[source]
-        source: DatapathError,
-    },
+    /// `--cleanup` left something; why was logged.
+    #[error("could not clean up {}", names(.0))]
+    Cleanup(Vec<(Kind, IpFamily)>),
     /// The Node has no pod networks, which detect-local mode `NodeCIDR` needs. Spec: NODE-3.
     #[error("our Node has no spec.podCIDRs, which detectLocalMode NodeCIDR needs")]
     NoPodCidrs,
@@ -127,7 +121,7 @@ impl AppError {
             | Self::Family { .. }
             | Self::NoFamily(_)
             | Self::Unusable(_)
-            | Self::Cleanup { .. }
+            | Self::Cleanup(_)
             | Self::NoDaemon { .. }
             | Self::NoPodCidrs
             | Self::PodCidrsChanged
@@ -141,6 +135,13 @@ impl AppError {
 
 const fn plural(faults: &[Fault]) -> &'static str {
     if faults.len() == 1 { "" } else { "s" }
+}
+
+fn names(left: &[(Kind, IpFamily)]) -> String {
+    let names = left
+        .iter()
+        .map(|(kind, family)| format!("{} {family}", kind.name()));
+    names.collect::<Vec<_>>().join(", ")
 }
 
 fn list(faults: &[Fault]) -> String {

@@ -56,6 +56,8 @@ struct Family {
     last_queued: Option<SystemTime>,
     last_error: Option<String>,
     n_failures: u32,
+    /// How many of these wrote only what changed.
+    n_partial_failures: u32,
     full: Histogram,
     partial: Histogram,
     conntrack: Histogram,
@@ -160,8 +162,8 @@ impl Health {
         });
     }
 
-    /// A sync failed.
-    pub fn failed(&self, family: IpFamily, error: &(dyn Error + 'static)) {
+    /// A sync failed. Spec: MET-9.
+    pub fn failed(&self, family: IpFamily, scope: Scope, error: &(dyn Error + 'static)) {
         let mut texts = Vec::new();
         let mut next: Option<&(dyn Error + 'static)> = Some(error);
         while let Some(error) = next {
@@ -171,6 +173,7 @@ impl Health {
         self.with_family(family, |family| {
             family.last_error = Some(texts.join(": "));
             family.n_failures += 1;
+            family.n_partial_failures += u32::from(scope == Scope::Partial);
         });
     }
 
@@ -295,7 +298,10 @@ const HISTOGRAMS: [(&str, &str, HistogramOf); 4] = [
     ),
 ];
 
-const VALUES: [(&str, &str, &str, ValueOf); 4] = [
+/// Name, kind, meaning, value.
+type Metric = (&'static str, &'static str, &'static str, ValueOf);
+
+const VALUES: [Metric; 3] = [
     (
         "sync_proxy_rules_last_timestamp_seconds",
         "gauge",
@@ -309,12 +315,6 @@ const VALUES: [(&str, &str, &str, ValueOf); 4] = [
         |family| timestamp(family.last_queued),
     ),
     (
-        "sync_proxy_rules_nftables_sync_failures_total",
-        "counter",
-        "Syncs that the kernel refused",
-        |family| f64::from(family.n_failures),
-    ),
-    (
         "conntrack_reconciler_deleted_entries_total",
         "counter",
         "Stale UDP flows deleted",
@@ -322,9 +322,35 @@ const VALUES: [(&str, &str, &str, ValueOf); 4] = [
     ),
 ];
 
+/// The counters of failed syncs of a mode, which kube-proxy names after its modes.
+const fn failures(mode: &str) -> &'static [Metric] {
+    match mode.as_bytes() {
+        b"iptables" => &[
+            (
+                "sync_proxy_rules_iptables_restore_failures_total",
+                "counter",
+                "Syncs that failed",
+                |family| f64::from(family.n_failures),
+            ),
+            (
+                "sync_proxy_rules_iptables_partial_restore_failures_total",
+                "counter",
+                "Syncs that failed to write what changed",
+                |family| f64::from(family.n_partial_failures),
+            ),
+        ],
+        _ => &[(
+            "sync_proxy_rules_nftables_sync_failures_total",
+            "counter",
+            "Syncs that the kernel refused",
+            |family| f64::from(family.n_failures),
+        )],
+    }
+}
+
 impl Health {
-    /// What `/metrics` answers: the metrics that exist so far, in Prometheus' text format. Spec: MET-4.
-    pub fn metrics(&self) -> String {
+    /// What `/metrics` answers in this mode: the metrics that exist so far, in Prometheus' text format. Spec: MET-4.
+    pub fn metrics(&self, mode: &str) -> String {
         let state = self.state();
         let mut page = Page::default();
         let families = || {
@@ -335,7 +361,7 @@ impl Health {
             let values = families().map(|(labels, family)| (labels, of(family)));
             page.histograms((name, help), values);
         }
-        for (name, kind, help, of) in VALUES {
+        for &(name, kind, help, of) in VALUES.iter().chain(failures(mode)) {
             let values = families().map(|(labels, family)| (labels, of(family)));
             page.values((name, kind, help), values);
         }

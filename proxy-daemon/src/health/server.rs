@@ -108,9 +108,9 @@ pub fn local_router(
             Err(error) => plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
         }
     });
-    let metrics = |State(s): State<Shared>| async move {
+    let metrics = move |State(s): State<Shared>| async move {
         let content_type = "text/plain; version=0.0.4; charset=utf-8";
-        answer(StatusCode::OK, content_type, s.health.metrics())
+        answer(StatusCode::OK, content_type, s.health.metrics(mode))
     };
     let debug = Router::new()
         .route("/debug/sync", get(sync))

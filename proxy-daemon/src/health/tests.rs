@@ -122,7 +122,7 @@ fn hz_7_met_4_probes_and_syncs_are_counted() {
     health.measured(IpFamily::V4, Scope::Full, Duration::from_millis(2));
     health.measured(IpFamily::V4, Scope::Partial, Duration::from_millis(2));
     health.cleaned(IpFamily::V6, 3, Duration::from_millis(2));
-    let text = health.metrics();
+    let text = health.metrics("nftables");
     for line in [
         "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
         "kubeproxy_proxy_livez_total{code=\"200\"} 2",
@@ -132,5 +132,43 @@ fn hz_7_met_4_probes_and_syncs_are_counted() {
         "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 3",
     ] {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+}
+
+#[test]
+fn met_9_a_failure_counts_once_under_its_mode_s_names_and_moves_no_time() {
+    let clock = Fake::new();
+    let health = health();
+    clock.advance(7);
+    health.succeeded(IpFamily::V4, clock.now(), &clock);
+    clock.advance(1);
+    let error = std::io::Error::other("refused");
+    health.failed(IpFamily::V4, Scope::Full, &error);
+    health.failed(IpFamily::V4, Scope::Partial, &error);
+    for (mode, lines) in [
+        (
+            "nftables",
+            &["kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv4\"} 2"][..],
+        ),
+        (
+            "iptables",
+            &[
+                "kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family=\"IPv4\"} 2",
+                "kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family=\"IPv6\"} 0",
+                "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total{ip_family=\"IPv4\"} 1",
+            ],
+        ),
+    ] {
+        let text = health.metrics(mode);
+        let last = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 7";
+        for line in lines.iter().chain([&last]) {
+            assert!(text.lines().any(|found| found == *line), "{line}\n{text}");
+        }
+        let others = if mode == "nftables" {
+            "_iptables_"
+        } else {
+            "_nftables_"
+        };
+        assert!(!text.contains(others), "{text}");
     }
 }

@@ -208,7 +208,7 @@ impl<F: Family> Carrier<F> {
                     error = &error as &dyn std::error::Error,
                     "sync failed; what forwarded before still does"
                 );
-                health.failed(F::FAMILY, &error);
+                health.failed(F::FAMILY, scope, &error);
                 self.failed(clock.now());
             }
             Outcome::Panicked => {

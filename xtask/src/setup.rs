@@ -10,6 +10,8 @@ use std::path::Path;
 /// Debian's name of each package, and the program that tells on other systems that it is there.
 const PACKAGES: &[(&str, &str)] = &[
     ("nftables", "nft"),
+    ("iptables", "iptables-legacy-restore"),
+    ("ipset", "ipset"),
     ("conntrack", "conntrack"),
     ("iproute2", "ip"),
     ("iputils-ping", "ping"),
@@ -41,9 +43,9 @@ pub(crate) fn ensure() -> Result<()> {
     if !debian {
         bail!(
             "missing: {}\nThis is not Debian or Ubuntu, so please install them by hand, for example\n  \
-             Fedora:  dnf install gcc nftables conntrack-tools iproute iputils ethtool\n  \
-             Arch:    pacman -S gcc nftables conntrack-tools iproute2 iputils ethtool\n  \
-             Alpine:  apk add gcc musl-dev nftables conntrack-tools iproute2 iputils ethtool",
+             Fedora:  dnf install gcc nftables iptables-nft iptables-legacy ipset conntrack-tools iproute iputils ethtool\n  \
+             Arch:    pacman -S gcc nftables iptables ipset conntrack-tools iproute2 iputils ethtool\n  \
+             Alpine:  apk add gcc musl-dev nftables iptables iptables-legacy ipset conntrack-tools iproute2 iputils ethtool",
             missing.join(" ")
         );
     }

@@ -8,7 +8,7 @@ use crate::conntrack::{Netlink, StaleFlows};
 use crate::datapath::Kind;
 use crate::datapath::iptables::Flavour;
 use crate::net::{Family, IpFamily, V4, V6};
-use crate::sync::{Carrier, Intake, Sync};
+use crate::sync::{Carrier, Former, Intake, Sync};
 use crate::sys::host;
 
 /// The datapath that this mode means on this node. `auto` is iptables-nft until the node is looked at.
@@ -71,7 +71,10 @@ impl Opening {
             Ok(datapath) => {
                 let stale_flows = StaleFlows::new(Box::new(Netlink::default()));
                 let carrier = Carrier::new(datapath, stale_flows, self.sync_period, self.now);
-                Ok(Some(carrier))
+                // Spec: LIFE-9.
+                let others = self.kind.others();
+                let others = others.map(|kind| Former::new(kind.name(), move || kind.open()));
+                Ok(Some(carrier.instead_of(others.collect(), self.now)))
             }
             Err(source) if is_primary => Err(AppError::Family {
                 family: self.primary,

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a change is handed to the datapath only while its last answer was a success; else
 //! everything is (SYNC-8). What follows a sync follows a successful one only: health, then conntrack
-//! (SYNC-13, CT-13).
+//! (SYNC-13, CT-13); before these, what other modes left goes, in the step of the first success (LIFE-9).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
+use super::leftovers::{Former, Leftovers};
 use crate::conntrack::StaleFlows;
 use crate::datapath::{Datapath, DatapathError, SyncReport};
 use crate::forwarding::{Changes, ForwardingState};
@@ -54,6 +55,7 @@ enum Standing {
 pub struct Carrier<F: Family> {
     datapath: Box<dyn Datapath<F>>,
     stale_flows: StaleFlows<F>,
+    leftovers: Leftovers<F>,
     standing: Standing,
     sync_period: Duration,
 }
@@ -69,11 +71,21 @@ impl<F: Family> Carrier<F> {
         Self {
             datapath,
             stale_flows,
+            leftovers: Leftovers::new(Vec::new(), now),
             standing: Standing::Behind {
                 backoff: Backoff::due(now),
                 reason: Reason::Start,
             },
             sync_period,
+        }
+    }
+
+    /// Takes the place of these, once it is in force.
+    #[must_use]
+    pub fn instead_of(self, others: Vec<Former<F>>, now: Instant) -> Self {
+        Self {
+            leftovers: Leftovers::new(others, now),
+            ..self
         }
     }
 
@@ -87,8 +99,8 @@ impl<F: Family> Carrier<F> {
         match self.standing {
             Standing::Behind { backoff, .. } => backoff.at(),
             Standing::InSync { full } => {
-                let stale = self.stale_flows.deadline(now);
-                stale.map_or(full + FULL, |stale| stale.min(full + FULL))
+                let others = [self.stale_flows.deadline(now), self.leftovers.deadline()];
+                others.into_iter().flatten().fold(full + FULL, Instant::min)
             }
         }
     }
@@ -175,6 +187,7 @@ impl<F: Family> Carrier<F> {
                 return Ok(());
             }
             (Standing::InSync { .. }, None) => {
+                self.leftovers.remove(started, self.sync_period);
                 self.clean(state, local, clock, health);
                 return Ok(());
             }
@@ -195,6 +208,7 @@ impl<F: Family> Carrier<F> {
                     },
                 };
                 log_success(state, report, reason, took);
+                self.leftovers.remove(started, self.sync_period);
                 health.succeeded(F::FAMILY, started, clock);
                 self.clean(state, local, clock, health);
             }

@@ -23,12 +23,14 @@ use crate::watch::Drained;
 
 mod backoff;
 mod carrier;
+mod leftovers;
 mod mailbox;
 mod surroundings;
 #[cfg(test)]
 mod tests;
 
 pub use carrier::Carrier;
+pub use leftovers::Former;
 pub use mailbox::{Mailbox, Question};
 pub use surroundings::Surroundings;
 

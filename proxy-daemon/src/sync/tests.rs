@@ -55,6 +55,7 @@ impl Clock for FakeClock {
 enum Call {
     Sync(usize),
     Resync(usize),
+    Cleanup,
     List,
 }
 
@@ -135,7 +136,7 @@ impl<F: Family> Datapath<F> for Fake {
         Ok(std::mem::take(&mut self.log.lock().unwrap().foreign))
     }
     fn cleanup(&mut self) -> Result<(), DatapathError> {
-        Ok(())
+        self.call(Call::Cleanup).map(drop)
     }
 }
 
@@ -474,4 +475,105 @@ fn sync_14_no_difference_writes_nothing() {
     bench.change("a", 1);
     assert_eq!(bench.v4.take(), []);
     assert_eq!(bench.health.report(&*bench.clock)["pending"], 0);
+}
+
+/// A bench whose IPv4 carrier takes another's place; what the other is asked.
+fn instead_of_another() -> (Bench, Fake) {
+    let mut bench = Bench::new();
+    let now = bench.clock.now();
+    // They write into one log, so that their order shows.
+    let other = bench.v4.clone();
+    let opened = other.clone();
+    let former = Former::new("other", move || Ok(Box::new(opened.clone()) as _));
+    bench.sync = bench
+        .sync
+        .with_v4(carrier(&bench.v4, now).instead_of(vec![former], now));
+    (bench, other)
+}
+
+#[test]
+fn life_9_another_mode_s_state_goes_with_the_first_success_and_not_before() {
+    let (mut bench, other) = instead_of_another();
+    bench.sync.step().unwrap();
+    bench.wait(ms(60_000));
+    assert_eq!(other.take(), [], "nothing is listed yet");
+    other.answer(&[Answer::Fail]);
+    bench.change("a", 1);
+    bench.wait(ms(5_000));
+    bench.change("b", 1);
+    assert_eq!(
+        other.take(),
+        [
+            (ms(60_000), Call::Resync(1)),
+            (ms(60_100), Call::Resync(1)),
+            (ms(60_100), Call::Cleanup),
+            (ms(65_000), Call::Sync(1)),
+        ]
+    );
+}
+
+#[test]
+fn life_9_what_cannot_be_removed_is_tried_ever_later_and_fails_no_sync() {
+    let (mut bench, other) = instead_of_another();
+    other.answer(&[Answer::Fine]);
+    other.answer(&[Answer::Fail; 100]);
+    bench.change("a", 1);
+    bench.wait(ms(600_000));
+    let calls = other.take();
+    let (resyncs, cleanups): (Vec<_>, Vec<_>) = calls
+        .into_iter()
+        .partition(|(_, call)| *call != Call::Cleanup);
+    assert_eq!(resyncs, [(ms(0), Call::Resync(1))]);
+    assert!((20..40).contains(&cleanups.len()), "{cleanups:?}");
+    assert!(bench.health.healthz(&*bench.clock).ok);
+    assert_eq!(bench.health.report(&*bench.clock)["pending"], 0);
+}
+
+#[test]
+fn life_9_a_mode_that_cannot_work_here_left_nothing() {
+    for answer in [Answer::Fine, Answer::Unusable] {
+        let (mut bench, other) = instead_of_another();
+        other.answer(&[Answer::Fine, answer]);
+        bench.change("a", 1);
+        bench.wait(ms(600_000));
+        assert_eq!(
+            other.take(),
+            [(ms(0), Call::Resync(1)), (ms(0), Call::Cleanup)]
+        );
+    }
+    // It need not even open.
+    let mut bench = Bench::new();
+    let now = bench.clock.now();
+    let n_opened = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&n_opened);
+    let former = Former::new("absent", move || {
+        *counted.lock().unwrap() += 1;
+        Err(DatapathError::Unusable {
+            operation: "test",
+            advice: "none",
+            source: io::ErrorKind::NotFound.into(),
+        })
+    });
+    bench.sync = bench
+        .sync
+        .with_v4(carrier(&bench.v4, now).instead_of(vec![former], now));
+    bench.change("a", 1);
+    bench.wait(ms(600_000));
+    assert_eq!(*n_opened.lock().unwrap(), 1);
+}
+
+#[test]
+fn life_9_a_bug_while_removing_is_not_the_sync_s() {
+    let (mut bench, other) = instead_of_another();
+    other.answer(&[Answer::Fine, Answer::Panic]);
+    bench.change("a", 1);
+    bench.wait(ms(5_000));
+    assert_eq!(
+        other.take(),
+        [
+            (ms(0), Call::Resync(1)),
+            (ms(0), Call::Cleanup),
+            (ms(100), Call::Cleanup),
+        ]
+    );
 }

@@ -8,3 +8,13 @@ pub enum Flavour {
     /// iptables-legacy: its rules are those of `ip_tables`.
     Legacy,
 }
+
+impl Flavour {
+    /// The name in lower case, as in the names of the programs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        }
+    }
+}

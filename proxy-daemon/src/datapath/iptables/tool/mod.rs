@@ -1,0 +1,333 @@
+//! How are iptables and ipset asked and told?
+//!
+//! By their programs, in the network namespace of the calling thread. Invariants: looking never makes
+//! the kernel create a table; an error is what the program said, with the line of our input that it
+//! names; one who holds the lock of iptables-legacy is named.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Flavour;
+use super::lock::{Holder, VARIABLE, XtablesLock};
+use crate::datapath::DatapathError;
+use crate::net::IpFamily;
+use crate::sys::process::{Call, Ended, find};
+
+/// How long a program waits for the lock of iptables-legacy.
+const LOCK_WAIT: Duration = Duration::from_secs(60);
+/// How often it is said who holds the lock.
+const LOCK_NEWS: Duration = Duration::from_secs(30);
+/// The first version of iptables-restore that waits for the lock.
+const OLDEST: [u32; 3] = [1, 6, 2];
+
+/// The programs of one family and flavour, and ipset.
+#[derive(Clone, Debug)]
+pub(crate) struct Tools {
+    family: IpFamily,
+    flavour: Flavour,
+    restore: PathBuf,
+    save: PathBuf,
+    ipset: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
+    lock: XtablesLock,
+    lock_wait: Duration,
+}
+
+/// What the environment says about iptables and reaches its programs.
+const ENVIRONMENT: [&str; 2] = ["XTABLES_LIBDIR", VARIABLE];
+
+impl Tools {
+    /// Looks for the programs. Changes nothing in the kernel.
+    ///
+    /// # Errors
+    /// [`DatapathError::Unusable`] if one is missing or too old.
+    pub(crate) fn open(family: IpFamily, flavour: Flavour) -> Result<Self, DatapathError> {
+        let missing = |operation, advice| DatapathError::Unusable {
+            operation,
+            advice,
+            source: io::ErrorKind::NotFound.into(),
+        };
+        let (restore, save) = find_iptables(family, flavour).ok_or_else(|| match flavour {
+            Flavour::Nft => missing(
+                "looking for iptables-nft-restore and iptables-nft-save, or the same for ip6tables",
+                "install the package iptables, 1.8 or later (iptables-nft on RHEL)",
+            ),
+            Flavour::Legacy => missing(
+                "looking for iptables-legacy-restore and iptables-legacy-save, or the same for ip6tables",
+                "install the package iptables, 1.6.2 or later (iptables-legacy on Alpine and RHEL)",
+            ),
+        })?;
+        let ipset = find("ipset")
+            .ok_or_else(|| missing("looking for ipset", "install the package ipset"))?;
+        let environment: Vec<(&'static str, OsString)> = ENVIRONMENT
+            .into_iter()
+            .filter_map(|name| Some((name, std::env::var_os(name)?)))
+            .collect();
+        let file = environment.iter().find(|(name, _)| *name == VARIABLE);
+        Ok(Self {
+            family,
+            flavour,
+            restore,
+            save,
+            ipset,
+            lock: XtablesLock::new(file.map(|(_, file)| file.as_os_str())),
+            lock_wait: LOCK_WAIT,
+            environment,
+        })
+    }
+
+    /// Which family these are for.
+    pub(crate) fn family(&self) -> IpFamily {
+        self.family
+    }
+
+    /// Which flavour these are of.
+    pub(crate) fn flavour(&self) -> Flavour {
+        self.flavour
+    }
+
+    fn call<'a>(&'a self, program: &'a Path, arguments: &'a [&'a str]) -> Call<'a> {
+        Call {
+            program,
+            arguments,
+            environment: &self.environment,
+        }
+    }
+
+    /// Gives what `write` writes to `iptables-restore --noflush`: each table's part is one transaction.
+    ///
+    /// # Errors
+    /// [`DatapathError::Refused`]; tables before the one with the error have been changed.
+    pub(crate) fn restore(
+        &self,
+        write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), DatapathError> {
+        let refused = |source| refused("writing rules", &self.restore, source);
+        let wait = self.lock_wait.as_secs().to_string();
+        let arguments: &[&str] = match self.flavour {
+            Flavour::Nft => &["--noflush"],
+            Flavour::Legacy => &["--noflush", "-w", &wait],
+        };
+        let mut news = LockNews::new(self);
+        let ended = self
+            .call(&self.restore, arguments)
+            .feed(write, &mut |pid, running| news.slow(pid, running))
+            .map_err(refused)?;
+        match ended.status.success() {
+            true => Ok(()),
+            false if ended.said.contains("holding the xtables lock") => Err(refused(news.error())),
+            false => Err(refused(failure(&ended))),
+        }
+    }
+
+    /// Hands each line of `iptables-save -t table` to `each`; none if the kernel has no such table.
+    ///
+    /// # Errors
+    /// [`DatapathError::Refused`] if it cannot be read.
+    pub(crate) fn save(
+        &self,
+        table: &str,
+        each: &mut dyn FnMut(&str),
+    ) -> Result<(), DatapathError> {
+        if self.flavour == Flavour::Legacy && !has_legacy_table(self.family, table) {
+            return Ok(());
+        }
+        self.read("reading rules", &self.save, &["-t", table], each)
+    }
+
+    /// Gives what `write` writes to `ipset -exist restore`.
+    ///
+    /// With `-exist` it is fine to create a set that is there with the same parameters, to add an
+    /// entry that is there, and to delete one that is not.
+    ///
+    /// # Errors
+    /// [`DatapathError::Refused`]; of the lines before the one with the error some have been carried out.
+    pub(crate) fn ipset_restore(
+        &self,
+        write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), DatapathError> {
+        let refused = |source| refused("writing sets", &self.ipset, source);
+        let ended = self
+            .call(&self.ipset, &["-exist", "restore"])
+            .feed(write, &mut |_, _| ())
+            .map_err(refused)?;
+        if ended.status.success() {
+            Ok(())
+        } else {
+            Err(refused(failure(&ended)))
+        }
+    }
+
+    /// Hands each line of `ipset save` to `each`: all sets, of whatever family and owner.
+    ///
+    /// # Errors
+    /// [`DatapathError::Refused`] if they cannot be read.
+    pub(crate) fn ipset_save(&self, each: &mut dyn FnMut(&str)) -> Result<(), DatapathError> {
+        self.read("reading sets", &self.ipset, &["save"], each)
+    }
+
+    fn read(
+        &self,
+        operation: &'static str,
+        program: &Path,
+        arguments: &[&str],
+        each: &mut dyn FnMut(&str),
+    ) -> Result<(), DatapathError> {
+        let ended = self
+            .call(program, arguments)
+            .read(each)
+            .map_err(|source| refused(operation, program, source))?;
+        if ended.status.success() {
+            Ok(())
+        } else {
+            Err(refused(operation, program, failure(&ended)))
+        }
+    }
+}
+
+/// Whether `ip_tables` has this table already; asking for one that it has not would create it.
+///
+/// Kernel: /proc/thread-self/net is of this thread's namespace, /proc/net of the main thread's.
+pub(super) fn has_legacy_table(family: IpFamily, table: &str) -> bool {
+    let file = match family {
+        IpFamily::V4 => "/proc/thread-self/net/ip_tables_names",
+        IpFamily::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    std::fs::read_to_string(file).is_ok_and(|names| names.lines().any(|name| name == table))
+}
+
+/// `iptables-restore` and `iptables-save` of this family and flavour.
+fn find_iptables(family: IpFamily, flavour: Flavour) -> Option<(PathBuf, PathBuf)> {
+    let program = match family {
+        IpFamily::V4 => "iptables",
+        IpFamily::V6 => "ip6tables",
+    };
+    let flavoured = |what: &str| find(&format!("{program}-{}-{what}", flavour.name()));
+    let plain = |what: &str| {
+        find(&format!("{program}-{what}")).filter(|file| is_of(&version(file), flavour))
+    };
+    let both = |restore: Option<PathBuf>, save: Option<PathBuf>| restore.zip(save);
+    both(flavoured("restore"), flavoured("save")).or_else(|| both(plain("restore"), plain("save")))
+}
+
+/// What a program says about its version.
+fn version(program: &Path) -> String {
+    let call = Call {
+        program,
+        arguments: &["--version"],
+        environment: &[],
+    };
+    let mut text = String::new();
+    match call.read(&mut |line| text.push_str(line)) {
+        Ok(_) => text,
+        Err(_) => String::new(),
+    }
+}
+
+/// Whether a program that says `iptables-restore v1.8.9 (nf_tables)` is of this flavour and new enough.
+///
+/// Before 1.8 there was only one, which does not say what it is.
+fn is_of(version: &str, flavour: Flavour) -> bool {
+    let numbers = version.split_whitespace().find_map(|word| {
+        let mut numbers = word.strip_prefix('v')?.split('.').map(str::parse);
+        let major: u32 = numbers.next()?.ok()?;
+        let minor = numbers.next()?.ok()?;
+        Some([
+            major,
+            minor,
+            numbers.next().and_then(Result::ok).unwrap_or(0),
+        ])
+    });
+    let Some(numbers) = numbers else {
+        return false;
+    };
+    match flavour {
+        Flavour::Nft => version.contains("(nf_tables)"),
+        Flavour::Legacy => !version.contains("(nf_tables)") && numbers >= OLDEST,
+    }
+}
+
+fn refused(operation: &'static str, program: &Path, source: io::Error) -> DatapathError {
+    let name = program.file_name().unwrap_or(program.as_os_str());
+    DatapathError::Refused {
+        operation,
+        object: name.to_string_lossy().into_owned(),
+        source,
+    }
+}
+
+/// What a program said about its failure, in one line.
+fn failure(ended: &Ended) -> io::Error {
+    let said: Vec<&str> = ended
+        .said
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with("Try `") && !line.starts_with('#'))
+        .take(3)
+        .collect();
+    io::Error::other(if said.is_empty() {
+        format!("it said nothing and ended with {}", ended.status)
+    } else {
+        said.join("; ")
+    })
+}
+
+/// What is known about the lock that a program of ours waits for.
+struct LockNews<'a> {
+    tools: &'a Tools,
+    holder: Holder,
+    /// For how long the program had been running when it was last said who holds the lock.
+    said: Option<Duration>,
+}
+
+impl<'a> LockNews<'a> {
+    fn new(tools: &'a Tools) -> Self {
+        Self {
+            tools,
+            holder: Holder::Nobody,
+            said: None,
+        }
+    }
+
+    /// Looks who holds the lock that this process waits for, and says so now and then.
+    fn slow(&mut self, pid: u32, running: Duration) {
+        if self.tools.flavour != Flavour::Legacy {
+            return;
+        }
+        let holder = self.tools.lock.holder(pid);
+        if matches!(holder, Holder::Itself | Holder::Nobody) {
+            return;
+        }
+        let is_due = self
+            .said
+            .is_none_or(|said| running.saturating_sub(said) >= LOCK_NEWS);
+        if is_due {
+            self.said = Some(running);
+            tracing::warn!(
+                lock = %self.tools.lock.file().display(),
+                %holder,
+                seconds = running.as_secs(),
+                "waiting for the lock of iptables"
+            );
+        }
+        self.holder = holder;
+    }
+
+    /// That the lock was not to be had.
+    fn error(&self) -> io::Error {
+        io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!(
+                "{} is held by {} for more than {} s; it must end before rules can be written",
+                self.tools.lock.file().display(),
+                self.holder,
+                self.tools.lock_wait.as_secs()
+            ),
+        )
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;

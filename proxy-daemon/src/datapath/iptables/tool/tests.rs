@@ -1,0 +1,305 @@
+//! Do the programs do what we ask, on the real kernel, and say why if not?
+//!
+//! Each test has a network namespace of its own, so they need root.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::*;
+
+/// Runs a test on a thread in a network namespace of its own.
+pub(in crate::datapath::iptables) fn in_netns(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+            .expect("network namespaces need root");
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// What a shell answers in the namespace of this thread.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test looks at the kernel with a tool of its own"
+)]
+pub(in crate::datapath::iptables) fn shell(script: &str) -> String {
+    let output = Command::new("/bin/sh")
+        .args(["-c", script])
+        .stdin(Stdio::null())
+        .output()
+        .expect("sh runs");
+    assert!(output.status.success(), "{script}: {output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The programs of every family and flavour.
+pub(in crate::datapath::iptables) fn all_tools() -> Vec<Tools> {
+    let mut all = Vec::new();
+    for family in IpFamily::ALL {
+        for flavour in [Flavour::Nft, Flavour::Legacy] {
+            all.push(Tools::open(family, flavour).expect("iptables and ipset are installed"));
+        }
+    }
+    all
+}
+
+pub(in crate::datapath::iptables) fn restore(
+    tools: &Tools,
+    input: &str,
+) -> Result<(), DatapathError> {
+    tools.restore(&mut |w| w.write_all(input.as_bytes()))
+}
+
+pub(in crate::datapath::iptables) fn ipset(
+    tools: &Tools,
+    input: &str,
+) -> Result<(), DatapathError> {
+    tools.ipset_restore(&mut |w| w.write_all(input.as_bytes()))
+}
+
+fn save(tools: &Tools, table: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    tools
+        .save(table, &mut |line| lines.push(line.to_owned()))
+        .expect("it can be read");
+    lines
+}
+
+/// The object and the cause of an error.
+fn cause(result: Result<(), DatapathError>) -> (String, io::Error) {
+    match result.expect_err("an error") {
+        DatapathError::Refused { object, source, .. } => (object, source),
+        error @ DatapathError::Unusable { .. } => panic!("{error}"),
+    }
+}
+
+#[test]
+fn what_is_restored_is_saved() {
+    in_netns(|| {
+        for tools in all_tools() {
+            restore(
+                &tools,
+                "*nat\n:PROXYD-A - [0:0]\n-A PROXYD-A -j RETURN\nCOMMIT\n",
+            )
+            .expect("it is valid");
+            let lines = save(&tools, "nat");
+            assert!(lines.contains(&":PROXYD-A - [0:0]".to_owned()), "{lines:?}");
+            assert!(
+                lines.contains(&"-A PROXYD-A -j RETURN".to_owned()),
+                "{lines:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn looking_creates_no_table() {
+    in_netns(|| {
+        for tools in all_tools() {
+            assert!(
+                !save(&tools, "nat")
+                    .iter()
+                    .any(|line| line.starts_with("-A"))
+            );
+        }
+        let names = "cat /proc/self/net/ip_tables_names /proc/self/net/ip6_tables_names";
+        assert_eq!(shell(names), "");
+        assert_eq!(shell("nft list ruleset"), "");
+    });
+}
+
+#[test]
+fn many_rules_go_in_and_come_out() {
+    const N: usize = 20_000;
+    in_netns(|| {
+        for tools in all_tools() {
+            tools
+                .restore(&mut |w| {
+                    writeln!(w, "*nat\n:PROXYD-A - [0:0]")?;
+                    for i in 0..N {
+                        writeln!(w, "-A PROXYD-A -p udp -m udp --dport {i} -j RETURN")?;
+                    }
+                    writeln!(w, "COMMIT")
+                })
+                .expect("they are valid");
+            let lines = save(&tools, "nat");
+            let rules: BTreeSet<&str> = lines
+                .iter()
+                .map(String::as_str)
+                .filter(|line| line.starts_with("-A PROXYD-A "))
+                .collect();
+            assert_eq!(rules.len(), N, "{tools:?}");
+        }
+    });
+}
+
+#[test]
+fn an_error_is_what_the_program_said_with_its_line() {
+    in_netns(|| {
+        for tools in all_tools() {
+            let input = "*nat\n:PROXYD-A - [0:0]\n-A PROXYD-A -j PROXYD-MISSING\nCOMMIT\n";
+            let (object, error) = cause(restore(&tools, input));
+            assert!(object.contains(tools.flavour.name()), "{object}");
+            let text = error.to_string();
+            assert!(text.contains("PROXYD-MISSING"), "{text}");
+            assert!(
+                text.contains("line: 3") || text.contains("line: 4"),
+                "{text}"
+            );
+            assert!(
+                !save(&tools, "nat")
+                    .iter()
+                    .any(|line| line.contains("PROXYD"))
+            );
+            let (object, error) = cause(ipset(&tools, "add PROXYD-MISSING 10.0.0.1\n"));
+            assert_eq!(object, "ipset");
+            assert!(error.to_string().contains("Error in line 1"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn the_reason_of_a_writer_that_fails_is_told_and_nothing_is_written() {
+    in_netns(|| {
+        for tools in all_tools() {
+            let (_, error) = cause(tools.restore(&mut |w| {
+                w.write_all(b"*nat\n:PROXYD-A - [0:0]\n")?;
+                Err(io::Error::other("out of words"))
+            }));
+            assert_eq!(error.to_string(), "out of words");
+            assert!(
+                !save(&tools, "nat")
+                    .iter()
+                    .any(|line| line.contains("PROXYD"))
+            );
+        }
+    });
+}
+
+#[test]
+fn sets_are_written_again_without_harm() {
+    in_netns(|| {
+        for tools in all_tools() {
+            for _ in 0..2 {
+                ipset(
+                    &tools,
+                    "create PROXYD-A hash:ip\nadd PROXYD-A 10.0.0.1\ndel PROXYD-A 10.0.0.2\n",
+                )
+                .expect("it is valid");
+            }
+            let mut lines = Vec::new();
+            tools
+                .ipset_save(&mut |line| lines.push(line.to_owned()))
+                .expect("sets can be read");
+            assert_eq!(lines.len(), 2, "{lines:?}");
+            assert!(
+                lines[0].starts_with("create PROXYD-A hash:ip "),
+                "{lines:?}"
+            );
+            assert_eq!(lines[1], "add PROXYD-A 10.0.0.1");
+        }
+    });
+}
+
+/// Programs that use a lock of their own.
+fn with_lock(name: &str, wait: Duration) -> (Tools, PathBuf) {
+    let file = std::env::temp_dir().join(format!("{}-{name}", std::process::id()));
+    let mut tools = Tools::open(IpFamily::V4, Flavour::Legacy).expect("iptables is installed");
+    tools.environment = vec![(VARIABLE, file.clone().into_os_string())];
+    tools.lock = XtablesLock::new(Some(file.as_os_str()));
+    tools.lock_wait = wait;
+    (tools, file)
+}
+
+fn hold(file: &Path) -> Flock<File> {
+    let file = File::create(file).expect("a file");
+    Flock::lock(file, FlockArg::LockExclusive).expect("nobody has it")
+}
+
+#[test]
+fn who_holds_the_lock_too_long_is_named() {
+    in_netns(|| {
+        let (tools, file) = with_lock("too-long", Duration::from_secs(3));
+        let held = hold(&file);
+        // More than fits into the pipe: the writer waits too.
+        let (_, error) = cause(tools.restore(&mut |w| {
+            writeln!(w, "*nat\n:PROXYD-A - [0:0]")?;
+            (0..10_000).try_for_each(|_| writeln!(w, "-A PROXYD-A -j RETURN"))?;
+            writeln!(w, "COMMIT")
+        }));
+        drop(held);
+        fs::remove_file(&file).expect("the file is there");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let text = error.to_string();
+        let holder = format!("held by process {} (", std::process::id());
+        assert!(text.contains(&holder), "{text}");
+        assert!(text.contains(&*file.to_string_lossy()), "{text}");
+    });
+}
+
+#[test]
+fn a_lock_is_waited_for() {
+    in_netns(|| {
+        let (tools, file) = with_lock("waited-for", LOCK_WAIT);
+        let held = hold(&file);
+        let lock = tools.lock.clone();
+        let release = std::thread::spawn(move || {
+            // Until the other waits for it.
+            let inode = std::os::unix::fs::MetadataExt::ino(
+                &fs::metadata(lock.file()).expect("the file is there"),
+            );
+            let waits =
+                |line: &str| line.contains(" -> FLOCK") && line.contains(&format!(":{inode} "));
+            while !fs::read_to_string("/proc/locks")
+                .expect("/proc/locks")
+                .lines()
+                .any(waits)
+            {
+                std::thread::yield_now();
+            }
+            drop(held);
+        });
+        restore(&tools, "*nat\n:PROXYD-A - [0:0]\nCOMMIT\n").expect("the lock is free again");
+        release.join().expect("it was waited for");
+        fs::remove_file(&file).expect("the file is there");
+        assert!(save(&tools, "nat").contains(&":PROXYD-A - [0:0]".to_owned()));
+    });
+}
+
+#[test]
+fn what_programs_say_tells_the_flavour() {
+    let of = |text, nft, legacy| {
+        assert_eq!(is_of(text, Flavour::Nft), nft, "{text}");
+        assert_eq!(is_of(text, Flavour::Legacy), legacy, "{text}");
+    };
+    of("iptables-restore v1.8.9 (nf_tables)", true, false);
+    of("iptables-restore v1.8.9 (legacy)", false, true);
+    of("ip6tables-restore v1.6.2", false, true);
+    of("ip6tables-restore v1.6.1", false, false);
+    of("iptables-restore v1.4", false, false);
+    of("", false, false);
+}
+
+#[test]
+fn warnings_and_hints_are_not_the_message() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let message = |said: &str| {
+        failure(&Ended {
+            status: std::process::ExitStatus::from_raw(0x100),
+            said: said.to_owned(),
+        })
+        .to_string()
+    };
+    assert_eq!(
+        message(
+            "# Warning: iptables-legacy tables present, use it\n\na: b\nError at line: 3\nTry `a -h' or\n"
+        ),
+        "a: b; Error at line: 3"
+    );
+    assert_eq!(message(""), "it said nothing and ended with exit status: 1");
+}

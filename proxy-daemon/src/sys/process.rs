@@ -1,0 +1,478 @@
+//! How is a program of the machine run?
+//!
+//! Invariants: it gets our `PATH`, the C locale and what the caller names, and nothing else of our
+//! environment; it runs in the network namespace of the calling thread; neither side can block the
+//! other by what it does not read; when a call returns, or panics, the program is gone and reaped.
+
+use std::ffi::OsString;
+use std::io::{self, BufWriter, Read as _, Write};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{Clock as _, SystemClock};
+
+/// Where programs for administrators are, also if `PATH` does not say so.
+const DIRECTORIES: [&str; 6] = [
+    "/usr/local/sbin",
+    "/usr/sbin",
+    "/sbin",
+    "/usr/local/bin",
+    "/usr/bin",
+    "/bin",
+];
+/// How much of what a program says on its standard error is kept.
+const SAID: usize = 16 << 10;
+/// The size of a read or a write.
+const CHUNK: usize = 64 << 10;
+/// How often one who waits for a program is told so.
+pub(crate) const SLOW: Duration = Duration::from_secs(2);
+
+/// The program of this name, if this machine has it.
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(DIRECTORIES.iter().map(PathBuf::from))
+        .map(|directory| directory.join(name))
+        .find(|file| {
+            file.is_absolute()
+                && file.is_file()
+                && nix::unistd::access(file, nix::unistd::AccessFlags::X_OK).is_ok()
+        })
+}
+
+/// A program and how it is called.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call<'a> {
+    /// Where it is.
+    pub(crate) program: &'a Path,
+    /// What it is called with.
+    pub(crate) arguments: &'a [&'a str],
+    /// What it sees of the environment besides `PATH` and the locale.
+    pub(crate) environment: &'a [(&'static str, OsString)],
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Whether it says that it did what it was asked.
+    pub(crate) status: ExitStatus,
+    /// The beginning of what it said on its standard error.
+    pub(crate) said: String,
+}
+
+impl Call<'_> {
+    /// Runs the program with `write` as its standard input.
+    ///
+    /// `slow` is called every [`SLOW`] with the process's id and for how long it has been running.
+    ///
+    /// # Errors
+    /// If it cannot be started, if `write` fails (the program is killed then), or if it ends well
+    /// before having read everything. That it fails is no error: see [`Ended`].
+    pub(crate) fn feed(
+        &self,
+        write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
+        slow: &mut dyn FnMut(u32, Duration),
+    ) -> io::Result<Ended> {
+        let mut running = Running::spawn(self, Stdio::piped(), Stdio::null(), slow)?;
+        let pipe = running.child.stdin.take();
+        let mut input = Input::new(&mut running, pipe)?;
+        let mut buffer = BufWriter::with_capacity(CHUNK, &mut input);
+        let written = write(&mut buffer).and_then(|()| buffer.flush());
+        // Taken apart, it does not write the rest when dropped.
+        drop(buffer.into_parts());
+        let is_lost = input.is_lost;
+        // The end of what it reads.
+        drop(input);
+        match written {
+            Err(error) if !is_lost => Err(error),
+            written => {
+                let ended = running.end()?;
+                if ended.status.success() {
+                    written?;
+                }
+                Ok(ended)
+            }
+        }
+    }
+
+    /// Runs the program and hands each line of its standard output to `each`, without its end.
+    ///
+    /// # Errors
+    /// If it cannot be started or read. That it fails is no error: see [`Ended`].
+    pub(crate) fn read(&self, each: &mut dyn FnMut(&str)) -> io::Result<Ended> {
+        let mut unheard = |_, _| ();
+        let mut running = Running::spawn(self, Stdio::null(), Stdio::piped(), &mut unheard)?;
+        let mut output = running.child.stdout.take();
+        let mut lines = Lines::default();
+        let mut chunk = vec![0; CHUNK];
+        while let Some(pipe) = &mut output {
+            if !running.wait(Some((pipe.as_fd(), PollFlags::POLLIN)))? {
+                continue;
+            }
+            match pipe.read(&mut chunk) {
+                Ok(0) => output = None,
+                Ok(n) => lines.take(chunk.get(..n).unwrap_or(&[]), each),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        lines.finish(each);
+        running.end()
+    }
+}
+
+/// A program that runs.
+struct Running<'a> {
+    child: Child,
+    stderr: Option<ChildStderr>,
+    said: Vec<u8>,
+    begun: Instant,
+    /// For how long it has been running when `slow` is called next.
+    next: Duration,
+    slow: &'a mut dyn FnMut(u32, Duration),
+}
+
+impl<'a> Running<'a> {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+    fn spawn(
+        call: &Call<'_>,
+        stdin: Stdio,
+        stdout: Stdio,
+        slow: &'a mut dyn FnMut(u32, Duration),
+    ) -> io::Result<Self> {
+        let mut child = Command::new(call.program)
+            .args(call.arguments)
+            .env_clear()
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+            .env("LC_ALL", "C")
+            .envs(call.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(Stdio::piped())
+            .spawn()?;
+        Ok(Self {
+            stderr: child.stderr.take(),
+            child,
+            said: Vec::new(),
+            begun: SystemClock.now(),
+            next: SLOW,
+            slow,
+        })
+    }
+
+    /// Waits until `fd` is ready, which it answers, the program said something, or some time passed.
+    fn wait(&mut self, fd: Option<(BorrowedFd<'_>, PollFlags)>) -> io::Result<bool> {
+        let running = SystemClock.now().duration_since(self.begun);
+        if running >= self.next {
+            self.next = running + SLOW;
+            (self.slow)(self.child.id(), running);
+        }
+        // One more millisecond, since a timeout is rounded down.
+        let timeout = self.next.saturating_sub(running) + Duration::from_millis(1);
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+        let (has_said, is_ready) = {
+            let stderr = self.stderr.as_ref();
+            let stderr = stderr.map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
+            let fd = fd.map(|(fd, events)| PollFd::new(fd, events));
+            let has_stderr = stderr.is_some();
+            let mut fds: Vec<PollFd<'_>> = stderr.into_iter().chain(fd).collect();
+            match poll(&mut fds, timeout) {
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
+            (
+                has_stderr && ready.next() == Some(true),
+                ready.next() == Some(true),
+            )
+        };
+        if has_said {
+            self.hear()?;
+        }
+        Ok(is_ready)
+    }
+
+    /// Takes what the program has said on its standard error.
+    fn hear(&mut self) -> io::Result<()> {
+        let Some(pipe) = &mut self.stderr else {
+            return Ok(());
+        };
+        let mut chunk = [0; 4096];
+        match pipe.read(&mut chunk) {
+            Ok(0) => self.stderr = None,
+            Ok(n) => {
+                let room = SAID.saturating_sub(self.said.len()).min(n);
+                self.said.extend(chunk.get(..room).unwrap_or(&[]));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Waits for the end.
+    ///
+    /// Its standard error is closed when it ends, so there is nothing to look at again and again.
+    fn end(mut self) -> io::Result<Ended> {
+        while self.stderr.is_some() {
+            self.wait(None)?;
+        }
+        Ok(Ended {
+            status: self.child.wait()?,
+            said: String::from_utf8_lossy(&self.said).into_owned(),
+        })
+    }
+}
+
+impl Drop for Running<'_> {
+    /// Ends and reaps the program if that has not happened; otherwise nothing happens.
+    fn drop(&mut self) {
+        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+            tracing::debug!(%error, "a program could not be ended");
+        }
+    }
+}
+
+/// The standard input of a program, as its writer sees it.
+struct Input<'a, 'b> {
+    running: &'a mut Running<'b>,
+    pipe: Option<ChildStdin>,
+    /// Whether the program ended, or closed its input, before it had read everything.
+    is_lost: bool,
+}
+
+impl<'a, 'b> Input<'a, 'b> {
+    fn new(running: &'a mut Running<'b>, pipe: Option<ChildStdin>) -> io::Result<Self> {
+        if let Some(pipe) = &pipe {
+            // So that a program that talks instead of reading can be listened to.
+            fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        Ok(Self {
+            running,
+            pipe,
+            is_lost: false,
+        })
+    }
+}
+
+impl Write for Input<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(pipe) = &mut self.pipe else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
+        loop {
+            match pipe.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.running
+                        .wait(Some((pipe.as_fd(), PollFlags::POLLOUT)))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.is_lost = error.kind() == io::ErrorKind::BrokenPipe;
+                    return Err(error);
+                }
+                Ok(n) => return Ok(n),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Cuts what is read into lines.
+#[derive(Default)]
+struct Lines {
+    /// The beginning of a line whose end has not come.
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    fn take(&mut self, bytes: &[u8], each: &mut dyn FnMut(&str)) {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            match part.strip_suffix(b"\n") {
+                Some(line) if self.rest.is_empty() => each(&String::from_utf8_lossy(line)),
+                Some(line) => {
+                    self.rest.extend(line);
+                    each(&String::from_utf8_lossy(&self.rest));
+                    self.rest.clear();
+                }
+                None => self.rest.extend(part),
+            }
+        }
+    }
+
+    fn finish(self, each: &mut dyn FnMut(&str)) {
+        if !self.rest.is_empty() {
+            each(&String::from_utf8_lossy(&self.rest));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    fn shell<'a>(arguments: &'a [&'a str]) -> Call<'a> {
+        Call {
+            program: Path::new("/bin/sh"),
+            arguments,
+            environment: &[],
+        }
+    }
+
+    fn feed(
+        script: &str,
+        mut write: impl FnMut(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<Ended> {
+        shell(&["-c", script]).feed(&mut write, &mut |_, _| ())
+    }
+
+    fn lines(script: &str) -> (Vec<String>, Ended) {
+        let mut lines = Vec::new();
+        let ended = shell(&["-c", script])
+            .read(&mut |line| lines.push(line.to_owned()))
+            .expect("sh runs");
+        (lines, ended)
+    }
+
+    /// Whether this process has a child of this name, dead or alive.
+    fn has_child(name: &str) -> bool {
+        let me = std::process::id();
+        std::fs::read_dir("/proc")
+            .expect("/proc")
+            .flatten()
+            .filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok())
+            .any(|stat| {
+                stat.contains(&format!("({name})"))
+                    && stat
+                        .rsplit_once(") ")
+                        .and_then(|(_, rest)| rest.split(' ').nth(1))
+                        == Some(&me.to_string())
+            })
+    }
+
+    #[test]
+    fn a_program_that_talks_before_it_reads_blocks_nobody() {
+        let line = "x".repeat(99);
+        let script = "i=0; while [ $i -lt 5000 ]; do echo 'it is all so long, and this is line' $i >&2; i=$((i+1)); done; exec cksum >&2";
+        let ended = feed(script, |w| {
+            (0..20_000).try_for_each(|_| writeln!(w, "{line}"))
+        })
+        .expect("sh runs");
+        assert!(ended.status.success());
+        assert!(
+            ended
+                .said
+                .starts_with("it is all so long, and this is line 0\n")
+        );
+        assert_eq!(ended.said.len(), SAID);
+    }
+
+    #[test]
+    fn all_that_is_written_arrives() {
+        let ended = feed("wc -c >&2", |w| {
+            (0..1_000_000).try_for_each(|_| w.write_all(b"ab\n"))
+        })
+        .expect("sh runs");
+        assert_eq!(ended.said.trim(), "3000000");
+    }
+
+    #[test]
+    fn a_program_that_stops_reading_is_heard() {
+        let ended = feed("read a; echo \"no: $a\" >&2; exit 3", |w| {
+            (0..1_000_000).try_for_each(|_| w.write_all(b"word\n"))
+        })
+        .expect("its message and not the broken pipe");
+        assert_eq!(ended.status.code(), Some(3));
+        assert_eq!(ended.said, "no: word\n");
+    }
+
+    #[test]
+    fn a_program_that_leaves_well_without_reading_all_is_an_error() {
+        let error = feed("exit 0", |w| {
+            (0..1_000_000).try_for_each(|_| w.write_all(b"word\n"))
+        })
+        .expect_err("nobody knows what it did");
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_writer_that_fails_ends_the_program() {
+        let name = "fails-writer";
+        let file = std::env::temp_dir().join(format!("{}-{name}", std::process::id()));
+        std::fs::copy("/bin/cat", &file).expect("a program of our own");
+        let call = Call {
+            program: &file,
+            arguments: &[],
+            environment: &[],
+        };
+        let error = call
+            .feed(
+                &mut |w| {
+                    w.write_all(b"first")?;
+                    Err(io::Error::other("second"))
+                },
+                &mut |_, _| (),
+            )
+            .expect_err("the writer's error");
+        std::fs::remove_file(&file).expect("the program is there");
+        assert_eq!(error.to_string(), "second");
+        assert!(!has_child(&format!("{}-{name}", std::process::id())[..15]));
+    }
+
+    #[test]
+    fn lines_are_those_that_were_printed() {
+        let script = "i=0; while [ $i -lt 30000 ]; do echo line number $i; i=$((i+1)); done; echo; printf end";
+        let (lines, ended) = lines(script);
+        assert!(ended.status.success());
+        assert_eq!(lines.len(), 30_002);
+        for (i, line) in lines.iter().take(30_000).enumerate() {
+            let mut wanted = String::new();
+            write!(wanted, "line number {i}").expect("a string");
+            assert_eq!(*line, wanted);
+        }
+        assert_eq!(lines[30_000..], ["", "end"]);
+    }
+
+    #[test]
+    fn a_program_sees_nothing_of_our_environment() {
+        let (lines, _) = lines("/usr/bin/env");
+        let names: Vec<&str> = lines
+            .iter()
+            .filter_map(|line| line.split('=').next())
+            .filter(|name| !matches!(*name, "PWD" | "SHLVL" | "_" | "OLDPWD"))
+            .collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert!(lines.contains(&"LC_ALL=C".to_owned()));
+        assert!(std::env::vars_os().count() > 2);
+    }
+
+    #[test]
+    fn one_who_waits_is_told_so() {
+        let mut told = Vec::new();
+        let ended = shell(&["-c", "read a; sleep 4.5; echo $a >&2"])
+            .feed(&mut |w| w.write_all(b"a\n"), &mut |pid, running| {
+                assert!(Path::new(&format!("/proc/{pid}")).exists());
+                told.push(running.as_secs());
+            })
+            .expect("sh runs");
+        assert_eq!(told, [2, 4]);
+        assert_eq!(ended.said, "a\n");
+    }
+
+    #[test]
+    fn programs_are_found_without_a_path() {
+        assert!(find("sh").is_some());
+        assert_eq!(find("no-such-program-here"), None);
+        assert_eq!(find(""), None);
+    }
+}

@@ -2,10 +2,9 @@
 
 mod flavour;
 mod lock;
-#[expect(dead_code, reason = "what calls it is being written")]
 mod tool;
 
-pub use flavour::Flavour;
+pub use flavour::{Because, Flavour};
 
 use std::marker::PhantomData;
 

@@ -3,8 +3,13 @@
 //! Invariants: a datapath decides nothing, it renders; it recognises its own objects without any
 //! memory; it never touches foreign ones; a failure leaves the old state in force.
 
+mod counts;
+#[cfg(test)]
+mod fixtures;
 pub mod iptables;
 pub mod nftables;
+#[cfg(test)]
+mod tests;
 
 use crate::forwarding::{Changes, ForwardingState};
 use crate::net::Family;

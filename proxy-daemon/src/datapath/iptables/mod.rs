@@ -1,59 +1,88 @@
 //! How do iptables and ipset carry a forwarding state?
+//!
+//! Chains of ours in the tables nat and filter, hooked in by one rule in each built-in chain, written by
+//! `iptables-restore --noflush`; sets of ours, written by `ipset restore`. How do we recognise them after
+//! a restart or an upgrade? By the prefix of their names: what has it and is not wanted goes, and nothing
+//! else is touched. `layout` draws the way of a packet, `tree` leads it to its frontend, `render` turns a
+//! ServicePort into chains and elements, `apply` writes.
+//!
+//! Invariants: what can be an element of a set is one, since a change of it costs the same among 10
+//! rules and 100,000; only chains that changed are written; a new flow meets some twenty rules, whichever
+//! Service it is for; packets of established flows meet one.
 
+mod apply;
+mod bits;
+mod chain;
 mod flavour;
+mod layout;
 mod lock;
+mod memory;
+mod names;
+mod readback;
+mod render;
+mod script;
+mod sets;
 mod tool;
+mod tree;
 
-pub use flavour::{Because, Flavour};
-
-use std::marker::PhantomData;
+pub use flavour::Flavour;
 
 use super::{Datapath, DatapathError, SyncReport};
 use crate::forwarding::{Changes, ForwardingState};
 use crate::net::Family;
+use apply::Installed;
+use tool::Tools;
 
 /// The iptables datapath of one family, in the network namespace it was opened in.
 #[derive(Debug)]
 pub struct Iptables<F: Family> {
-    family: PhantomData<F>,
+    tools: Tools,
+    /// `None` if the next sync must read back first.
+    installed: Option<Installed<F>>,
 }
 
 impl<F: Family> Iptables<F> {
-    /// Looks for the programs of this flavour, in the network namespace of the calling thread. Writes nothing.
+    /// Looks for the programs of this flavour. Writes nothing.
     ///
     /// # Errors
-    /// [`DatapathError::Unusable`] if a program or a capability of the kernel is missing.
-    pub fn open(_flavour: Flavour) -> Result<Self, DatapathError> {
-        Err(missing())
-    }
-}
-
-fn missing() -> DatapathError {
-    DatapathError::Unusable {
-        operation: "opening iptables",
-        advice: "this mode is not there yet; use --mode=nftables",
-        source: std::io::Error::from(std::io::ErrorKind::Unsupported),
+    /// [`DatapathError::Unusable`] if a program is missing or too old.
+    pub fn open(flavour: Flavour) -> Result<Self, DatapathError> {
+        Ok(Self {
+            tools: Tools::open(F::FAMILY, flavour)?,
+            installed: None,
+        })
     }
 }
 
 impl<F: Family> Datapath<F> for Iptables<F> {
     fn sync(
         &mut self,
-        _desired: &ForwardingState<F>,
-        _changes: &Changes<F>,
+        desired: &ForwardingState<F>,
+        changes: &Changes<F>,
     ) -> Result<SyncReport, DatapathError> {
-        Err(missing())
+        match self.installed.take() {
+            Some(mut installed) if installed.can_follow(desired) => {
+                let report = installed.follow(&self.tools, desired, changes)?;
+                self.installed = Some(installed);
+                Ok(report)
+            }
+            Some(_) | None => self.resync(desired),
+        }
     }
 
-    fn resync(&mut self, _desired: &ForwardingState<F>) -> Result<SyncReport, DatapathError> {
-        Err(missing())
+    fn resync(&mut self, desired: &ForwardingState<F>) -> Result<SyncReport, DatapathError> {
+        self.installed = None;
+        let (installed, report) = apply::resync(&self.tools, desired)?;
+        self.installed = Some(installed);
+        Ok(report)
     }
 
     fn changed_by_others(&mut self) -> Result<bool, DatapathError> {
-        Err(missing())
+        Ok(self.installed.is_none())
     }
 
     fn cleanup(&mut self) -> Result<(), DatapathError> {
-        Err(missing())
+        self.installed = None;
+        apply::cleanup::<F>(&self.tools)
     }
 }

@@ -3,60 +3,13 @@
 //! Kinds, pick chains, endpoints and ClusterIPs are there as long as one ServicePort uses them.
 //! Invariant: the counts are those of the forwarding state that the kernel was last given.
 
-use std::collections::BTreeMap;
-
 use super::codec::{Data, Key};
 use super::elements::Elements;
 use super::kind::{Kind, Pick};
 use super::layout::SetId;
 use super::render::{Rendered, address_key};
+use crate::datapath::counts::Counts;
 use crate::net::Family;
-
-/// How often each thing is used.
-#[derive(Debug)]
-struct Counts<T>(BTreeMap<T, i64>);
-
-impl<T> Default for Counts<T> {
-    fn default() -> Self {
-        Self(BTreeMap::new())
-    }
-}
-
-impl<T: Ord + Copy> Counts<T> {
-    fn add(&mut self, things: &[T], by: i64) {
-        for thing in things {
-            *self.0.entry(*thing).or_insert(0) += by;
-        }
-    }
-
-    fn get(&self, thing: &T) -> i64 {
-        self.0.get(thing).copied().unwrap_or(0)
-    }
-
-    /// Which things begin and cease to be used if `change` is added.
-    fn turns(&self, change: &Self) -> (Vec<T>, Vec<T>) {
-        let (mut begin, mut cease) = (Vec::new(), Vec::new());
-        for (thing, by) in &change.0 {
-            let old = self.get(thing);
-            match (old > 0, old + by > 0) {
-                (false, true) => begin.push(*thing),
-                (true, false) => cease.push(*thing),
-                (true, true) | (false, false) => {}
-            }
-        }
-        (begin, cease)
-    }
-
-    fn merge(&mut self, change: Self) {
-        for (thing, by) in change.0 {
-            let count = self.0.entry(thing).or_insert(0);
-            *count += by;
-            if *count == 0 {
-                self.0.remove(&thing);
-            }
-        }
-    }
-}
 
 /// How often each shared thing is used; or by how much that changes.
 #[derive(Debug)]
@@ -161,6 +114,6 @@ impl<F: Family> Shared<F> {
 
     /// The pick chains in use.
     pub(crate) fn picks(&self) -> impl Iterator<Item = &Pick> {
-        self.picks.0.keys()
+        self.picks.keys()
     }
 }

@@ -78,11 +78,6 @@ impl Tools {
         })
     }
 
-    /// Which family these are for.
-    pub(crate) fn family(&self) -> IpFamily {
-        self.family
-    }
-
     /// Which flavour these are of.
     pub(crate) fn flavour(&self) -> Flavour {
         self.flavour

@@ -1,0 +1,417 @@
+//! How do tables and sets become what the forwarding state asks for?
+//!
+//! Invariants: sets only grow before the rules change, and only shrink after it. So a VIP is refused
+//! before its translation goes and until after it came, in whichever order the tables are committed
+//! (REJ-9); a set is there as long as a rule names it. Nothing that is right already is written again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::chain::{Chain, Table};
+use super::layout::{self, Hook};
+use super::memory::Memory;
+use super::names;
+use super::readback::{self, Printed, PrintedSets};
+use super::render::{Rendered, render_globals, render_service_port};
+use super::script::Script;
+use super::sets::{self, SetId};
+use super::tool::Tools;
+use super::tree::{Tree, Turn};
+use crate::datapath::counts::Counts;
+use crate::datapath::{DatapathError, SyncReport};
+use crate::forwarding::{Backend, Changes, ForwardingState, Globals};
+use crate::net::{Family, L4Proto};
+
+/// What the kernel was last given, as far as incremental changes need it.
+#[derive(Debug)]
+pub(crate) struct Installed<F: Family> {
+    globals: Globals<F>,
+    vips: Tree<F>,
+    node_ports: Tree<F>,
+    backends: Counts<Backend<F>>,
+    cluster_ips: Counts<F::Addr>,
+}
+
+type Elements = BTreeSet<(SetId, String)>;
+
+/// Everything that one sync writes.
+struct Plan {
+    /// Lines for ipset, before the rules.
+    grow: Vec<String>,
+    nat: Script,
+    filter: Script,
+    /// Lines for ipset, after the rules.
+    shrink: Vec<String>,
+    /// Memories whose clients stay for another time than before, with that time in seconds.
+    retimed: Vec<(Memory, u32)>,
+}
+
+impl Plan {
+    fn new(tools: &Tools) -> Self {
+        Self {
+            grow: Vec::new(),
+            nat: Script::new(Table::Nat, tools.flavour()),
+            filter: Script::new(Table::Filter, tools.flavour()),
+            shrink: Vec::new(),
+            retimed: Vec::new(),
+        }
+    }
+
+    const fn script(&mut self, table: Table) -> &mut Script {
+        match table {
+            Table::Nat => &mut self.nat,
+            Table::Filter => &mut self.filter,
+        }
+    }
+
+    /// Adds before, removes after; in orders in which elements may lean on others.
+    fn elements<F: Family>(&mut self, added: &Elements, removed: &Elements) {
+        let line = |verb: &str, (id, element): &(SetId, String)| {
+            format!("{verb} {} {element}", id.name::<F>())
+        };
+        self.grow
+            .extend(added.iter().map(|added| line("add", added)));
+        let removed = removed.iter().rev();
+        self.shrink
+            .extend(removed.map(|removed| line("del", removed)));
+    }
+
+    fn write(self, tools: &Tools) -> Result<SyncReport, DatapathError> {
+        let Self {
+            grow,
+            nat,
+            filter,
+            shrink,
+            retimed,
+        } = self;
+        let report = SyncReport {
+            n_added: grow.len() + nat.report.n_added + filter.report.n_added,
+            n_removed: shrink.len() + nat.report.n_removed + filter.report.n_removed,
+        };
+        write_sets(tools, &grow)?;
+        for script in [nat, filter] {
+            if let Some(text) = script.finish() {
+                tools.restore(&mut |to| to.write_all(text.as_bytes()))?;
+            }
+        }
+        write_sets(tools, &shrink)?;
+        retime(tools, &retimed)?;
+        Ok(report)
+    }
+}
+
+fn write_sets(tools: &Tools, lines: &[String]) -> Result<(), DatapathError> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    tools.ipset_restore(&mut |to| lines.iter().try_for_each(|line| writeln!(to, "{line}")))
+}
+
+/// Gives clients the time that they have left by a new measure. Spec: AFF-8.
+///
+/// A client that comes between reading and writing is forgotten: its next flow may go elsewhere.
+fn retime(tools: &Tools, retimed: &[(Memory, u32)]) -> Result<(), DatapathError> {
+    if retimed.is_empty() {
+        return Ok(());
+    }
+    let names: BTreeSet<&str> = retimed.iter().map(|(memory, _)| &*memory.name).collect();
+    let clients = readback::clients(tools, &|name| names.contains(name))?;
+    let mut lines = Vec::new();
+    for (memory, old) in retimed {
+        let name = &memory.name;
+        let temporary = format!("{name}T");
+        lines.push(memory.declaration(&temporary));
+        for (client, left) in clients.get(name).into_iter().flatten() {
+            if let Some(left) = memory.left_now(*old, *left) {
+                lines.push(format!("add {temporary} {client} timeout {left}"));
+            }
+        }
+        lines.push(format!("swap {temporary} {name}"));
+        lines.push(format!("destroy {temporary}"));
+    }
+    write_sets(tools, &lines)
+}
+
+impl<F: Family> Installed<F> {
+    fn new(globals: Globals<F>) -> Self {
+        Self {
+            globals,
+            vips: Tree::new(names::VIPS, true),
+            node_ports: Tree::new(names::NODE_PORTS, false),
+            backends: Counts::default(),
+            cluster_ips: Counts::default(),
+        }
+    }
+
+    /// Whether a change can be applied without looking at every ServicePort and rule.
+    pub(crate) fn can_follow(&self, desired: &ForwardingState<F>) -> bool {
+        let Globals {
+            detector,
+            masquerade_bit,
+            node_port_addresses: _,
+            service_cidrs: _,
+            drop_invalid,
+        } = &desired.globals;
+        self.globals.detector == *detector
+            && self.globals.masquerade_bit == *masquerade_bit
+            && self.globals.drop_invalid == *drop_invalid
+    }
+
+    /// Applies changes to what is installed.
+    ///
+    /// # Errors
+    /// What a program could not do; `self` is to be thrown away then.
+    pub(crate) fn follow(
+        &mut self,
+        tools: &Tools,
+        desired: &ForwardingState<F>,
+        changes: &Changes<F>,
+    ) -> Result<SyncReport, DatapathError> {
+        let (mut old, mut new) = (Rendered::default(), Rendered::default());
+        for change in changes.service_ports.values() {
+            for (service_port, to) in [(&change.old, &mut old), (&change.new, &mut new)] {
+                if let Some(service_port) = service_port {
+                    render_service_port(service_port, &desired.globals, to);
+                }
+            }
+        }
+        if self.globals != desired.globals {
+            render_globals(&self.globals, &mut old.elements);
+            render_globals(&desired.globals, &mut new.elements);
+            self.globals = desired.globals.clone();
+        }
+        let mut plan = Plan::new(tools);
+        self.plan_elements(&old, &new, &mut plan);
+        plan_memories(&old.memories, &new.memories, &mut plan);
+
+        let kept: BTreeMap<&str, &[String]> = old
+            .chains
+            .iter()
+            .map(|chain| (&*chain.name, &*chain.rules))
+            .collect();
+        let wanted: BTreeSet<&str> = new.chains.iter().map(|chain| &*chain.name).collect();
+        let is_new = |chain: &&Chain| kept.get(&*chain.name) != Some(&&*chain.rules);
+        for chain in new.chains.iter().filter(is_new) {
+            plan.nat.chain(chain);
+        }
+        let unwanted: Vec<String> = kept
+            .keys()
+            .filter(|name| !wanted.contains(*name))
+            .map(|name| (*name).to_owned())
+            .collect();
+        let turns = [
+            branch(&mut self.vips, old.vips, new.vips),
+            branch(&mut self.node_ports, old.node_ports, new.node_ports),
+        ];
+        for Turn { written, removed } in turns {
+            for chain in &written {
+                plan.nat.chain(chain);
+            }
+            plan.nat.remove(removed);
+        }
+        plan.nat.remove(unwanted);
+        plan.write(tools)
+    }
+
+    fn plan_elements(&mut self, old: &Rendered<F>, new: &Rendered<F>, plan: &mut Plan) {
+        let mut removed: Elements = old.elements.iter().cloned().collect();
+        let mut added: Elements = BTreeSet::new();
+        for element in &new.elements {
+            if !removed.remove(element) {
+                added.insert(element.clone());
+            }
+        }
+        let mut cluster_ips = Counts::default();
+        cluster_ips.add(&old.cluster_ips, -1);
+        cluster_ips.add(&new.cluster_ips, 1);
+        let (begin, cease) = self.cluster_ips.turns(&cluster_ips);
+        self.cluster_ips.merge(cluster_ips);
+        added.extend(begin.iter().map(cluster_ip_element::<F>));
+        removed.extend(cease.iter().map(cluster_ip_element::<F>));
+        let mut backends = Counts::default();
+        backends.add(&old.backends, -1);
+        backends.add(&new.backends, 1);
+        let (begin, cease) = self.backends.turns(&backends);
+        self.backends.merge(backends);
+        if self.globals.drop_invalid {
+            added.extend(begin.iter().map(backend_element));
+            removed.extend(cease.iter().map(backend_element));
+        }
+        plan.elements::<F>(&added, &removed);
+    }
+}
+
+fn cluster_ip_element<F: Family>(address: &F::Addr) -> (SetId, String) {
+    (SetId::ClusterIps, address.to_string())
+}
+
+fn backend_element<F: Family>(backend: &Backend<F>) -> (SetId, String) {
+    let element = sets::endpoint(&backend.address, L4Proto::Tcp, backend.port);
+    (SetId::Backends, element)
+}
+
+type Entry = (super::bits::Bits, Vec<String>);
+
+/// Changes the frontends of a tree that differ.
+fn branch<F: Family>(tree: &mut Tree<F>, old: Vec<Entry>, new: Vec<Entry>) -> Turn {
+    let mut old: BTreeMap<_, _> = old.into_iter().collect();
+    let mut added = Vec::new();
+    for (bits, rules) in new {
+        match old.remove(&bits) {
+            Some(same) if same == rules => {}
+            Some(_) | None => added.push((bits, rules)),
+        }
+    }
+    let removed: Vec<_> = old.into_keys().collect();
+    tree.change(&removed, added)
+}
+
+fn plan_memories(old: &[Memory], new: &[Memory], plan: &mut Plan) {
+    let mut old: BTreeMap<&str, u32> = old
+        .iter()
+        .map(|memory| (&*memory.name, memory.timeout))
+        .collect();
+    for memory in new {
+        match old.remove(&*memory.name) {
+            None => plan.grow.push(memory.declaration(&memory.name)),
+            Some(timeout) if timeout != memory.timeout => {
+                plan.retimed.push((memory.clone(), timeout));
+            }
+            Some(_) => {}
+        }
+    }
+    plan.shrink
+        .extend(old.into_keys().map(|name| format!("destroy {name}")));
+}
+
+/// Reads back what is ours and makes it match, writing only what differs.
+///
+/// # Errors
+/// What a program could not do; what forwarded before still does.
+pub(crate) fn resync<F: Family>(
+    tools: &Tools,
+    desired: &ForwardingState<F>,
+) -> Result<(Installed<F>, SyncReport), DatapathError> {
+    let globals = &desired.globals;
+    let mut installed = Installed::new(globals.clone());
+    let mut plan = Plan::new(tools);
+    let mut elements = Vec::new();
+    render_globals(globals, &mut elements);
+    let mut memories = Vec::new();
+
+    let mut printed = Printed::read(tools, Table::Nat)?;
+    let mut write = |chain: &Chain| {
+        if !printed.take_same(chain) {
+            plan.nat.chain(chain);
+        }
+    };
+    for service_port in desired.service_ports.values() {
+        let mut rendered = Rendered::default();
+        render_service_port(service_port, globals, &mut rendered);
+        rendered.chains.iter().for_each(&mut write);
+        for (bits, rules) in rendered.vips {
+            installed.vips.insert(bits, rules);
+        }
+        for (bits, rules) in rendered.node_ports {
+            installed.node_ports.insert(bits, rules);
+        }
+        elements.append(&mut rendered.elements);
+        memories.append(&mut rendered.memories);
+        installed.backends.add(&rendered.backends, 1);
+        installed.cluster_ips.add(&rendered.cluster_ips, 1);
+    }
+    for tree in [&installed.vips, &installed.node_ports] {
+        tree.chains(&mut |chain| write(&chain));
+    }
+    layout::chains(Table::Nat, globals)
+        .iter()
+        .for_each(&mut write);
+    settle(Table::Nat, printed, &mut plan);
+
+    let mut printed = Printed::read(tools, Table::Filter)?;
+    for chain in layout::chains(Table::Filter, globals) {
+        if !printed.take_same(&chain) {
+            plan.filter.chain(&chain);
+        }
+    }
+    settle(Table::Filter, printed, &mut plan);
+
+    let ips = installed.cluster_ips.keys().map(cluster_ip_element::<F>);
+    let mut elements: Elements = elements.into_iter().chain(ips).collect();
+    if globals.drop_invalid {
+        elements.extend(installed.backends.keys().map(backend_element));
+    }
+    compare_sets::<F>(tools, elements, &memories, &mut plan)?;
+    let report = plan.write(tools)?;
+    Ok((installed, report))
+}
+
+/// Hooks our chains in, and removes what is ours and not wanted.
+fn settle(table: Table, mut printed: Printed, plan: &mut Plan) {
+    let script = plan.script(table);
+    for hook in Hook::ALL.iter().filter(|hook| hook.table == table) {
+        if !printed.take_hook(hook) {
+            script.insert(hook.chain, &hook.rule());
+        }
+    }
+    remove_rest(printed, script);
+}
+
+fn remove_rest(mut printed: Printed, script: &mut Script) {
+    for (chain, rule) in std::mem::take(&mut printed.hooks) {
+        script.remove_rule(&chain, &rule);
+    }
+    script.remove(printed.into_names());
+}
+
+fn compare_sets<F: Family>(
+    tools: &Tools,
+    mut wanted: Elements,
+    memories: &[Memory],
+    plan: &mut Plan,
+) -> Result<(), DatapathError> {
+    let mut unwanted = Elements::new();
+    let printed = PrintedSets::read::<F>(tools, &mut |id, element| {
+        let element = (id, element.to_owned());
+        if !wanted.remove(&element) {
+            unwanted.insert(element);
+        }
+    })?;
+    for id in SetId::ALL {
+        if !printed.fixed.contains(&id) {
+            plan.grow.push(id.declaration::<F>());
+        }
+    }
+    plan.elements::<F>(&wanted, &unwanted);
+    let mut others = printed.others;
+    for memory in memories {
+        match others.remove(&memory.name) {
+            None => plan.grow.push(memory.declaration(&memory.name)),
+            Some(timeout) if timeout != memory.timeout => {
+                plan.retimed.push((memory.clone(), timeout));
+            }
+            Some(_) => {}
+        }
+    }
+    plan.shrink
+        .extend(others.into_keys().map(|name| format!("destroy {name}")));
+    Ok(())
+}
+
+/// Removes everything of ours.
+///
+/// # Errors
+/// What a program could not do.
+pub(crate) fn cleanup<F: Family>(tools: &Tools) -> Result<(), DatapathError> {
+    let mut plan = Plan::new(tools);
+    for table in Table::ALL {
+        let printed = Printed::read(tools, table)?;
+        remove_rest(printed, plan.script(table));
+    }
+    let printed = PrintedSets::read::<F>(tools, &mut |_, _| {})?;
+    let fixed = printed.fixed.iter().map(|id| id.name::<F>());
+    let names = fixed.chain(printed.others.into_keys());
+    plan.shrink
+        .extend(names.map(|name| format!("destroy {name}")));
+    plan.write(tools)?;
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! Which chains do we always have, and how do packets go through them?
+//!
+//! ```text
+//! nat PREROUTING, OUTPUT ─▶ SERVICES: sources outside the ranges of a guarded VIP stop here
+//!    ─▶ VIPS, then NODE-PORTS (to addresses that accept them): trees of chains, one rule per frontend
+//!       ─▶ pick chain of a ServicePort's backends: a random one; DNAT
+//!       ─▶ or first to a chain that distinguishes source classes
+//!       ─▶ or ACCEPT: nothing is translated, the filter chains answer
+//! nat POSTROUTING ─▶ masquerade what was marked, and hairpins
+//! filter INPUT, FORWARD, OUTPUT ─▶ refuse or drop what was not translated, by sets
+//! ```
+//!
+//! Invariants:
+//! - packets of established flows meet no rule in nat chains and one of ours in each filter chain;
+//! - the rules of the filter chains are constant: whatever changes there is an element of a set. So a
+//!   VIP is refused before its translation goes, and no longer after it came (REJ-9);
+//! - what is right for others is left to others: we return, and do not accept, what is not ours.
+
+use super::chain::{Chain, Table, comment, source_is_destination};
+use super::names;
+use super::sets::SetId;
+use crate::forwarding::Globals;
+use crate::net::{Family, IpFamily};
+
+/// A built-in chain's rule that leads to a chain of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hook {
+    /// The table.
+    pub(crate) table: Table,
+    /// The built-in chain.
+    pub(crate) chain: &'static str,
+    /// Ours.
+    pub(crate) target: &'static str,
+}
+
+impl Hook {
+    /// Every hook.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::new(Table::Nat, "PREROUTING", names::SERVICES),
+        Self::new(Table::Nat, "OUTPUT", names::SERVICES),
+        Self::new(Table::Nat, "POSTROUTING", names::POSTROUTING),
+        Self::new(Table::Filter, "INPUT", names::INPUT),
+        Self::new(Table::Filter, "FORWARD", names::FORWARD),
+        Self::new(Table::Filter, "OUTPUT", names::OUTPUT),
+    ];
+
+    const fn new(table: Table, chain: &'static str, target: &'static str) -> Self {
+        Self {
+            table,
+            chain,
+            target,
+        }
+    }
+
+    /// The rule, without `-A` and the chain's name.
+    pub(crate) fn rule(&self) -> String {
+        format!("{} -j {}", comment("Kubernetes Services"), self.target)
+    }
+}
+
+/// The constant chains of a table, targets before those that go to them.
+pub(crate) fn chains<F: Family>(table: Table, globals: &Globals<F>) -> Vec<Chain> {
+    match table {
+        Table::Nat => nat(globals),
+        Table::Filter => filter(globals),
+    }
+}
+
+/// Goes on for sources outside the ranges of a guarded VIP. Spec: FW-2.
+fn is_kept_out<F: Family>() -> String {
+    format!(
+        "{} {}",
+        SetId::Guarded.matches::<F>(true),
+        SetId::SourceRanges.matches::<F>(false)
+    )
+}
+
+fn nat<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
+    let bit = globals.masquerade_bit.mask();
+    let masquerade = "-j MASQUERADE --random-fully";
+    vec![
+        Chain::new(
+            names::MASQUERADE,
+            vec![
+                format!("-j MARK --set-xmark 0x0/{bit:#x}"),
+                masquerade.to_owned(),
+            ],
+        ),
+        Chain::new(
+            names::POSTROUTING,
+            vec![
+                format!("-m mark --mark {bit:#x}/{bit:#x} -g {}", names::MASQUERADE),
+                format!(
+                    "-m conntrack --ctstate DNAT {} {} {masquerade}",
+                    source_is_destination(F::FAMILY),
+                    comment("hairpin"),
+                ),
+            ],
+        ),
+        Chain::new(
+            names::SERVICES,
+            vec![
+                // FW-8: it must not go on as if it were for a NodePort.
+                format!("{} -j ACCEPT", is_kept_out::<F>()),
+                format!("-j {}", names::VIPS),
+                format!(
+                    "{} -j {}",
+                    SetId::NodeAddresses.matches::<F>(true),
+                    names::NODE_PORTS
+                ),
+            ],
+        ),
+    ]
+}
+
+/// What is returned to the host's own rules.
+const SERVED: [&str; 2] = [
+    // UNTRACKED: a node-local cache of DNS owns its ClusterIP, and takes it out of tracking.
+    "-m conntrack --ctstate RELATED,ESTABLISHED,UNTRACKED -j RETURN",
+    "-m conntrack --ctstate DNAT -j RETURN",
+];
+
+fn filter<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
+    let served = || SERVED.map(str::to_owned).to_vec();
+    let set = |id: SetId, verdict: &str| format!("{} {verdict}", id.matches::<F>(true));
+    let refuse = format!("-g {}", names::REFUSE);
+    let mut input = served();
+    input.push(format!("-j {}", names::UNSERVED));
+    input.push(set(
+        SetId::NodeAddresses,
+        &format!("-j {}", names::UNSERVED_NODE),
+    ));
+    let mut output = served();
+    output.push(format!("-j {}", names::UNSERVED));
+    output.push(format!("-j {}", names::UNKNOWN));
+    let mut forward = output.clone();
+    if globals.drop_invalid {
+        let rule = format!(
+            "-p tcp -m conntrack --ctstate INVALID {} {} -j DROP",
+            SetId::Backends.matches::<F>(true),
+            comment("out of window: the client must not see the backend's address"),
+        );
+        forward.insert(SERVED.len(), rule);
+    }
+    vec![
+        Chain::new(
+            names::REFUSE,
+            vec![
+                // Never to packets of a flow that may live.
+                "-m conntrack --ctstate INVALID -j DROP".to_owned(),
+                reject::<F>(),
+            ],
+        ),
+        Chain::new(
+            names::UNSERVED,
+            vec![
+                format!("{} -j DROP", is_kept_out::<F>()),
+                set(SetId::Refused, &refuse),
+                set(SetId::Dropped, "-j DROP"),
+            ],
+        ),
+        Chain::new(
+            names::UNSERVED_NODE,
+            vec![
+                set(SetId::RefusedNodePorts, &refuse),
+                set(SetId::DroppedNodePorts, "-j DROP"),
+            ],
+        ),
+        Chain::new(
+            names::UNKNOWN,
+            vec![
+                set(SetId::ClusterIps, &refuse),
+                set(SetId::ServiceCidrs, "-j DROP"),
+            ],
+        ),
+        Chain::new(names::INPUT, input),
+        Chain::new(names::FORWARD, forward),
+        Chain::new(names::OUTPUT, output),
+    ]
+}
+
+fn reject<F: Family>() -> String {
+    let with = match F::FAMILY {
+        IpFamily::V4 => "icmp-port-unreachable",
+        IpFamily::V6 => "icmp6-port-unreachable",
+    };
+    format!("-j REJECT --reject-with {with}")
+}

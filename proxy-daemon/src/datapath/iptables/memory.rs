@@ -1,0 +1,101 @@
+//! How are clients of a ServicePort with session affinity remembered?
+//!
+//! One set per backend holds its clients; a rule adds a client with each new flow, and the kernel removes
+//! it when its time is over. Not the `recent` match: that remembers 100 clients a list unless a module
+//! parameter says otherwise, which can be set only while nobody uses the module.
+//!
+//! Spec: AFF-1 to AFF-10. Kernel: packets cannot make a hash grow, so that it has room from the start for
+//! the clients that AFF-10 asks for, over all backends of the ServicePort; `forceadd` lets a new client
+//! take the place of a random one beyond that.
+
+use super::names;
+use super::sets::family_name;
+use crate::net::Family;
+
+/// Clients of a ServicePort that are remembered at least.
+const CLIENTS: usize = 65_536;
+/// Clients for each place in a hash; it has room for 12.
+const PER_BUCKET: usize = 4;
+
+/// The clients of one backend of one ServicePort.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Memory {
+    /// The set's name.
+    pub(crate) name: String,
+    /// Unit: seconds.
+    pub(crate) timeout: u32,
+    /// Unit: places.
+    size: usize,
+    family: &'static str,
+}
+
+impl Memory {
+    /// The memory that `parts` name, of a ServicePort with so many backends.
+    pub(crate) fn new<F: Family>(parts: &[&str], timeout: u32, n_backends: usize) -> Self {
+        let share = CLIENTS / n_backends.max(1) / PER_BUCKET;
+        Self {
+            name: names::memory::<F>(parts),
+            timeout,
+            size: share.next_power_of_two().max(64),
+            family: family_name(F::FAMILY),
+        }
+    }
+
+    /// What `ipset create` needs, under this name or another.
+    pub(crate) fn declaration(&self, name: &str) -> String {
+        let Self {
+            name: _,
+            timeout,
+            size,
+            family,
+        } = self;
+        format!(
+            "create {name} hash:ip family {family} hashsize {size} maxelem {CLIENTS} timeout {timeout} forceadd"
+        )
+    }
+
+    /// The match that is true of its clients.
+    pub(crate) fn remembers(&self) -> String {
+        format!("-m set --match-set {} src", self.name)
+    }
+
+    /// Adds the client, or begins its time anew.
+    pub(crate) fn remember(&self) -> String {
+        let Self { name, timeout, .. } = self;
+        format!("-j SET --add-set {name} src --exist --timeout {timeout}")
+    }
+
+    /// Removes the client.
+    pub(crate) fn forget(&self) -> String {
+        format!("-j SET --del-set {} src", self.name)
+    }
+
+    /// What a client remembered for `old` seconds, with `left` of them to go, has left now; `None` if
+    /// its time is over. Spec: AFF-8.
+    pub(crate) fn left_now(&self, old: u32, left: u32) -> Option<u32> {
+        let age = old.saturating_sub(left);
+        self.timeout.checked_sub(age).filter(|left| *left > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::V4;
+
+    #[test]
+    fn a_changed_time_counts_from_when_the_client_came() {
+        let memory = Memory::new::<V4>(&["a"], 5, 1);
+        assert_eq!(memory.left_now(10_800, 10_799), Some(4));
+        assert_eq!(memory.left_now(10_800, 10_000), None);
+        assert_eq!(memory.left_now(3, 2), Some(4));
+    }
+
+    #[test]
+    fn all_memories_together_hold_what_the_specification_asks_for() {
+        for n in [1, 2, 3, 10, 1000] {
+            let memory = Memory::new::<V4>(&["a"], 5, n);
+            assert!(memory.size * PER_BUCKET * n >= CLIENTS);
+        }
+    }
+}

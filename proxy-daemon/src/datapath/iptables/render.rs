@@ -1,0 +1,377 @@
+//! Which chains, branches and elements does a ServicePort need, and which do the globals?
+//!
+//! Invariants: pure; decides nothing that the forwarding state leaves open; the same ServicePort gives
+//! the same objects, whatever else there is. What several ServicePorts share (backends, `ClusterIP`s) is
+//! only named here, and counted by `apply`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::bits::Bits;
+use super::chain::{Chain, Header, comment, dnat, from_pod, mark, one_in, ports};
+use super::memory::Memory;
+use super::names;
+use super::sets::{self, SetId};
+use crate::forwarding::{
+    Backend, BackendSet, Exposure, Frontend, FrontendAddress, FrontendKey, Globals, Route, Routes,
+    ServicePort,
+};
+use crate::net::{Family, L4Proto};
+
+/// What one or several ServicePorts need.
+#[derive(Debug)]
+pub(crate) struct Rendered<F: Family> {
+    /// Chains of their own, targets before those that go to them.
+    pub(crate) chains: Vec<Chain>,
+    /// Frontends that are VIPs.
+    pub(crate) vips: Vec<(Bits, Vec<String>)>,
+    /// Frontends that are NodePorts.
+    pub(crate) node_ports: Vec<(Bits, Vec<String>)>,
+    /// Elements that belong to one ServicePort each.
+    pub(crate) elements: Vec<(SetId, String)>,
+    /// Where clients are remembered.
+    pub(crate) memories: Vec<Memory>,
+    /// Backends of TCP; as often as they are used.
+    pub(crate) backends: Vec<Backend<F>>,
+    /// Live `ClusterIP`s; as often as they are used.
+    pub(crate) cluster_ips: Vec<F::Addr>,
+}
+
+impl<F: Family> Default for Rendered<F> {
+    fn default() -> Self {
+        Self {
+            chains: Vec::new(),
+            vips: Vec::new(),
+            node_ports: Vec::new(),
+            elements: Vec::new(),
+            memories: Vec::new(),
+            backends: Vec::new(),
+            cluster_ips: Vec::new(),
+        }
+    }
+}
+
+/// Renders what is the same for all ServicePorts and can change without them.
+pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, to: &mut Vec<(SetId, String)>) {
+    let Globals {
+        detector: _,
+        masquerade_bit: _,
+        node_port_addresses,
+        service_cidrs,
+        drop_invalid: _,
+    } = globals;
+    to.extend(
+        node_port_addresses
+            .iter()
+            .map(|address| (SetId::NodeAddresses, address.to_string())),
+    );
+    to.extend(
+        service_cidrs
+            .iter()
+            .flat_map(sets::network::<F>)
+            .map(|network| (SetId::ServiceCidrs, network)),
+    );
+}
+
+/// Renders one ServicePort.
+pub(crate) fn render_service_port<F: Family>(
+    service_port: &ServicePort<F>,
+    globals: &Globals<F>,
+    to: &mut Rendered<F>,
+) {
+    let mut renderer = Renderer {
+        service_port,
+        globals,
+        picked: BTreeSet::new(),
+        ways: BTreeMap::new(),
+    };
+    let mut entries = Vec::with_capacity(service_port.frontends.len());
+    for (key, frontend) in &service_port.frontends {
+        entries.push((key, renderer.entry(key, frontend)));
+        render_filter(key, frontend, to);
+    }
+    renderer.render_picks(to);
+    to.chains.extend(
+        renderer
+            .ways
+            .into_iter()
+            .map(|(name, rules)| Chain::new(name, rules)),
+    );
+    for (key, rules) in entries {
+        let tree = match key.address {
+            FrontendAddress::Vip(_) => &mut to.vips,
+            FrontendAddress::Node => &mut to.node_ports,
+        };
+        tree.push((Bits::of(key), rules));
+    }
+    if service_port.protocol == L4Proto::Tcp {
+        let backends: BTreeSet<Backend<F>> = both_sets(service_port).collect();
+        to.backends.extend(backends);
+    }
+    to.cluster_ips.push(service_port.cluster_ip);
+}
+
+fn both_sets<F: Family>(service_port: &ServicePort<F>) -> impl Iterator<Item = Backend<F>> {
+    let backends = service_port.cluster.iter().chain(&service_port.local);
+    backends.copied()
+}
+
+/// What the filter chains must know of a frontend.
+fn render_filter<F: Family>(key: &FrontendKey<F>, frontend: &Frontend<F>, to: &mut Rendered<F>) {
+    let Frontend {
+        exposure,
+        routes: Routes { pod, host, extn },
+        source_ranges,
+    } = frontend;
+    let has = |route| [pod, host, extn].contains(&&route);
+    let is_vip = matches!(key.address, FrontendAddress::Vip(_));
+    let elements = sets::frontend(key);
+    let mut put = |id: SetId| {
+        to.elements
+            .extend(elements.iter().cloned().map(|e| (id, e)))
+    };
+    let (refused, dropped) = if is_vip {
+        (SetId::Refused, SetId::Dropped)
+    } else {
+        (SetId::RefusedNodePorts, SetId::DroppedNodePorts)
+    };
+    if has(Route::Reject) {
+        put(refused);
+    }
+    // Of an external VIP nothing may leak to where it is routed, whatever kept it from being translated
+    // (XM-10); a ClusterIP is refused in that case, as all its ports are.
+    let may_leak = matches!(exposure, Exposure::ExternalIp | Exposure::LoadBalancer);
+    if has(Route::Drop) || may_leak {
+        put(dropped);
+    }
+    // FW-1: only VIPs have source ranges.
+    if let Some(ranges) = source_ranges.as_ref().filter(|_| is_vip) {
+        put(SetId::Guarded);
+        let ranges: Vec<String> = ranges.iter().flat_map(sets::network::<F>).collect();
+        let allowed = elements
+            .iter()
+            .flat_map(|element| ranges.iter().map(move |range| format!("{element},{range}")));
+        to.elements
+            .extend(allowed.map(|allowed| (SetId::SourceRanges, allowed)));
+    }
+}
+
+/// Whose source becomes this node's, if all classes go to the same backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Masquerade {
+    Never,
+    UnlessPod,
+    Always,
+}
+
+struct Renderer<'a, F: Family> {
+    service_port: &'a ServicePort<F>,
+    globals: &'a Globals<F>,
+    /// The sets of backends in use.
+    picked: BTreeSet<&'static str>,
+    /// The chains that distinguish source classes, and their rules.
+    ways: BTreeMap<String, Vec<String>>,
+}
+
+impl<F: Family> Renderer<'_, F> {
+    fn id(&self) -> &str {
+        self.service_port.id.as_str()
+    }
+
+    /// The rules of a frontend in its tree.
+    fn entry(&mut self, key: &FrontendKey<F>, frontend: &Frontend<F>) -> Vec<String> {
+        let port = key.port.get();
+        let mut header = Header {
+            transport: ports(key.protocol, port, port),
+            ..Header::default()
+        };
+        if let FrontendAddress::Vip(address) = key.address {
+            header.destination = format!("-d {address}/{}", F::ADDR_LEN * 8);
+        }
+        let comment = comment(&format!("{} {}", self.id(), frontend.exposure));
+        let Routes {
+            mut pod,
+            host,
+            extn,
+        } = frontend.routes;
+        if self.globals.detector.is_none() {
+            pod = extn;
+        }
+        let mut rules = Vec::new();
+        let verdict = match common_way(pod, host, extn) {
+            Some(Common::Stop) => "-j ACCEPT".to_owned(),
+            Some(Common::Pick(set, masquerade)) => {
+                rules.extend(self.mark_rule(&header, masquerade));
+                format!("-g {}", self.pick(set))
+            }
+            None => format!("-g {}", self.way(Routes { pod, host, extn })),
+        };
+        rules.push(format!("{header}{comment} {verdict}"));
+        rules
+    }
+
+    fn mark_rule(&self, header: &Header, masquerade: Masquerade) -> Option<String> {
+        let header = match (masquerade, &self.globals.detector) {
+            (Masquerade::Never, _) => return None,
+            (Masquerade::UnlessPod, Some(detector)) => from_pod(header, detector, false)?,
+            (Masquerade::UnlessPod, None) | (Masquerade::Always, _) => header.clone(),
+        };
+        Some(format!("{header}{}", mark(self.globals.masquerade_bit)))
+    }
+
+    /// The chain that picks a backend of a set.
+    fn pick(&mut self, set: BackendSet) -> String {
+        let kind = pick_kind(set);
+        self.picked.insert(kind);
+        names::chain(kind, &[self.id()])
+    }
+
+    /// The chain that distinguishes source classes.
+    fn way(&mut self, routes: Routes) -> String {
+        let Routes { pod, host, extn } = routes;
+        let code: String = [pod, host, extn].map(letter).into_iter().collect();
+        let name = names::chain(&code, &[self.id()]);
+        if self.ways.contains_key(&name) {
+            return name;
+        }
+        let mut rules = Vec::new();
+        let anyone = Header::default();
+        if let Some(detector) = &self.globals.detector
+            && let Some(from_pod) = from_pod(&anyone, detector, true)
+        {
+            self.route(&from_pod.to_string(), pod, &mut rules);
+        }
+        self.route("-m addrtype --src-type LOCAL ", host, &mut rules);
+        self.route("", extn, &mut rules);
+        self.ways.insert(name.clone(), rules);
+        name
+    }
+
+    fn route(&mut self, from: &str, route: Route, rules: &mut Vec<String>) {
+        match route {
+            Route::Forward { to, masquerade } => {
+                if masquerade {
+                    rules.push(format!("{from}{}", mark(self.globals.masquerade_bit)));
+                }
+                rules.push(format!("{from}-g {}", self.pick(to)));
+            }
+            Route::Reject | Route::Drop => rules.push(format!("{from}-j ACCEPT")),
+        }
+    }
+
+    /// The chains that pick backends.
+    fn render_picks(&self, to: &mut Rendered<F>) {
+        let picked: Vec<BackendSet> = [BackendSet::Cluster, BackendSet::Local]
+            .into_iter()
+            .filter(|set| self.picked.contains(pick_kind(*set)))
+            .collect();
+        let used: BTreeSet<Backend<F>> = picked
+            .iter()
+            .flat_map(|set| self.service_port.backends(*set))
+            .copied()
+            .collect();
+        let memories: BTreeMap<Backend<F>, Memory> = match self.service_port.affinity {
+            None => BTreeMap::new(),
+            Some(seconds) => used
+                .iter()
+                .map(|backend| {
+                    let parts = [self.id(), &backend.to_string()];
+                    (*backend, Memory::new::<F>(&parts, seconds, used.len()))
+                })
+                .collect(),
+        };
+        let remembered =
+            |backend: &Backend<F>| names::chain("B", &[self.id(), &backend.to_string()]);
+        for (backend, memory) in &memories {
+            let rules = vec![memory.remember(), dnat(self.service_port.protocol, backend)];
+            to.chains.push(Chain::new(remembered(backend), rules));
+        }
+        for set in &picked {
+            let backends = self.service_port.backends(*set);
+            let mut rules: Vec<String> = backends
+                .iter()
+                .filter_map(|backend| Some((backend, memories.get(backend)?)))
+                .map(|(backend, memory)| {
+                    format!("{} -g {}", memory.remembers(), remembered(backend))
+                })
+                .collect();
+            if picked.len() > 1 {
+                // Another frontend may have led the client to a backend that this one has not (AFF-5).
+                rules.extend(memories.values().map(Memory::forget));
+            }
+            for (n_before, backend) in backends.iter().enumerate() {
+                let verdict = if memories.is_empty() {
+                    dnat(self.service_port.protocol, backend)
+                } else {
+                    format!("-g {}", remembered(backend))
+                };
+                rules.push(match backends.len() - n_before {
+                    1 => verdict,
+                    n => with_chance(&one_in(n), &verdict),
+                });
+            }
+            let name = names::chain(pick_kind(*set), &[self.id()]);
+            to.chains.push(Chain::new(name, rules));
+        }
+        to.memories.extend(memories.into_values());
+    }
+}
+
+/// Puts the chance behind the protocol, where it is printed.
+fn with_chance(chance: &str, verdict: &str) -> String {
+    match verdict.split_once(" -j ") {
+        Some((protocol, target)) => format!("{protocol} {chance} -j {target}"),
+        None => format!("{chance} {verdict}"),
+    }
+}
+
+const fn pick_kind(set: BackendSet) -> &'static str {
+    match set {
+        BackendSet::Cluster => "C",
+        BackendSet::Local => "L",
+    }
+}
+
+/// How a route is written in a chain's name: where to, in capitals if masqueraded.
+const fn letter(route: Route) -> char {
+    match route {
+        Route::Forward { to, masquerade } => match (to, masquerade) {
+            (BackendSet::Cluster, false) => 'c',
+            (BackendSet::Cluster, true) => 'C',
+            (BackendSet::Local, false) => 'l',
+            (BackendSet::Local, true) => 'L',
+        },
+        Route::Reject | Route::Drop => 'x',
+    }
+}
+
+/// Where POD, HOST and EXTN go, if one rule can say it.
+enum Common {
+    /// Nowhere.
+    Stop,
+    /// To one set of backends.
+    Pick(BackendSet, Masquerade),
+}
+
+fn common_way(pod: Route, host: Route, extn: Route) -> Option<Common> {
+    let forward = |route| match route {
+        Route::Forward { to, masquerade } => Some((to, masquerade)),
+        Route::Reject | Route::Drop => None,
+    };
+    match [pod, host, extn].map(forward) {
+        [None, None, None] => Some(Common::Stop),
+        [
+            Some((to, pod)),
+            Some((of_host, host)),
+            Some((of_extn, extn)),
+        ] if to == of_host && to == of_extn => {
+            let masquerade = match (pod, host, extn) {
+                (false, false, false) => Masquerade::Never,
+                (false, true, true) => Masquerade::UnlessPod,
+                (true, true, true) => Masquerade::Always,
+                _ => return None,
+            };
+            Some(Common::Pick(to, masquerade))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,151 @@
+//! Which sets does a family always have, and what are their elements?
+//!
+//! Sets hold what need not lead anywhere: a change of an element costs neither flavour a look at its
+//! rules. Invariants: the number of these sets is constant; elements are written as `ipset save`
+//! prints them; in the order of [`SetId::ALL`], an element may be added before those after it and
+//! removed after them without harm.
+
+use std::fmt::Display;
+
+use super::names::set_prefix;
+use crate::forwarding::{FrontendAddress, FrontendKey};
+use crate::net::{Family, IpFamily, L4Proto, Port};
+
+/// One of the sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum SetId {
+    /// Who may use guarded VIPs: address, protocol and port, source network.
+    SourceRanges,
+    /// VIPs with source ranges.
+    Guarded,
+    /// VIPs that are refused.
+    Refused,
+    /// VIPs whose packets are dropped if they were not translated.
+    Dropped,
+    /// Live `ClusterIP`s.
+    ClusterIps,
+    /// Where other addresses than live `ClusterIP`s are dropped.
+    ServiceCidrs,
+    /// Addresses of this node that accept NodePort traffic.
+    NodeAddresses,
+    /// NodePorts that are refused, at any address.
+    RefusedNodePorts,
+    /// NodePorts whose packets are dropped if they were not translated, at any address.
+    DroppedNodePorts,
+    /// Addresses and ports of backends. Spec: CT-7.
+    Backends,
+}
+
+/// Elements are limited to so many, which nobody reaches.
+const MAX_ELEMENTS: u32 = 1 << 28;
+
+impl SetId {
+    /// Every set.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::SourceRanges,
+        Self::Guarded,
+        Self::Refused,
+        Self::Dropped,
+        Self::ClusterIps,
+        Self::ServiceCidrs,
+        Self::NodeAddresses,
+        Self::RefusedNodePorts,
+        Self::DroppedNodePorts,
+        Self::Backends,
+    ];
+
+    /// Its name.
+    pub(crate) fn name<F: Family>(self) -> String {
+        let prefix = set_prefix::<F>();
+        let name = match self {
+            Self::SourceRanges => "source-ranges",
+            Self::Guarded => "guarded",
+            Self::Refused => "refused",
+            Self::Dropped => "dropped",
+            Self::ClusterIps => "cluster-ips",
+            Self::ServiceCidrs => "service-cidrs",
+            Self::NodeAddresses => "node-addresses",
+            Self::RefusedNodePorts => "refused-node-ports",
+            Self::DroppedNodePorts => "dropped-node-ports",
+            Self::Backends => "backends",
+        };
+        format!("{prefix}{name}")
+    }
+
+    /// What `ipset create` needs.
+    pub(crate) fn declaration<F: Family>(self) -> String {
+        let name = self.name::<F>();
+        let kind = match self {
+            Self::SourceRanges => "hash:ip,port,net",
+            Self::Guarded | Self::Refused | Self::Dropped | Self::Backends => "hash:ip,port",
+            Self::ClusterIps | Self::NodeAddresses => "hash:ip",
+            Self::ServiceCidrs => "hash:net",
+            // Not a bitmap of ports, which knows no SCTP.
+            Self::RefusedNodePorts | Self::DroppedNodePorts => "hash:net,port",
+        };
+        let family = family_name(F::FAMILY);
+        format!("create {name} {kind} family {family} maxelem {MAX_ELEMENTS}")
+    }
+
+    /// The match of a rule: which parts of the packet are looked up.
+    pub(crate) fn matches<F: Family>(self, yes: bool) -> String {
+        let parts = match self {
+            Self::SourceRanges => "dst,dst,src",
+            Self::Guarded
+            | Self::Refused
+            | Self::Dropped
+            | Self::RefusedNodePorts
+            | Self::DroppedNodePorts => "dst,dst",
+            Self::Backends => "src,src",
+            Self::ClusterIps | Self::NodeAddresses | Self::ServiceCidrs => "dst",
+        };
+        let not = if yes { "" } else { "! " };
+        format!("-m set {not}--match-set {} {parts}", self.name::<F>())
+    }
+}
+
+/// The name that `ipset` takes.
+pub(crate) const fn family_name(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "inet",
+        IpFamily::V6 => "inet6",
+    }
+}
+
+/// The element of an address and a port.
+pub(crate) fn endpoint(address: &dyn Display, protocol: L4Proto, port: Port) -> String {
+    format!("{address},{protocol}:{port}")
+}
+
+/// The elements of a frontend: a NodePort's cover every address.
+pub(crate) fn frontend<F: Family>(key: &FrontendKey<F>) -> Vec<String> {
+    let FrontendKey {
+        address,
+        protocol,
+        port,
+    } = key;
+    match address {
+        FrontendAddress::Vip(address) => vec![endpoint(address, *protocol, *port)],
+        FrontendAddress::Node => halves(F::FAMILY)
+            .map(|half| endpoint(&half, *protocol, *port))
+            .to_vec(),
+    }
+}
+
+/// Networks that cover every address: a set takes none without a prefix.
+const fn halves(family: IpFamily) -> [&'static str; 2] {
+    match family {
+        IpFamily::V4 => ["0.0.0.0/1", "128.0.0.0/1"],
+        IpFamily::V6 => ["::/1", "8000::/1"],
+    }
+}
+
+/// The network as elements; one address is printed without its prefix.
+pub(crate) fn network<F: Family>(network: &F::Net) -> Vec<String> {
+    let (address, prefix) = F::prefix(network);
+    match prefix {
+        0 => halves(F::FAMILY).map(str::to_owned).to_vec(),
+        full if usize::from(full) == F::ADDR_LEN * 8 => vec![address.to_string()],
+        prefix => vec![format!("{address}/{prefix}")],
+    }
+}

@@ -1,0 +1,160 @@
+//! Through which chains does a packet find its frontend?
+//!
+//! A chain holds a few frontends, or up to four branches of the bits of address, protocol and port, so
+//! that a packet meets some twenty rules among 10,000 Services, and as many for the last as for the
+//! first. A branch fixes all bits that its frontends have in common, not only the next two.
+//!
+//! Invariants: the chains are a function of the frontends, not of the way there; branches exclude each
+//! other, and a packet that goes into one (`-g`) does not come back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
+
+use super::bits::{Bits, Prefix};
+use super::chain::Chain;
+use super::names;
+use crate::net::Family;
+
+/// A chain with more frontends than this branches.
+const FEW: usize = 4;
+
+/// The frontends by their bits, and the chains that lead to them.
+#[derive(Debug)]
+pub(crate) struct Tree<F: Family> {
+    root: &'static str,
+    /// Whether frontends have an address.
+    has_address: bool,
+    /// The rules of each.
+    entries: BTreeMap<Bits, Box<[String]>>,
+    family: PhantomData<F>,
+}
+
+/// What a change of frontends means for the chains.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// To be written, branches before the chains that lead to them.
+    pub(crate) written: Vec<Chain>,
+    /// No longer used.
+    pub(crate) removed: Vec<String>,
+}
+
+impl<F: Family> Tree<F> {
+    /// A tree without frontends.
+    pub(crate) const fn new(root: &'static str, has_address: bool) -> Self {
+        Self {
+            root,
+            has_address,
+            entries: BTreeMap::new(),
+            family: PhantomData,
+        }
+    }
+
+    /// Adds a frontend; for a tree that is not in the kernel yet.
+    pub(crate) fn insert(&mut self, bits: Bits, rules: Vec<String>) {
+        self.entries.insert(bits, rules.into());
+    }
+
+    /// Takes and adds frontends, and says which chains become different by that.
+    pub(crate) fn change(&mut self, removed: &[Bits], added: Vec<(Bits, Vec<String>)>) -> Turn {
+        let touched: BTreeSet<Bits> = removed
+            .iter()
+            .copied()
+            .chain(added.iter().map(|(bits, _)| *bits))
+            .collect();
+        let before = self.along(&touched);
+        for bits in removed {
+            self.entries.remove(bits);
+        }
+        for (bits, rules) in added {
+            self.insert(bits, rules);
+        }
+        let after = self.along(&touched);
+        let written = after
+            .iter()
+            .rev()
+            .filter(|(prefix, rules)| before.get(prefix) != Some(rules))
+            .map(|(prefix, rules)| Chain::new(self.name(*prefix), rules.clone()))
+            .collect();
+        let removed = before
+            .keys()
+            .filter(|prefix| !after.contains_key(prefix))
+            .map(|prefix| self.name(*prefix))
+            .collect();
+        Turn { written, removed }
+    }
+
+    /// Hands out every chain, branches before the chains that lead to them.
+    pub(crate) fn chains(&self, each: &mut dyn FnMut(Chain)) {
+        self.below(Prefix::ALL, each);
+    }
+
+    fn below(&self, prefix: Prefix, each: &mut dyn FnMut(Chain)) {
+        if self.is_branching(prefix) {
+            for child in prefix.branches().filter_map(|branch| self.chain_of(branch)) {
+                self.below(child, each);
+            }
+        }
+        each(Chain::new(self.name(prefix), self.rules(prefix)));
+    }
+
+    fn name(&self, prefix: Prefix) -> String {
+        if prefix == Prefix::ALL {
+            self.root.to_owned()
+        } else {
+            names::chain("T", &[self.root, &prefix.text()])
+        }
+    }
+
+    fn range(&self, prefix: Prefix) -> impl DoubleEndedIterator<Item = (&Bits, &Box<[String]>)> {
+        let (first, last) = prefix.range();
+        self.entries.range(first..=last)
+    }
+
+    fn is_branching(&self, prefix: Prefix) -> bool {
+        self.range(prefix).nth(FEW).is_some()
+    }
+
+    /// The prefix of the chain that a branch leads to; `None` if it leads to one frontend or none.
+    fn chain_of(&self, branch: Prefix) -> Option<Prefix> {
+        let mut range = self.range(branch);
+        let (first, _) = range.next()?;
+        let (last, _) = range.next_back()?;
+        Some(Prefix::covering(*first, *last))
+    }
+
+    fn rules(&self, prefix: Prefix) -> Vec<String> {
+        if !self.is_branching(prefix) {
+            let rules = self.range(prefix).flat_map(|(_, rules)| rules.iter());
+            return rules.cloned().collect();
+        }
+        let mut rules = Vec::new();
+        for branch in prefix.branches() {
+            if let Some(child) = self.chain_of(branch) {
+                let header = child.header::<F>(self.has_address);
+                rules.push(format!("{header}-g {}", self.name(child)));
+            } else {
+                let only = self.range(branch).flat_map(|(_, rules)| rules.iter());
+                rules.extend(only.cloned());
+            }
+        }
+        rules
+    }
+
+    /// The chains on the ways to these frontends, and their rules.
+    fn along(&self, touched: &BTreeSet<Bits>) -> BTreeMap<Prefix, Vec<String>> {
+        let mut found = BTreeMap::new();
+        for bits in touched {
+            let mut next = Some(Prefix::ALL);
+            while let Some(prefix) = next {
+                found.entry(prefix).or_insert_with(|| self.rules(prefix));
+                next = self
+                    .is_branching(prefix)
+                    .then(|| prefix.branch(*bits))
+                    .flatten()
+                    .and_then(|branch| self.chain_of(branch))
+                    .filter(|child| child.covers(*bits));
+            }
+        }
+        found
+    }
+}

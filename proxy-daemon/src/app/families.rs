@@ -11,14 +11,17 @@ use crate::net::{Family, IpFamily, V4, V6};
 use crate::sync::{Carrier, Former, Intake, Sync};
 use crate::sys::host;
 
-/// The datapath that this mode means on this node. `auto` is iptables-nft until the node is looked at.
+/// The datapath that this mode means on this node.
 pub(super) fn kind(mode: Mode) -> Kind {
     match mode {
         Mode::Nftables => Kind::Nftables,
-        Mode::Iptables(IptablesBackend::Nft | IptablesBackend::Auto) => {
-            Kind::Iptables(Flavour::Nft)
-        }
+        Mode::Iptables(IptablesBackend::Nft) => Kind::Iptables(Flavour::Nft),
         Mode::Iptables(IptablesBackend::Legacy) => Kind::Iptables(Flavour::Legacy),
+        Mode::Iptables(IptablesBackend::Auto) => {
+            let (flavour, because) = Flavour::detect();
+            tracing::info!(backend = %flavour, %because, "chose the iptables to use");
+            Kind::Iptables(flavour)
+        }
     }
 }
 

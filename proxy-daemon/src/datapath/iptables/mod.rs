@@ -25,7 +25,7 @@ mod sets;
 mod tool;
 mod tree;
 
-pub use flavour::Flavour;
+pub use flavour::{Because, Flavour};
 
 use super::{Datapath, DatapathError, SyncReport};
 use crate::forwarding::{Changes, ForwardingState};

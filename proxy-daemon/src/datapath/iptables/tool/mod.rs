@@ -78,6 +78,12 @@ impl Tools {
         })
     }
 
+    /// Which family these are for.
+    #[cfg(test)]
+    pub(crate) fn family(&self) -> IpFamily {
+        self.family
+    }
+
     /// Which flavour these are of.
     pub(crate) fn flavour(&self) -> Flavour {
         self.flavour

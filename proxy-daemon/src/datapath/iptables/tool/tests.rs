@@ -115,7 +115,7 @@ fn looking_creates_no_table() {
 
 #[test]
 fn many_rules_go_in_and_come_out() {
-    const N: usize = 20_000;
+    const N: usize = 5_000;
     in_netns(|| {
         for tools in all_tools() {
             tools

@@ -1,17 +1,17 @@
 //! What SYNC and LIFE look at besides flows: our rules, foreign objects, the binary itself.
 
 use std::collections::BTreeSet;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use proxy_tests::address::{Family, HOST, NODE, P1, P2, VIP, X};
-use proxy_tests::daemon::binary;
+use proxy_tests::daemon::{Directory, binary};
+use proxy_tests::datapath::{Datapath, Flavour, everything_of_ours, nft_family};
 use proxy_tests::flow::{flow, kept, masqueraded};
 use proxy_tests::matrix::Test;
 
 /// The nodePort of [`web`].
 pub(crate) const PORT: u16 = 30_080;
-/// The nft families that each case of a mode could touch.
-pub(crate) const FAMILIES: [&str; 2] = ["ip", "ip6"];
 
 pub(crate) fn web(t: &mut Test) {
     t.service("web").cluster_ip(VIP).port(80).node_port(PORT);
@@ -26,61 +26,60 @@ pub(crate) fn works() -> [proxy_tests::flow::Flow; 3] {
     ]
 }
 
-/// What our tables hold, in an order of its own: elements of sets come in any.
+/// What is ours in the kernel, of every datapath: those that do not run must have nothing there.
 pub(crate) fn rules(t: &Test) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for family in FAMILIES {
-        let output = t
-            .node_ns()
-            .run("nft", &["-j", "list", "table", family, "proxy-daemon"]);
-        let Ok(value) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else {
-            continue;
-        };
-        for object in value["nftables"].as_array().into_iter().flatten() {
-            flatten(family, object, &mut found);
-        }
-    }
-    found
+    everything_of_ours(t.node_ns())
 }
 
-fn flatten(family: &str, object: &serde_json::Value, found: &mut BTreeSet<String>) {
-    let mut object = object.clone();
-    for kind in ["table", "chain", "rule", "set", "map", "counter"] {
-        let Some(inner) = object.get_mut(kind).and_then(|inner| inner.as_object_mut()) else {
-            continue;
-        };
-        inner.remove("handle");
-        let name = inner
-            .get("name")
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        if let Some(elements) = inner.remove("elem") {
-            for element in elements.as_array().into_iter().flatten() {
-                found.insert(format!("{family} {name} {element}"));
-            }
+/// Waits until what is ours is what it was.
+#[track_caller]
+pub(crate) fn await_rules(t: &Test, expected: &BTreeSet<String>, after: &str) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let now = rules(t);
+        if now == *expected {
+            return;
         }
-    }
-    if object.get("metainfo").is_none() {
-        found.insert(format!("{family} {object}"));
+        let missing: Vec<_> = expected.difference(&now).collect();
+        let more: Vec<_> = now.difference(expected).collect();
+        assert!(
+            Instant::now() < deadline,
+            "after {after}: missing {missing:#?}\nmore {more:#?}\n{}",
+            t.bed().daemon.log()
+        );
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 /// Tables, chains and iptables rules of others.
 pub(crate) fn foreign(t: &Test) -> String {
     let mut text = String::new();
-    for words in [
-        &["nft", "-s", "list", "table", "inet", "foreign"][..],
-        &["nft", "-s", "list", "table", "ip", "cni"],
-        &["iptables-legacy-save"],
-        &["ip6tables-legacy-save"],
-        &["tc", "filter", "show", "dev", "up0", "ingress"],
-    ] {
-        let output = t.node_ns().run(words[0], &words[1..]);
+    let mut words: Vec<Vec<String>> = [
+        "nft -s list table inet foreign",
+        "nft -s list table ip cni",
+        "tc filter show dev up0 ingress",
+        "ipset save",
+    ]
+    .map(|line| line.split(' ').map(str::to_owned).collect())
+    .to_vec();
+    for (flavour, family) in iptables() {
+        words.push(vec![flavour.program(family, "save")]);
+    }
+    for words in words {
+        let arguments: Vec<&str> = words[1..].iter().map(String::as_str).collect();
+        let output = t.node_ns().run(&words[0], &arguments);
+        text += &format!("-- {}\n", words.join(" "));
         let lines = String::from_utf8_lossy(&output.stdout).into_owned();
         for line in lines
             .lines()
-            .filter(|line| !line.starts_with('#') && !line.starts_with(':'))
+            .filter(|line| !line.starts_with('#') && !line.contains("PROXYD"))
         {
+            // Packets change the counters of chains.
+            let line = line
+                .split('[')
+                .next()
+                .filter(|_| line.starts_with(':'))
+                .unwrap_or(line);
             text.push_str(line);
             text.push('\n');
         }
@@ -88,6 +87,12 @@ pub(crate) fn foreign(t: &Test) -> String {
     text
 }
 
+fn iptables() -> impl Iterator<Item = (Flavour, Family)> {
+    let both = |flavour| Family::ALL.map(|family| (flavour, family));
+    Flavour::ALL.into_iter().flat_map(both)
+}
+
+/// Objects of others wherever ours could be: before, behind and between them.
 pub(crate) fn make_foreign(t: &Test) {
     t.nft(
         "table inet foreign { set s { type ipv4_addr; elements = { 192.0.2.9 } }
@@ -97,17 +102,38 @@ pub(crate) fn make_foreign(t: &Test) {
            tcp dport 9999 dnat to 10.244.1.12:8080; }
          }",
     );
-    let rules = "*filter\n:KUBE-FIREWALL - [0:0]\n-A INPUT -j KUBE-FIREWALL\n\
-                 -A KUBE-FIREWALL -s 192.0.2.66 -j DROP\nCOMMIT\n\
-                 *mangle\n:KUBE-IPTABLES-HINT - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n";
-    for program in ["iptables-legacy-restore", "ip6tables-legacy-restore"] {
-        let rules = if program.starts_with("ip6") {
-            rules.replace("192.0.2.66", "2001:db8::66")
-        } else {
-            rules.to_owned()
+    let sets = "create foreign4 hash:ip family inet\nadd foreign4 192.0.2.67\n\
+                create foreign6 hash:ip family inet6\nadd foreign6 2001:db8::67\n";
+    t.node_ns().feed("ipset", &["restore"], sets).unwrap();
+    for (flavour, family) in iptables() {
+        let (other, set) = match family {
+            Family::V4 => ("192.0.2.66", "foreign4"),
+            Family::V6 => ("2001:db8::66", "foreign6"),
         };
-        t.node_ns().feed(program, &["--noflush"], &rules).unwrap();
+        let rules = format!(
+            "*filter\n:KUBE-FIREWALL - [0:0]\n:KUBE-EMPTY - [0:0]\n\
+             -A INPUT -j KUBE-FIREWALL\n-A INPUT -s {other} -j DROP\n\
+             -A FORWARD -m set --match-set {set} src -j DROP\n\
+             -A OUTPUT -m comment --comment \"of others\" -d {other} -j DROP\n\
+             -A KUBE-FIREWALL -s {other} -j DROP\nCOMMIT\n\
+             *nat\n:CNI-HOSTPORT - [0:0]\n\
+             -A PREROUTING -p tcp -m tcp --dport 9997 -j CNI-HOSTPORT\n\
+             -A OUTPUT -p tcp -m tcp --dport 9997 -j CNI-HOSTPORT\n\
+             -A POSTROUTING -s {other} -j MASQUERADE\n\
+             -A CNI-HOSTPORT -d {other} -j RETURN\nCOMMIT\n\
+             *mangle\n:KUBE-IPTABLES-HINT - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\n\
+             -A POSTROUTING -s {other} -j MARK --set-xmark 0x1/0x1\nCOMMIT\n"
+        );
+        let restore = flavour.program(family, "restore");
+        t.node_ns().feed(&restore, &["--noflush"], &rules).unwrap();
     }
+}
+
+/// Runs the daemon's binary in N until it ends, with the flags that ask for the datapath before these.
+pub(crate) fn run_as(t: &Test, arguments: &[&str]) -> (Option<i32>, String) {
+    let flags = t.datapath().flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    run(t, &[&flags[..], arguments].concat())
 }
 
 /// Runs the daemon's binary in N until it ends.
@@ -121,50 +147,94 @@ pub(crate) fn run(t: &Test, arguments: &[&str]) -> (Option<i32>, String) {
     )
 }
 
-/// Another program that owns our table of one family, so that nobody else may touch it.
-pub(crate) struct Owner(std::process::Child);
+/// What keeps the daemon from writing one family's rules, for as long as it is asked to.
+///
+/// For nftables it is another program that owns our table; for iptables a program in the place of iptables-restore.
+pub(crate) struct Obstacle {
+    owner: Option<Child>,
+    programs: Directory,
+}
 
-impl Owner {
-    /// Takes a family's table away and keeps it.
-    pub(crate) fn of(t: &Test, family: &str) -> Self {
-        use std::io::Write;
-        let child = t.node_ns().enter(|| {
-            std::process::Command::new("nft")
-                .arg("-i")
-                .stdin(std::process::Stdio::piped())
-                .stdout(std::process::Stdio::null())
-                .spawn()
-                .unwrap()
-        });
-        let mut owner = Self(child);
-        let stdin = owner.0.stdin.as_mut().unwrap();
-        let script = format!(
-            "add table {family} proxy-daemon; delete table {family} proxy-daemon; \
-             add table {family} proxy-daemon {{ flags owner; }}\n"
-        );
-        stdin.write_all(script.as_bytes()).unwrap();
-        stdin.flush().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            let output = t
-                .node_ns()
-                .run("nft", &["list", "table", family, "proxy-daemon"]);
-            if String::from_utf8_lossy(&output.stdout).contains("flags owner") {
-                return owner;
+impl Obstacle {
+    /// Prepares one, before the daemon starts.
+    pub(crate) fn prepare(t: &mut Test) -> Self {
+        let programs = Directory::new().unwrap();
+        if let Datapath::Iptables(flavour) = t.datapath() {
+            let path = std::env::var("PATH").unwrap_or_default();
+            let here = programs.path().display().to_string();
+            for family in Family::ALL {
+                let name = flavour.program(family, "restore");
+                let script = format!(
+                    "#!/bin/sh\n[ ! -e {here}/refuse.{0} ] || {{ echo 'refused, for the test' >&2; exit 1; }}\n\
+                     PATH={path}\nexec {name} \"$@\"\n",
+                    nft_family(family)
+                );
+                programs.write(&name, &script).unwrap();
+                let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+                std::fs::set_permissions(programs.path().join(&name), mode).unwrap();
             }
-            assert!(Instant::now() < deadline, "the table is not owned");
-            std::thread::sleep(Duration::from_millis(10));
+            let path = format!("{here}:{path}");
+            t.bed_mut().daemon.set_variable("PATH", &path);
+        }
+        Self {
+            owner: None,
+            programs,
+        }
+    }
+
+    /// From now on, what is written of this family fails.
+    pub(crate) fn put_up(&mut self, t: &Test, family: Family) {
+        let family = nft_family(family);
+        match t.datapath() {
+            Datapath::Nftables => self.owner = Some(own_table(t, family)),
+            Datapath::Iptables(_) => {
+                let name = format!("refuse.{family}");
+                self.programs.write(&name, "").unwrap();
+            }
         }
     }
 }
 
-impl Drop for Owner {
+impl Drop for Obstacle {
     fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
+        for family in Family::ALL {
+            let refuse = format!("refuse.{}", nft_family(family));
+            drop(std::fs::remove_file(self.programs.path().join(refuse)));
+        }
+        if let Some(owner) = &mut self.owner {
+            drop(owner.kill());
+            drop(owner.wait());
+        }
     }
 }
 
-pub(crate) fn nft_family(family: Family) -> &'static str {
-    if family == Family::V4 { "ip" } else { "ip6" }
+/// Takes a family's table away and keeps it.
+fn own_table(t: &Test, family: &str) -> Child {
+    use std::io::Write;
+    let mut owner = t.node_ns().enter(|| {
+        std::process::Command::new("nft")
+            .arg("-i")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    });
+    let stdin = owner.stdin.as_mut().unwrap();
+    let script = format!(
+        "add table {family} proxy-daemon; delete table {family} proxy-daemon; \
+         add table {family} proxy-daemon {{ flags owner; }}\n"
+    );
+    stdin.write_all(script.as_bytes()).unwrap();
+    stdin.flush().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let output = t
+            .node_ns()
+            .run("nft", &["list", "table", family, "proxy-daemon"]);
+        if String::from_utf8_lossy(&output.stdout).contains("flags owner") {
+            return owner;
+        }
+        assert!(Instant::now() < deadline, "the table is not owned");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

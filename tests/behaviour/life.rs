@@ -11,7 +11,7 @@ use proxy_tests::daemon::{Directory, binary};
 use proxy_tests::flow::{flow, kept, masqueraded};
 use proxy_tests::matrix::{Case, Test};
 
-use crate::common::{PORT, foreign, make_foreign, rules, run, web, works};
+use crate::common::{PORT, foreign, make_foreign, rules, run, run_as, web, works};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -140,7 +140,7 @@ fn life_7_cleanup_removes_ours_and_nothing_else(t: &mut Test) {
 }
 
 fn life_8_init_only_makes_no_rules(t: &mut Test) {
-    let (code, text) = run(t, &["--init-only", "--conntrack-max-per-core=0"]);
+    let (code, text) = run_as(t, &["--init-only", "--conntrack-max-per-core=0"]);
     assert_eq!(code, Some(0), "{text}");
     assert!(rules(t).is_empty());
     let name = "net.netfilter.nf_conntrack_tcp_timeout_established";
@@ -152,7 +152,7 @@ fn life_11_a_second_instance_refuses(t: &mut Test) {
     t.check(works());
     let manifests = Directory::new().unwrap();
     let flag = format!("--manifests={}", manifests.path().display());
-    let (code, text) = run(
+    let (code, text) = run_as(
         t,
         &[
             "--hostname-override=node-n",
@@ -216,21 +216,21 @@ fn life_15_a_missing_capability_is_told(t: &mut Test) {
     let manifests = Directory::new().unwrap();
     let manifests = format!("--manifests={}", manifests.path().display());
     let daemon = binary();
-    let output = t.node_ns().run(
-        "timeout",
-        &[
-            "10",
-            "setpriv",
-            "--bounding-set=-net_admin",
-            "--inh-caps=-net_admin",
-            daemon.to_str().unwrap(),
-            "--hostname-override=node-n",
-            "--conntrack-max-per-core=0",
-            "--conntrack-tcp-timeout-established=0s",
-            "--conntrack-tcp-timeout-close-wait=0s",
-            &manifests,
-        ],
-    );
+    let datapath = t.datapath().flags();
+    let mut words = vec![
+        "10",
+        "setpriv",
+        "--bounding-set=-net_admin",
+        "--inh-caps=-net_admin",
+        daemon.to_str().unwrap(),
+        "--hostname-override=node-n",
+        "--conntrack-max-per-core=0",
+        "--conntrack-tcp-timeout-established=0s",
+        "--conntrack-tcp-timeout-close-wait=0s",
+        &manifests,
+    ];
+    words.extend(datapath.iter().map(String::as_str));
+    let output = t.node_ns().run("timeout", &words);
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(
         output

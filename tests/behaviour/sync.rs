@@ -8,7 +8,7 @@ use proxy_tests::case;
 use proxy_tests::flow::{flow, kept, masqueraded};
 use proxy_tests::matrix::{Case, Test};
 
-use crate::common::{FAMILIES, Owner, PORT, foreign, make_foreign, nft_family, rules, web, works};
+use crate::common::{Obstacle, PORT, await_rules, foreign, make_foreign, rules, web, works};
 
 const SOON: &str = "--iptables-sync-period=1s";
 
@@ -42,7 +42,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .tcp()
             .fresh()
             .flags(&[SOON]),
-        case!(sync_9_a_damaged_table_is_repaired)
+        case!(sync_9_every_damage_is_noticed_and_repaired)
             .tcp()
             .fresh()
             .flags(&[SOON]),
@@ -58,6 +58,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .fresh()
             .flags(&[SOON]),
         case!(sync_7_sync_8_a_failed_change_is_made_up_for)
+            .kernel()
             .tcp()
             .fresh()
             .flags(&[SOON]),
@@ -136,9 +137,8 @@ fn sync_5_partial_syncs_end_where_a_full_one_would(t: &mut Test) {
     }
     let churned = rules(t);
     t.bed_mut().kill_daemon().unwrap();
-    for family in FAMILIES {
-        t.nft(&format!("delete table {family} proxy-daemon"));
-    }
+    t.datapath().remove(t.node_ns());
+    assert!(rules(t).is_empty(), "{:#?}", rules(t));
     t.apply();
     let fresh = rules(t);
     let (left, missing): (Vec<_>, Vec<_>) = (
@@ -181,26 +181,26 @@ fn sync_9_a_flush_is_noticed_and_repaired(t: &mut Test) {
     web(t);
     t.check(works());
     let before = rules(t);
-    t.nft("flush ruleset");
-    for family in FAMILIES {
-        // A table that its owner protects survives the flush.
-        let gone = format!("add table {family} proxy-daemon; delete table {family} proxy-daemon");
-        let _ours = t.node_ns().feed("nft", &["-f", "-"], &gone);
-    }
+    t.flush();
     t.eventually(Duration::from_secs(10), works());
-    assert_eq!(rules(t), before);
+    await_rules(t, &before, "a flush");
 }
 
-fn sync_9_a_damaged_table_is_repaired(t: &mut Test) {
+fn sync_9_every_damage_is_noticed_and_repaired(t: &mut Test) {
     web(t);
+    t.service("empty").cluster_ip(VIP2).port(80);
     t.check(works());
     let before = rules(t);
-    for family in FAMILIES {
-        let damage = format!("flush table {family} proxy-daemon");
-        let _ours = t.node_ns().feed("nft", &["-f", "-"], &damage);
+    for damage in t.datapath().damages(t.node_ns()) {
+        // It must not repair what was not looked at yet.
+        t.bed().daemon.pause(true);
+        damage.inflict(t.node_ns());
+        assert_ne!(rules(t), before, "{} did nothing", damage.what);
+        t.bed().daemon.pause(false);
+        await_rules(t, &before, &damage.what);
+        t.observe(works());
+        t.observe([flow(P1, VIP2, 80).is_rejected()]);
     }
-    t.eventually(Duration::from_secs(10), works());
-    assert_eq!(rules(t), before);
 }
 
 fn sync_10_foreign_objects_are_never_touched(t: &mut Test) {
@@ -258,6 +258,7 @@ fn sync_11_nothing_stale_is_left(t: &mut Test) {
 
 fn ds_1_sync_7_a_failing_family_does_not_hold_up_the_other(t: &mut Test) {
     let (family, other) = (t.family, t.family.other());
+    let mut obstacle = Obstacle::prepare(t);
     let service = |t: &mut Test, name: &str, vip, host| {
         t.service(name)
             .families(&[family, other])
@@ -270,7 +271,7 @@ fn ds_1_sync_7_a_failing_family_does_not_hold_up_the_other(t: &mut Test) {
     };
     service(t, "web", VIP, P2);
     t.apply();
-    let owner = Owner::of(t, nft_family(other));
+    obstacle.put_up(t, other);
     service(t, "new", VIP2, R);
     let world = t.clone();
     t.bed_mut().daemon.publish(&world).unwrap();
@@ -283,18 +284,19 @@ fn ds_1_sync_7_a_failing_family_does_not_hold_up_the_other(t: &mut Test) {
         assert!(Instant::now() < deadline, "{}", t.report());
         std::thread::sleep(Duration::from_millis(10));
     }
-    drop(owner);
+    drop(obstacle);
     let both = [reaches(VIP, P2, other), reaches(VIP2, R, other)];
     t.eventually(Duration::from_secs(10), both);
     t.bed_mut().settle().unwrap();
 }
 
 fn sync_7_sync_8_a_failed_change_is_made_up_for(t: &mut Test) {
+    let mut obstacle = Obstacle::prepare(t);
     web(t);
     t.service("old").cluster_ip(VIP2).port(80);
     t.endpoints("old").ready(P2);
     t.check(works());
-    let owner = Owner::of(t, nft_family(t.family));
+    obstacle.put_up(t, t.family);
     for (change, host) in [R, R2].into_iter().enumerate() {
         t.endpoints("web").clear().ready(host);
         t.service(&format!("s{change}"))
@@ -308,7 +310,7 @@ fn sync_7_sync_8_a_failed_change_is_made_up_for(t: &mut Test) {
     t.delete_service("old");
     let world = t.clone();
     t.bed_mut().daemon.publish(&world).unwrap();
-    drop(owner);
+    drop(obstacle);
     t.bed_mut().settle().unwrap();
     t.observe([
         flow(P1, VIP, 80).reaches([kept(R2)]),

@@ -406,7 +406,7 @@ fn xm_14_streams_survive_restart_and_flush(t: &mut Test) {
     alive();
     t.restart(Signal::SIGKILL, &[]);
     alive();
-    t.nft("flush ruleset");
+    t.flush();
     t.eventually(
         Duration::from_secs(10),
         [flow(P1, VIP, 80).reaches([kept(R)]).times(3)],

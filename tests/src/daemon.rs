@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::address::NODE_NAME;
+use crate::datapath::Datapath;
 use crate::netns::Netns;
 use crate::world::World;
 
@@ -137,12 +138,13 @@ pub struct Daemon {
     manifests: Directory,
     private: Directory,
     flags: Vec<String>,
+    environment: Vec<(String, String)>,
     child: Option<Child>,
     token: String,
 }
 
 impl Daemon {
-    /// Prepares a daemon that runs with these flags besides the usual ones; `--mode` and `--manifests` are given.
+    /// Prepares a daemon that runs with these flags besides the usual ones; `--manifests` and what asks for the datapath are given.
     ///
     /// # Errors
     /// When there is no place for its files.
@@ -155,6 +157,7 @@ impl Daemon {
             manifests,
             private,
             flags: all,
+            environment: Vec::new(),
             child: None,
             token: String::new(),
         })
@@ -163,9 +166,8 @@ impl Daemon {
     /// The usual flags with these over them.
     pub fn all_flags(mode: &str, flags: &[String]) -> Vec<String> {
         let mut all = usual_flags();
-        if mode != "oracle" {
-            all.push(format!("--mode={mode}"));
-        }
+        // The oracle has none.
+        all.extend(Datapath::named(mode).into_iter().flat_map(Datapath::flags));
         for flag in flags {
             put(&mut all, flag);
         }
@@ -188,6 +190,12 @@ impl Daemon {
     /// The flags it starts with.
     pub fn flags(&self) -> &[String] {
         &self.flags
+    }
+
+    /// Puts a variable into its environment; counts from the next start.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.environment.retain(|(old, _)| old != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// The directory of the manifests.
@@ -226,7 +234,7 @@ impl Daemon {
                 binary.display()
             );
         }
-        let child = ns.spawn(&binary, &self.flags, &[], &self.log_path())?;
+        let child = ns.spawn(&binary, &self.flags, &self.environment, &self.log_path())?;
         self.child = Some(child);
         Ok(())
     }
@@ -281,6 +289,17 @@ impl Daemon {
             thread::sleep(Duration::from_millis(3));
         }
         bail!("still there after {signal}")
+    }
+
+    /// Stops it where it is, or lets it go on.
+    pub fn pause(&self, pause: bool) {
+        let child = self.child.as_ref().expect("the daemon runs");
+        let signal = if pause {
+            Signal::SIGSTOP
+        } else {
+            Signal::SIGCONT
+        };
+        kill(Pid::from_raw(child.id().cast_signed()), signal).expect("the daemon runs");
     }
 
     /// Whether it was started and not stopped.

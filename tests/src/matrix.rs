@@ -13,6 +13,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use crate::address::{Family, Protocol};
 use crate::bed::{Bed, Kind};
 use crate::daemon::Directory;
+use crate::datapath::Datapath;
 use crate::netns;
 use crate::reactor;
 use crate::test::NeedsKernel;
@@ -21,7 +22,7 @@ use crate::topology::Pods;
 use crate::world::World;
 
 /// The datapaths that every behaviour is shown on.
-pub const DATAPATHS: [&str; 1] = ["nftables"];
+pub const DATAPATHS: [Datapath; 1] = [Datapath::Nftables];
 
 /// What stands in a test's name for the run without a kernel.
 const ORACLE: &str = "oracle";
@@ -273,7 +274,7 @@ pub fn main(cases: Vec<Case>) -> ! {
     let mut all = Vec::new();
     for case in cases {
         let oracle = (!case.kernel).then_some(ORACLE);
-        for mode in oracle.into_iter().chain(DATAPATHS) {
+        for mode in oracle.into_iter().chain(DATAPATHS.map(Datapath::name)) {
             for pods in &case.pods {
                 for family in &case.families {
                     for protocol in &case.protocols {

@@ -16,6 +16,7 @@ use crate::address::{Family, Host, Site};
 use crate::bed::{Bed, Kind};
 use crate::client::{Attempt, Outcome, Stream};
 use crate::daemon::{Daemon, LOCAL_SERVER, http_json};
+use crate::datapath::Datapath;
 use crate::flow::{Flow, Setting};
 use crate::netns::Netns;
 use crate::oracle::Judgement;
@@ -118,6 +119,12 @@ impl Test {
                 self.state()
             );
         }
+    }
+
+    /// The datapath that the test runs on.
+    pub fn datapath(&self) -> Datapath {
+        self.bed();
+        Datapath::named(self.kind.mode).expect("a bed is for a datapath")
     }
 
     /// What flows are tried in.
@@ -252,6 +259,12 @@ impl Test {
         }
     }
 
+    /// Takes what is ours out of the kernel, and much more, as a careless person would.
+    pub fn flush(&self) {
+        let damages = self.datapath().damages(self.node_ns());
+        damages[0].inflict(self.node_ns());
+    }
+
     /// Runs `ip` in a namespace; the words are split at blanks.
     #[track_caller]
     pub fn ip_tool(&self, site: Site, command: &str) {
@@ -317,14 +330,7 @@ impl Test {
 
     /// What N's rules and the daemon have to say, for a report.
     pub fn state(&self) -> String {
-        let family = match self.world.family {
-            Family::V4 => "ip",
-            Family::V6 => "ip6",
-        };
-        let output = self
-            .node_ns()
-            .run("nft", &["list", "table", family, "proxy-daemon"]);
-        let rules = String::from_utf8_lossy(&output.stdout);
+        let rules = self.datapath().show(self.world.family, self.node_ns());
         let rules: Vec<&str> = rules.lines().take(250).collect();
         format!(
             "--- rules of N\n{}\n--- log\n{}",

@@ -18,6 +18,8 @@ mod layout;
 mod lock;
 mod memory;
 mod names;
+#[cfg_attr(not(test), expect(dead_code, reason = "what asks it is being written"))]
+mod presence;
 mod readback;
 mod render;
 mod script;

@@ -79,7 +79,6 @@ impl Tools {
     }
 
     /// Which family these are for.
-    #[cfg(test)]
     pub(crate) fn family(&self) -> IpFamily {
         self.family
     }

@@ -4,8 +4,10 @@
 //! same. Source: iptables-wrappers of kubernetes-sigs. Invariants: looking creates no table; our own
 //! rules do not count, so that what was chosen once is no reason to choose it again.
 
+use std::error::Error;
 use std::fmt;
 
+use super::names::CHAIN_PREFIX;
 use super::tool::Tools;
 use crate::net::IpFamily;
 
@@ -31,7 +33,11 @@ impl Flavour {
     ///
     /// Changes nothing. If the programs of neither can be used, the answer is one whose opening says so.
     pub fn detect() -> (Self, Because) {
-        decide(&Signs::of(Self::Nft), &Signs::of(Self::Legacy))
+        decide(
+            Signs::of(Self::Nft),
+            Signs::of(Self::Legacy),
+            n_foreign_rules,
+        )
     }
 }
 
@@ -68,59 +74,67 @@ impl fmt::Display for Because {
     }
 }
 
-/// What speaks for a flavour.
+/// What kubelet left in a flavour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Signs {
     /// Whether its programs are there and can read the tables of one family at least.
     works: bool,
     has_hint: bool,
     has_canary: bool,
-    /// Rules that are not ours.
-    n_rules: usize,
 }
 
-/// Where rules may be; `security` is not for packets.
-const TABLES: [&str; 4] = ["mangle", "nat", "filter", "raw"];
+/// The table in which kubelet has its chains.
+const KUBELETS: &str = "mangle";
+/// Where rules may be that meet packets.
+const TABLES: [&str; 4] = [KUBELETS, "nat", "filter", "raw"];
 
 impl Signs {
     fn of(flavour: Flavour) -> Self {
         let mut signs = Self::default();
-        for family in IpFamily::ALL {
-            let Ok(tools) = Tools::open(family, flavour) else {
-                continue;
-            };
-            let mut is_readable = true;
-            for table in TABLES {
-                let read = tools.save(table, &mut |line| signs.take(table, line));
-                if let Err(error) = read {
-                    tracing::debug!(%flavour, table, error = &error as &dyn std::error::Error, "unreadable");
-                    is_readable = false;
-                }
-            }
-            signs.works |= is_readable;
-        }
+        signs.works = read(flavour, &[KUBELETS], &mut |line| {
+            let chain = line
+                .strip_prefix(':')
+                .and_then(|line| line.split(' ').next());
+            signs.has_hint |= chain == Some("KUBE-IPTABLES-HINT");
+            signs.has_canary |= chain == Some("KUBE-KUBELET-CANARY");
+        });
         signs
-    }
-
-    /// Takes a line that `iptables-save` printed.
-    fn take(&mut self, table: &str, line: &str) {
-        let is_chain = |name| {
-            table == "mangle"
-                && line
-                    .strip_prefix(':')
-                    .and_then(|line| line.split(' ').next())
-                    == Some(name)
-        };
-        self.has_hint |= is_chain("KUBE-IPTABLES-HINT");
-        self.has_canary |= is_chain("KUBE-KUBELET-CANARY");
-        // A rule of ours is in a chain of ours or jumps to one.
-        if line.starts_with("-A ") && !line.contains("PROXYD-") {
-            self.n_rules += 1;
-        }
     }
 }
 
-fn decide(nft: &Signs, legacy: &Signs) -> (Flavour, Because) {
+/// How many rules of others a flavour has; at 100,000 this takes a second.
+fn n_foreign_rules(flavour: Flavour) -> usize {
+    let mut n = 0;
+    read(flavour, &TABLES, &mut |line| {
+        // A rule of ours is in a chain of ours or jumps to one.
+        if line.starts_with("-A ") && !line.contains(CHAIN_PREFIX) {
+            n += 1;
+        }
+    });
+    n
+}
+
+/// Hands the lines of these tables to `each`; answers whether all could be read in one family at least.
+fn read(flavour: Flavour, tables: &[&str], each: &mut dyn FnMut(&str)) -> bool {
+    let mut works = false;
+    for family in IpFamily::ALL {
+        let Ok(tools) = Tools::open(family, flavour) else {
+            continue;
+        };
+        let mut is_readable = true;
+        for table in tables {
+            if let Err(error) = tools.save(table, each) {
+                let error: &dyn Error = &error;
+                tracing::debug!(%flavour, table, error, "unreadable");
+                is_readable = false;
+            }
+        }
+        works |= is_readable;
+    }
+    works
+}
+
+fn decide(nft: Signs, legacy: Signs, n_rules: impl Fn(Flavour) -> usize) -> (Flavour, Because) {
     let one = |is_nft| {
         if is_nft {
             Flavour::Nft
@@ -129,15 +143,20 @@ fn decide(nft: &Signs, legacy: &Signs) -> (Flavour, Because) {
         }
     };
     if nft.works != legacy.works {
-        (one(nft.works), Because::OnlyThisWorks)
-    } else if nft.has_hint != legacy.has_hint {
-        (one(nft.has_hint), Because::Hint)
-    } else if nft.has_canary != legacy.has_canary {
-        (one(nft.has_canary), Because::Canary)
-    } else if nft.n_rules != legacy.n_rules {
-        (one(nft.n_rules > legacy.n_rules), Because::MoreRules)
-    } else {
+        return (one(nft.works), Because::OnlyThisWorks);
+    }
+    if nft.has_hint != legacy.has_hint {
+        return (one(nft.has_hint), Because::Hint);
+    }
+    if nft.has_canary != legacy.has_canary {
+        return (one(nft.has_canary), Because::Canary);
+    }
+    let n_nft = n_rules(Flavour::Nft);
+    let n_legacy = n_rules(Flavour::Legacy);
+    if n_nft == n_legacy {
         (Flavour::Nft, Because::Newer)
+    } else {
+        (one(n_nft > n_legacy), Because::MoreRules)
     }
 }
 
@@ -146,56 +165,66 @@ mod tests {
     use super::super::tool::tests::{all_tools, in_netns, restore, shell};
     use super::*;
 
-    const NONE: Signs = Signs {
-        works: true,
-        has_hint: false,
-        has_canary: false,
-        n_rules: 0,
-    };
-
     #[test]
     fn signs_are_weighed_in_their_order() {
         let absent = Signs::default();
+        let none = Signs {
+            works: true,
+            ..absent
+        };
         let hint = Signs {
             has_hint: true,
-            ..NONE
+            ..none
         };
         let canary = Signs {
             has_canary: true,
-            ..NONE
+            ..none
         };
-        let rules = |n_rules| Signs { n_rules, ..NONE };
         let all_but_programs = Signs {
             works: false,
             has_hint: true,
             has_canary: true,
-            n_rules: 100,
         };
         let table = [
-            (NONE, NONE, Flavour::Nft, Because::Newer),
-            (absent, NONE, Flavour::Legacy, Because::OnlyThisWorks),
-            (NONE, absent, Flavour::Nft, Because::OnlyThisWorks),
+            (none, none, [0, 0], Flavour::Nft, Because::Newer),
             (
-                all_but_programs,
-                NONE,
+                absent,
+                none,
+                [0, 0],
                 Flavour::Legacy,
                 Because::OnlyThisWorks,
             ),
-            (NONE, all_but_programs, Flavour::Nft, Because::OnlyThisWorks),
-            (absent, absent, Flavour::Nft, Because::Newer),
-            (canary, hint, Flavour::Legacy, Because::Hint),
-            (hint, canary, Flavour::Nft, Because::Hint),
-            (rules(9), canary, Flavour::Legacy, Because::Canary),
-            (hint, hint, Flavour::Nft, Because::Newer),
-            (rules(9), rules(10), Flavour::Legacy, Because::MoreRules),
-            (rules(10), rules(9), Flavour::Nft, Because::MoreRules),
+            (none, absent, [0, 9], Flavour::Nft, Because::OnlyThisWorks),
+            (
+                all_but_programs,
+                none,
+                [9, 0],
+                Flavour::Legacy,
+                Because::OnlyThisWorks,
+            ),
+            (
+                none,
+                all_but_programs,
+                [0, 9],
+                Flavour::Nft,
+                Because::OnlyThisWorks,
+            ),
+            (absent, absent, [0, 0], Flavour::Nft, Because::Newer),
+            (canary, hint, [9, 0], Flavour::Legacy, Because::Hint),
+            (hint, canary, [0, 9], Flavour::Nft, Because::Hint),
+            (none, canary, [9, 0], Flavour::Legacy, Because::Canary),
+            (hint, hint, [0, 0], Flavour::Nft, Because::Newer),
+            (hint, hint, [0, 1], Flavour::Legacy, Because::MoreRules),
+            (none, none, [9, 10], Flavour::Legacy, Because::MoreRules),
+            (none, none, [10, 9], Flavour::Nft, Because::MoreRules),
         ];
-        for (nft, legacy, flavour, because) in table {
-            assert_eq!(
-                decide(&nft, &legacy),
-                (flavour, because),
-                "{nft:?} {legacy:?}"
-            );
+        for (nft, legacy, [n_nft, n_legacy], flavour, because) in table {
+            let n_rules = |flavour| match flavour {
+                Flavour::Nft => n_nft,
+                Flavour::Legacy => n_legacy,
+            };
+            let decided = decide(nft, legacy, n_rules);
+            assert_eq!(decided, (flavour, because), "{nft:?} {legacy:?}");
         }
     }
 

@@ -97,11 +97,6 @@ impl Prefix {
         Self::new(first, common - common % STRIDE)
     }
 
-    /// The branch of this prefix in which `bits` lie; `None` if there are no more bits.
-    pub(crate) fn branch(self, bits: Bits) -> Option<Self> {
-        (self.len < LEN).then(|| Self::new(bits, self.len + STRIDE))
-    }
-
     /// Its branches, in order.
     pub(crate) fn branches(self) -> impl Iterator<Item = Self> {
         let len = self.len + STRIDE;

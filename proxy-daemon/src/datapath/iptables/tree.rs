@@ -140,21 +140,86 @@ impl<F: Family> Tree<F> {
         rules
     }
 
-    /// The chains on the ways to these frontends, and their rules.
+    /// The chains on the ways to these frontends and those that branch off from there, and their rules.
+    ///
+    /// A frontend that comes or goes can make its way longer or shorter, so that what branches off
+    /// becomes a chain or is none any more; what is behind that stays what it is.
     fn along(&self, touched: &BTreeSet<Bits>) -> BTreeMap<Prefix, Vec<String>> {
         let mut found = BTreeMap::new();
         for bits in touched {
             let mut next = Some(Prefix::ALL);
-            while let Some(prefix) = next {
+            while let Some(prefix) = next.take() {
                 found.entry(prefix).or_insert_with(|| self.rules(prefix));
-                next = self
-                    .is_branching(prefix)
-                    .then(|| prefix.branch(*bits))
-                    .flatten()
-                    .and_then(|branch| self.chain_of(branch))
-                    .filter(|child| child.covers(*bits));
+                if !self.is_branching(prefix) {
+                    break;
+                }
+                for child in prefix.branches().filter_map(|branch| self.chain_of(branch)) {
+                    if child.covers(*bits) {
+                        next = Some(child);
+                    } else {
+                        found.entry(child).or_insert_with(|| self.rules(child));
+                    }
+                }
             }
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::forwarding::{FrontendAddress, FrontendKey};
+    use crate::net::{L4Proto, Port, V4};
+
+    /// A frontend among few, so that ways are shared, and its rule.
+    fn entry(number: u16) -> (Bits, Vec<String>) {
+        let [high, low] = (number / 16).to_be_bytes();
+        let key = FrontendKey::<V4> {
+            address: FrontendAddress::Vip(Ipv4Addr::new(10, 96, high, low)),
+            protocol: L4Proto::Tcp,
+            port: Port::new(80 + number % 16).unwrap(),
+        };
+        (Bits::of(&key), vec![format!("rule {number}")])
+    }
+
+    fn chains(tree: &Tree<V4>) -> BTreeMap<String, Vec<String>> {
+        let mut found = BTreeMap::new();
+        tree.chains(&mut |chain| _ = found.insert(chain.name, chain.rules));
+        found
+    }
+
+    proptest! {
+        #[test]
+        fn changes_end_where_a_new_tree_would(
+            steps in prop::collection::vec(prop::collection::btree_set(0_u16..160, 0..7), 1..30),
+        ) {
+            let mut tree = Tree::<V4>::new("ROOT", true);
+            let mut kernel = chains(&tree);
+            let mut numbers = BTreeSet::new();
+            for toggled in steps {
+                let (gone, new): (Vec<u16>, Vec<u16>) =
+                    toggled.iter().partition(|number| numbers.contains(*number));
+                numbers = &numbers ^ &toggled;
+                let removed: Vec<Bits> = gone.into_iter().map(|number| entry(number).0).collect();
+                let turn = tree.change(&removed, new.into_iter().map(entry).collect());
+                for chain in turn.written {
+                    prop_assert_ne!(kernel.get(&chain.name), Some(&chain.rules), "written for nothing");
+                    kernel.insert(chain.name, chain.rules);
+                }
+                for name in turn.removed {
+                    prop_assert!(kernel.remove(&name).is_some(), "{} is not there", name);
+                }
+                let mut fresh = Tree::<V4>::new("ROOT", true);
+                for (bits, rules) in numbers.iter().copied().map(entry) {
+                    fresh.insert(bits, rules);
+                }
+                prop_assert_eq!(&kernel, &chains(&fresh));
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! (REJ-9); a set is there as long as a rule names it. Nothing that is right already is written again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::chain::{Chain, Table};
 use super::layout::{self, Hook};
@@ -30,6 +31,10 @@ pub(crate) struct Installed<F: Family> {
     backends: Counts<Backend<F>>,
     cluster_ips: Counts<F::Addr>,
 }
+
+/// How often, and after which pause, it is looked whether the kernel let go of sets.
+const RELEASE_ATTEMPTS: u32 = 20;
+const RELEASE_PAUSE: Duration = Duration::from_millis(10);
 
 type Elements = BTreeSet<(SetId, String)>;
 
@@ -397,7 +402,7 @@ fn compare_sets<F: Family>(
     Ok(())
 }
 
-/// Removes everything of ours.
+/// Removes everything of ours; but for the sets that rules of the other flavour use, which go with these.
 ///
 /// # Errors
 /// What a program could not do.
@@ -407,11 +412,20 @@ pub(crate) fn cleanup<F: Family>(tools: &Tools) -> Result<(), DatapathError> {
         let printed = Printed::read(tools, table)?;
         remove_rest(printed, plan.script(table));
     }
-    let printed = PrintedSets::read::<F>(tools, &mut |_, _| {})?;
-    let fixed = printed.fixed.iter().map(|id| id.name::<F>());
-    let names = fixed.chain(printed.others.into_keys());
-    plan.shrink
-        .extend(names.map(|name| format!("destroy {name}")));
-    plan.write(tools)?;
-    Ok(())
+    let n_removed = plan.write(tools)?.n_removed;
+    // Kernel: what iptables-nft removed lets go of its sets a little later, in a work queue.
+    let mut attempts_left = if n_removed > 0 { RELEASE_ATTEMPTS } else { 0 };
+    loop {
+        let (unused, used) = readback::sets_by_use::<F>(tools)?;
+        let lines: Vec<String> = unused
+            .iter()
+            .map(|name| format!("destroy {name}"))
+            .collect();
+        write_sets(tools, &lines)?;
+        if used.is_empty() || attempts_left == 0 {
+            return Ok(());
+        }
+        attempts_left -= 1;
+        std::thread::sleep(RELEASE_PAUSE);
+    }
 }

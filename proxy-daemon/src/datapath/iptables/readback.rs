@@ -142,6 +142,30 @@ impl PrintedSets {
     }
 }
 
+/// The names of the sets of a family that are ours: those that no rule uses, and those that one does.
+///
+/// # Errors
+/// What the program could not do.
+pub(crate) fn sets_by_use<F: Family>(
+    tools: &Tools,
+) -> Result<(Vec<String>, Vec<String>), DatapathError> {
+    let (mut unused, mut used) = (Vec::new(), Vec::new());
+    let mut name = String::new();
+    tools.ipset_heads(&mut |line| match line.split_once(": ") {
+        Some(("Name", is)) => is.clone_into(&mut name),
+        Some(("References", count)) if name.starts_with(set_prefix::<F>()) => {
+            let which = if count.trim() == "0" {
+                &mut unused
+            } else {
+                &mut used
+            };
+            which.push(std::mem::take(&mut name));
+        }
+        Some(_) | None => {}
+    })?;
+    Ok((unused, used))
+}
+
 /// The clients that these memories hold, each with the seconds that are left to it.
 ///
 /// # Errors

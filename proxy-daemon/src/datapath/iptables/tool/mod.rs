@@ -168,6 +168,14 @@ impl Tools {
         self.read("reading sets", &self.ipset, &["save"], each)
     }
 
+    /// Hands each line of `ipset list -terse` to `each`: what is said about all sets, without elements.
+    ///
+    /// # Errors
+    /// [`DatapathError::Refused`] if it cannot be read.
+    pub(crate) fn ipset_heads(&self, each: &mut dyn FnMut(&str)) -> Result<(), DatapathError> {
+        self.read("reading sets", &self.ipset, &["list", "-terse"], each)
+    }
+
     fn read(
         &self,
         operation: &'static str,

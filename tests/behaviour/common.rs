@@ -195,16 +195,23 @@ impl Obstacle {
     }
 }
 
-impl Drop for Obstacle {
-    fn drop(&mut self) {
+impl Obstacle {
+    /// Lets everything be written again.
+    pub(crate) fn take_down(&mut self) {
         for family in Family::ALL {
             let refuse = format!("refuse.{}", nft_family(family));
             drop(std::fs::remove_file(self.programs.path().join(refuse)));
         }
-        if let Some(owner) = &mut self.owner {
+        if let Some(mut owner) = self.owner.take() {
             drop(owner.kill());
             drop(owner.wait());
         }
+    }
+}
+
+impl Drop for Obstacle {
+    fn drop(&mut self) {
+        self.take_down();
     }
 }
 

@@ -284,7 +284,7 @@ fn ds_1_sync_7_a_failing_family_does_not_hold_up_the_other(t: &mut Test) {
         assert!(Instant::now() < deadline, "{}", t.report());
         std::thread::sleep(Duration::from_millis(10));
     }
-    drop(obstacle);
+    obstacle.take_down();
     let both = [reaches(VIP, P2, other), reaches(VIP2, R, other)];
     t.eventually(Duration::from_secs(10), both);
     t.bed_mut().settle().unwrap();
@@ -310,7 +310,7 @@ fn sync_7_sync_8_a_failed_change_is_made_up_for(t: &mut Test) {
     t.delete_service("old");
     let world = t.clone();
     t.bed_mut().daemon.publish(&world).unwrap();
-    drop(obstacle);
+    obstacle.take_down();
     t.bed_mut().settle().unwrap();
     t.observe([
         flow(P1, VIP, 80).reaches([kept(R2)]),

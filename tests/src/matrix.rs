@@ -22,7 +22,7 @@ use crate::topology::Pods;
 use crate::world::World;
 
 /// The datapaths that every behaviour is shown on.
-pub const DATAPATHS: [Datapath; 1] = [Datapath::Nftables];
+pub const DATAPATHS: [Datapath; 3] = Datapath::ALL;
 
 /// What stands in a test's name for the run without a kernel.
 const ORACLE: &str = "oracle";

@@ -49,7 +49,7 @@ impl Tools {
             advice,
             source: io::ErrorKind::NotFound.into(),
         };
-        let (restore, save) = find_iptables(family, flavour).ok_or_else(|| match flavour {
+        let (restore, save) = find_iptables(family, flavour, &find).ok_or_else(|| match flavour {
             Flavour::Nft => missing(
                 "looking for iptables-nft-restore and iptables-nft-save, or the same for ip6tables",
                 "install the package iptables, 1.8 or later (iptables-nft on RHEL)",
@@ -206,12 +206,20 @@ pub(super) fn has_legacy_table(family: IpFamily, table: &str) -> bool {
     std::fs::read_to_string(file).is_ok_and(|names| names.lines().any(|name| name == table))
 }
 
-/// `iptables-restore` and `iptables-save` of this family and flavour.
-fn find_iptables(family: IpFamily, flavour: Flavour) -> Option<(PathBuf, PathBuf)> {
-    let program = match family {
+const fn program_name(family: IpFamily) -> &'static str {
+    match family {
         IpFamily::V4 => "iptables",
         IpFamily::V6 => "ip6tables",
-    };
+    }
+}
+
+/// `iptables-restore` and `iptables-save` of this family and flavour.
+fn find_iptables(
+    family: IpFamily,
+    flavour: Flavour,
+    find: &dyn Fn(&str) -> Option<PathBuf>,
+) -> Option<(PathBuf, PathBuf)> {
+    let program = program_name(family);
     let flavoured = |what: &str| find(&format!("{program}-{}-{what}", flavour.name()));
     let plain = |what: &str| {
         find(&format!("{program}-{what}")).filter(|file| is_of(&version(file), flavour))

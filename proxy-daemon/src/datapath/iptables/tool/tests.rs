@@ -286,6 +286,41 @@ fn what_programs_say_tells_the_flavour() {
 }
 
 #[test]
+fn programs_without_a_flavour_in_their_name_are_asked_for_it() {
+    let directory = std::env::temp_dir().join(format!("{}-plain", std::process::id()));
+    fs::create_dir(&directory).expect("a directory");
+    let find_here = |name: &str| Some(directory.join(name)).filter(|file| file.exists());
+    for flavour in [Flavour::Nft, Flavour::Legacy] {
+        let other = match flavour {
+            Flavour::Nft => Flavour::Legacy,
+            Flavour::Legacy => Flavour::Nft,
+        };
+        for family in IpFamily::ALL {
+            let (restore, save) =
+                find_iptables(family, flavour, &find).expect("iptables is installed");
+            let plain = [(restore, "restore"), (save, "save")].map(|(program, what)| {
+                let name = format!("{}-{what}", program_name(family));
+                let file = directory.join(name);
+                std::os::unix::fs::symlink(program.canonicalize().expect("a file"), &file)
+                    .expect("a program of our own");
+                file
+            });
+            let [restore, save] = plain.clone();
+            assert_eq!(
+                find_iptables(family, flavour, &find_here),
+                Some((restore, save))
+            );
+            assert_eq!(find_iptables(family, other, &find_here), None);
+            for file in plain {
+                fs::remove_file(file).expect("the file is there");
+            }
+            assert_eq!(find_iptables(family, flavour, &find_here), None);
+        }
+    }
+    fs::remove_dir(directory).expect("it is empty");
+}
+
+#[test]
 fn warnings_and_hints_are_not_the_message() {
     use std::os::unix::process::ExitStatusExt as _;
     let message = |said: &str| {

@@ -19,8 +19,8 @@ use super::tool::Tools;
 use super::tree::{Tree, Turn};
 use crate::datapath::counts::Counts;
 use crate::datapath::{DatapathError, SyncReport};
-use crate::forwarding::{Backend, Changes, ForwardingState, Globals};
-use crate::net::{Family, L4Proto};
+use crate::forwarding::{Changes, ForwardingState, Globals};
+use crate::net::Family;
 
 /// What the kernel was last given, as far as incremental changes need it.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(crate) struct Installed<F: Family> {
     globals: Globals<F>,
     vips: Tree<F>,
     node_ports: Tree<F>,
-    backends: Counts<Backend<F>>,
+    backends: Counts<F::Addr>,
     cluster_ips: Counts<F::Addr>,
 }
 
@@ -41,11 +41,11 @@ type Elements = BTreeSet<(SetId, String)>;
 /// Everything that one sync writes.
 struct Plan {
     /// Lines for ipset, before the rules.
-    grow: Vec<String>,
+    before: Vec<String>,
     nat: Script,
     filter: Script,
     /// Lines for ipset, after the rules.
-    shrink: Vec<String>,
+    after: Vec<String>,
     /// Memories whose clients stay for another time than before, with that time in seconds.
     retimed: Vec<(Memory, u32)>,
 }
@@ -53,10 +53,10 @@ struct Plan {
 impl Plan {
     fn new(tools: &Tools) -> Self {
         Self {
-            grow: Vec::new(),
+            before: Vec::new(),
             nat: Script::new(Table::Nat, tools.flavour()),
             filter: Script::new(Table::Filter, tools.flavour()),
-            shrink: Vec::new(),
+            after: Vec::new(),
             retimed: Vec::new(),
         }
     }
@@ -69,36 +69,38 @@ impl Plan {
     }
 
     /// Adds before, removes after; in orders in which elements may lean on others.
+    ///
+    /// No flow waits for the set of backends, which is the largest: it comes last.
     fn elements<F: Family>(&mut self, added: &Elements, removed: &Elements) {
         let line = |verb: &str, (id, element): &(SetId, String)| {
-            format!("{verb} {} {element}", id.name::<F>())
+            format!("{verb} {} {}", id.name::<F>(), sets::spoken(element))
         };
-        self.grow
+        self.before
             .extend(added.iter().map(|added| line("add", added)));
         let removed = removed.iter().rev();
-        self.shrink
+        self.after
             .extend(removed.map(|removed| line("del", removed)));
     }
 
     fn write(self, tools: &Tools) -> Result<SyncReport, DatapathError> {
         let Self {
-            grow,
+            before,
             nat,
             filter,
-            shrink,
+            after,
             retimed,
         } = self;
         let report = SyncReport {
-            n_added: grow.len() + nat.report.n_added + filter.report.n_added,
-            n_removed: shrink.len() + nat.report.n_removed + filter.report.n_removed,
+            n_added: before.len() + nat.report.n_added + filter.report.n_added,
+            n_removed: after.len() + nat.report.n_removed + filter.report.n_removed,
         };
-        write_sets(tools, &grow)?;
+        write_sets(tools, &before)?;
         for script in [nat, filter] {
             if let Some(text) = script.finish() {
                 tools.restore(&mut |to| to.write_all(text.as_bytes()))?;
             }
         }
-        write_sets(tools, &shrink)?;
+        write_sets(tools, &after)?;
         retime(tools, &retimed)?;
         Ok(report)
     }
@@ -238,8 +240,8 @@ impl<F: Family> Installed<F> {
         let (begin, cease) = self.backends.turns(&backends);
         self.backends.merge(backends);
         if self.globals.drop_invalid {
-            added.extend(begin.iter().map(backend_element));
-            removed.extend(cease.iter().map(backend_element));
+            added.extend(begin.iter().map(backend_element::<F>));
+            removed.extend(cease.iter().map(backend_element::<F>));
         }
         plan.elements::<F>(&added, &removed);
     }
@@ -249,9 +251,8 @@ fn cluster_ip_element<F: Family>(address: &F::Addr) -> (SetId, String) {
     (SetId::ClusterIps, address.to_string())
 }
 
-fn backend_element<F: Family>(backend: &Backend<F>) -> (SetId, String) {
-    let element = sets::endpoint(&backend.address, L4Proto::Tcp, backend.port);
-    (SetId::Backends, element)
+fn backend_element<F: Family>(address: &F::Addr) -> (SetId, String) {
+    (SetId::Backends, address.to_string())
 }
 
 type Entry = (super::bits::Bits, Vec<String>);
@@ -277,14 +278,14 @@ fn plan_memories(old: &[Memory], new: &[Memory], plan: &mut Plan) {
         .collect();
     for memory in new {
         match old.remove(&*memory.name) {
-            None => plan.grow.push(memory.declaration(&memory.name)),
+            None => plan.before.push(memory.declaration(&memory.name)),
             Some(timeout) if timeout != memory.timeout => {
                 plan.retimed.push((memory.clone(), timeout));
             }
             Some(_) => {}
         }
     }
-    plan.shrink
+    plan.after
         .extend(old.into_keys().map(|name| format!("destroy {name}")));
 }
 
@@ -343,7 +344,7 @@ pub(crate) fn resync<F: Family>(
     let ips = installed.cluster_ips.keys().map(cluster_ip_element::<F>);
     let mut elements: Elements = elements.into_iter().chain(ips).collect();
     if globals.drop_invalid {
-        elements.extend(installed.backends.keys().map(backend_element));
+        elements.extend(installed.backends.keys().map(backend_element::<F>));
     }
     compare_sets::<F>(tools, elements, &memories, &mut plan)?;
     let report = plan.write(tools)?;
@@ -383,21 +384,21 @@ fn compare_sets<F: Family>(
     })?;
     for id in SetId::ALL {
         if !printed.fixed.contains(&id) {
-            plan.grow.push(id.declaration::<F>());
+            plan.before.push(id.declaration::<F>());
         }
     }
     plan.elements::<F>(&wanted, &unwanted);
     let mut others = printed.others;
     for memory in memories {
         match others.remove(&memory.name) {
-            None => plan.grow.push(memory.declaration(&memory.name)),
+            None => plan.before.push(memory.declaration(&memory.name)),
             Some(timeout) if timeout != memory.timeout => {
                 plan.retimed.push((memory.clone(), timeout));
             }
             Some(_) => {}
         }
     }
-    plan.shrink
+    plan.after
         .extend(others.into_keys().map(|name| format!("destroy {name}")));
     Ok(())
 }

@@ -30,8 +30,8 @@ pub(crate) struct Rendered<F: Family> {
     pub(crate) elements: Vec<(SetId, String)>,
     /// Where clients are remembered.
     pub(crate) memories: Vec<Memory>,
-    /// Backends of TCP; as often as they are used.
-    pub(crate) backends: Vec<Backend<F>>,
+    /// Addresses of backends of TCP; as often as they are used.
+    pub(crate) backends: Vec<F::Addr>,
     /// Live `ClusterIP`s; as often as they are used.
     pub(crate) cluster_ips: Vec<F::Addr>,
 }
@@ -104,15 +104,10 @@ pub(crate) fn render_service_port<F: Family>(
         tree.push((Bits::of(key), rules));
     }
     if service_port.protocol == L4Proto::Tcp {
-        let backends: BTreeSet<Backend<F>> = both_sets(service_port).collect();
-        to.backends.extend(backends);
+        let backends = service_port.cluster.iter().chain(&service_port.local);
+        to.backends.extend(backends.map(|backend| backend.address));
     }
     to.cluster_ips.push(service_port.cluster_ip);
-}
-
-fn both_sets<F: Family>(service_port: &ServicePort<F>) -> impl Iterator<Item = Backend<F>> {
-    let backends = service_port.cluster.iter().chain(&service_port.local);
-    backends.copied()
 }
 
 /// What the filter chains must know of a frontend.
@@ -127,7 +122,7 @@ fn render_filter<F: Family>(key: &FrontendKey<F>, frontend: &Frontend<F>, to: &m
     let elements = sets::frontend(key);
     let mut put = |id: SetId| {
         to.elements
-            .extend(elements.iter().cloned().map(|e| (id, e)))
+            .extend(elements.iter().cloned().map(|e| (id, e)));
     };
     let (refused, dropped) = if is_vip {
         (SetId::Refused, SetId::Dropped)

@@ -32,7 +32,7 @@ pub(crate) enum SetId {
     RefusedNodePorts,
     /// NodePorts whose packets are dropped if they were not translated, at any address.
     DroppedNodePorts,
-    /// Addresses and ports of backends. Spec: CT-7.
+    /// Addresses of backends. Spec: CT-7.
     Backends,
 }
 
@@ -77,8 +77,8 @@ impl SetId {
         let name = self.name::<F>();
         let kind = match self {
             Self::SourceRanges => "hash:ip,port,net",
-            Self::Guarded | Self::Refused | Self::Dropped | Self::Backends => "hash:ip,port",
-            Self::ClusterIps | Self::NodeAddresses => "hash:ip",
+            Self::Guarded | Self::Refused | Self::Dropped => "hash:ip,port",
+            Self::ClusterIps | Self::NodeAddresses | Self::Backends => "hash:ip",
             Self::ServiceCidrs => "hash:net",
             // Not a bitmap of ports, which knows no SCTP.
             Self::RefusedNodePorts | Self::DroppedNodePorts => "hash:net,port",
@@ -96,12 +96,23 @@ impl SetId {
             | Self::Dropped
             | Self::RefusedNodePorts
             | Self::DroppedNodePorts => "dst,dst",
-            Self::Backends => "src,src",
+            Self::Backends => "src",
             Self::ClusterIps | Self::NodeAddresses | Self::ServiceCidrs => "dst",
         };
         let not = if yes { "" } else { "! " };
         format!("-m set {not}--match-set {} {parts}", self.name::<F>())
     }
+}
+
+/// An element as `ipset restore` reads it fast: it looks a protocol's name up in a file, each time anew.
+pub(crate) fn spoken(element: &str) -> String {
+    L4Proto::ALL
+        .into_iter()
+        .find_map(|protocol| {
+            let (address, port) = element.split_once(&format!(",{protocol}:"))?;
+            Some(format!("{address},{}:{port}", protocol.number()))
+        })
+        .unwrap_or_else(|| element.to_owned())
 }
 
 /// The name that `ipset` takes.
@@ -113,7 +124,7 @@ pub(crate) const fn family_name(family: IpFamily) -> &'static str {
 }
 
 /// The element of an address and a port.
-pub(crate) fn endpoint(address: &dyn Display, protocol: L4Proto, port: Port) -> String {
+fn endpoint(address: &dyn Display, protocol: L4Proto, port: Port) -> String {
     format!("{address},{protocol}:{port}")
 }
 

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use super::chain::{Chain, Table};
 use super::layout::{self, Hook};
-use super::memory::Memory;
+use super::memories::{self, Gone};
 use super::names;
+use super::presence::Presence;
 use super::readback::{self, Printed, PrintedSets};
 use super::render::{Rendered, render_globals, render_service_port};
 use super::script::Script;
@@ -30,6 +31,9 @@ pub(crate) struct Installed<F: Family> {
     node_ports: Tree<F>,
     backends: Counts<F::Addr>,
     cluster_ips: Counts<F::Addr>,
+    gone: Gone,
+    /// `None` until everything has been written once.
+    presence: Option<Presence>,
 }
 
 /// How often, and after which pause, it is looked whether the kernel let go of sets.
@@ -46,8 +50,9 @@ struct Plan {
     filter: Script,
     /// Lines for ipset, after the rules.
     after: Vec<String>,
-    /// Memories whose clients stay for another time than before, with that time in seconds.
-    retimed: Vec<(Memory, u32)>,
+    memories: memories::Turn,
+    /// How many elements come and go, by set.
+    sizes: BTreeMap<SetId, (usize, usize)>,
 }
 
 impl Plan {
@@ -57,7 +62,8 @@ impl Plan {
             nat: Script::new(Table::Nat, tools.flavour()),
             filter: Script::new(Table::Filter, tools.flavour()),
             after: Vec::new(),
-            retimed: Vec::new(),
+            memories: memories::Turn::default(),
+            sizes: BTreeMap::new(),
         }
     }
 
@@ -75,67 +81,46 @@ impl Plan {
         let line = |verb: &str, (id, element): &(SetId, String)| {
             format!("{verb} {} {}", id.name::<F>(), sets::spoken(element))
         };
-        self.before
-            .extend(added.iter().map(|added| line("add", added)));
-        let removed = removed.iter().rev();
-        self.after
-            .extend(removed.map(|removed| line("del", removed)));
+        for element in added {
+            let to = if element.0 == SetId::Backends {
+                &mut self.after
+            } else {
+                &mut self.before
+            };
+            to.push(line("add", element));
+            self.sizes.entry(element.0).or_default().0 += 1;
+        }
+        for element in removed.iter().rev() {
+            self.after.push(line("del", element));
+            self.sizes.entry(element.0).or_default().1 += 1;
+        }
     }
 
     fn write(self, tools: &Tools) -> Result<SyncReport, DatapathError> {
         let Self {
-            before,
+            mut before,
             nat,
             filter,
-            after,
-            retimed,
+            mut after,
+            mut memories,
+            sizes: _,
         } = self;
+        before.append(&mut memories.before);
+        after.append(&mut memories.after);
         let report = SyncReport {
             n_added: before.len() + nat.report.n_added + filter.report.n_added,
             n_removed: after.len() + nat.report.n_removed + filter.report.n_removed,
         };
-        write_sets(tools, &before)?;
+        tools.ipset_lines(&before)?;
         for script in [nat, filter] {
             if let Some(text) = script.finish() {
                 tools.restore(&mut |to| to.write_all(text.as_bytes()))?;
             }
         }
-        write_sets(tools, &after)?;
-        retime(tools, &retimed)?;
+        tools.ipset_lines(&after)?;
+        memories.retime(tools)?;
         Ok(report)
     }
-}
-
-fn write_sets(tools: &Tools, lines: &[String]) -> Result<(), DatapathError> {
-    if lines.is_empty() {
-        return Ok(());
-    }
-    tools.ipset_restore(&mut |to| lines.iter().try_for_each(|line| writeln!(to, "{line}")))
-}
-
-/// Gives clients the time that they have left by a new measure. Spec: AFF-8.
-///
-/// A client that comes between reading and writing is forgotten: its next flow may go elsewhere.
-fn retime(tools: &Tools, retimed: &[(Memory, u32)]) -> Result<(), DatapathError> {
-    if retimed.is_empty() {
-        return Ok(());
-    }
-    let names: BTreeSet<&str> = retimed.iter().map(|(memory, _)| &*memory.name).collect();
-    let clients = readback::clients(tools, &|name| names.contains(name))?;
-    let mut lines = Vec::new();
-    for (memory, old) in retimed {
-        let name = &memory.name;
-        let temporary = format!("{name}T");
-        lines.push(memory.declaration(&temporary));
-        for (client, left) in clients.get(name).into_iter().flatten() {
-            if let Some(left) = memory.left_now(*old, *left) {
-                lines.push(format!("add {temporary} {client} timeout {left}"));
-            }
-        }
-        lines.push(format!("swap {temporary} {name}"));
-        lines.push(format!("destroy {temporary}"));
-    }
-    write_sets(tools, &lines)
 }
 
 impl<F: Family> Installed<F> {
@@ -146,6 +131,8 @@ impl<F: Family> Installed<F> {
             node_ports: Tree::new(names::NODE_PORTS, false),
             backends: Counts::default(),
             cluster_ips: Counts::default(),
+            gone: Gone::default(),
+            presence: None,
         }
     }
 
@@ -188,7 +175,9 @@ impl<F: Family> Installed<F> {
         }
         let mut plan = Plan::new(tools);
         self.plan_elements(&old, &new, &mut plan);
-        plan_memories(&old.memories, &new.memories, &mut plan);
+        let memories = old.memories.into_iter();
+        let memories = memories.map(|memory| (memory.name, memory.timeout));
+        plan.memories = self.gone.turn(memories.collect(), &new.memories);
 
         let kept: BTreeMap<&str, &[String]> = old
             .chains
@@ -216,7 +205,37 @@ impl<F: Family> Installed<F> {
             plan.nat.remove(removed);
         }
         plan.nat.remove(unwanted);
-        plan.write(tools)
+        let sizes = std::mem::take(&mut plan.sizes);
+        let report = plan.write(tools)?;
+        self.gone.release::<F>(tools)?;
+        if let Some(presence) = &mut self.presence {
+            presence.wrote_rules(tools)?;
+            for (id, (n_added, n_removed)) in sizes {
+                presence.wrote_set(&id.name::<F>(), n_added, n_removed);
+            }
+        }
+        Ok(report)
+    }
+
+    /// Whether others changed our rules or sets; does what the kernel had to be waited for, too.
+    ///
+    /// # Errors
+    /// What the kernel or a program could not do.
+    pub(crate) fn is_disturbed(&mut self, tools: &Tools) -> Result<bool, DatapathError> {
+        self.gone.release::<F>(tools)?;
+        let Some(presence) = &mut self.presence else {
+            return Ok(true);
+        };
+        presence.is_disturbed(tools, &mut |to| {
+            for table in Table::ALL {
+                writeln!(to, "*{}", table.name())?;
+                for hook in Hook::ALL.iter().filter(|hook| hook.table == table) {
+                    writeln!(to, "-C {} {}", hook.chain, hook.rule())?;
+                }
+                writeln!(to, "COMMIT")?;
+            }
+            Ok(())
+        })
     }
 
     fn plan_elements(&mut self, old: &Rendered<F>, new: &Rendered<F>, plan: &mut Plan) {
@@ -269,24 +288,6 @@ fn branch<F: Family>(tree: &mut Tree<F>, old: Vec<Entry>, new: Vec<Entry>) -> Tu
     }
     let removed: Vec<_> = old.into_keys().collect();
     tree.change(&removed, added)
-}
-
-fn plan_memories(old: &[Memory], new: &[Memory], plan: &mut Plan) {
-    let mut old: BTreeMap<&str, u32> = old
-        .iter()
-        .map(|memory| (&*memory.name, memory.timeout))
-        .collect();
-    for memory in new {
-        match old.remove(&*memory.name) {
-            None => plan.before.push(memory.declaration(&memory.name)),
-            Some(timeout) if timeout != memory.timeout => {
-                plan.retimed.push((memory.clone(), timeout));
-            }
-            Some(_) => {}
-        }
-    }
-    plan.after
-        .extend(old.into_keys().map(|name| format!("destroy {name}")));
 }
 
 /// Reads back what is ours and makes it match, writing only what differs.
@@ -346,8 +347,12 @@ pub(crate) fn resync<F: Family>(
     if globals.drop_invalid {
         elements.extend(installed.backends.keys().map(backend_element::<F>));
     }
-    compare_sets::<F>(tools, elements, &memories, &mut plan)?;
+    let memories_there = compare_sets::<F>(tools, elements, &mut plan)?;
+    plan.memories = installed.gone.turn(memories_there, &memories);
     let report = plan.write(tools)?;
+    installed.gone.release::<F>(tools)?;
+    let sets = SetId::ALL.into_iter().map(SetId::name::<F>);
+    installed.presence = Some(Presence::now(tools, sets)?);
     Ok((installed, report))
 }
 
@@ -369,12 +374,12 @@ fn remove_rest(mut printed: Printed, script: &mut Script) {
     script.remove(printed.into_names());
 }
 
+/// Answers which other sets of ours there are, and for how many seconds elements stay in them.
 fn compare_sets<F: Family>(
     tools: &Tools,
     mut wanted: Elements,
-    memories: &[Memory],
     plan: &mut Plan,
-) -> Result<(), DatapathError> {
+) -> Result<BTreeMap<String, u32>, DatapathError> {
     let mut unwanted = Elements::new();
     let printed = PrintedSets::read::<F>(tools, &mut |id, element| {
         let element = (id, element.to_owned());
@@ -388,19 +393,7 @@ fn compare_sets<F: Family>(
         }
     }
     plan.elements::<F>(&wanted, &unwanted);
-    let mut others = printed.others;
-    for memory in memories {
-        match others.remove(&memory.name) {
-            None => plan.before.push(memory.declaration(&memory.name)),
-            Some(timeout) if timeout != memory.timeout => {
-                plan.retimed.push((memory.clone(), timeout));
-            }
-            Some(_) => {}
-        }
-    }
-    plan.after
-        .extend(others.into_keys().map(|name| format!("destroy {name}")));
-    Ok(())
+    Ok(printed.others)
 }
 
 /// Removes everything of ours; but for the sets that rules of the other flavour use, which go with these.
@@ -422,7 +415,7 @@ pub(crate) fn cleanup<F: Family>(tools: &Tools) -> Result<(), DatapathError> {
             .iter()
             .map(|name| format!("destroy {name}"))
             .collect();
-        write_sets(tools, &lines)?;
+        tools.ipset_lines(&lines)?;
         if used.is_empty() || attempts_left == 0 {
             return Ok(());
         }

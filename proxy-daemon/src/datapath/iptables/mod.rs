@@ -16,14 +16,16 @@ mod chain;
 mod flavour;
 mod layout;
 mod lock;
+mod memories;
 mod memory;
 mod names;
-#[cfg_attr(not(test), expect(dead_code, reason = "what asks it is being written"))]
 mod presence;
 mod readback;
 mod render;
 mod script;
 mod sets;
+#[cfg(test)]
+mod tests;
 mod tool;
 mod tree;
 
@@ -80,7 +82,10 @@ impl<F: Family> Datapath<F> for Iptables<F> {
     }
 
     fn changed_by_others(&mut self) -> Result<bool, DatapathError> {
-        Ok(self.installed.is_none())
+        match &mut self.installed {
+            Some(installed) => installed.is_disturbed(&self.tools),
+            None => Ok(true),
+        }
     }
 
     fn cleanup(&mut self) -> Result<(), DatapathError> {

@@ -137,6 +137,17 @@ impl Tools {
         self.read("reading rules", &self.save, &["-t", table], each)
     }
 
+    /// Tells ipset these lines; does nothing if there are none.
+    ///
+    /// # Errors
+    /// What [`Self::ipset_restore`] could not do.
+    pub(crate) fn ipset_lines(&self, lines: &[String]) -> Result<(), DatapathError> {
+        if lines.is_empty() {
+            return Ok(());
+        }
+        self.ipset_restore(&mut |to| lines.iter().try_for_each(|line| writeln!(to, "{line}")))
+    }
+
     /// Gives what `write` writes to `ipset -exist restore`.
     ///
     /// With `-exist` it is fine to create a set that is there with the same parameters, to add an

@@ -1,0 +1,108 @@
+//! Which memories come, go, or keep their clients for another time?
+//!
+//! Invariants: a memory is there before a rule names it; it is empty once no rule does, though the kernel
+//! may hold it for longer; a client's time goes on when the time of its ServicePort changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::memory::Memory;
+use super::readback;
+use super::tool::Tools;
+use crate::datapath::DatapathError;
+use crate::net::Family;
+
+/// What ipset is told about memories.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    /// Lines before the rules are written.
+    pub(crate) before: Vec<String>,
+    /// Lines after that.
+    pub(crate) after: Vec<String>,
+    /// Memories whose clients stay for another time than before, with that time in seconds.
+    retimed: Vec<(Memory, u32)>,
+}
+
+impl Turn {
+    /// Gives clients the time that they have left by a new measure. Spec: AFF-8.
+    ///
+    /// A client that comes between reading and writing is forgotten: its next flow may go elsewhere.
+    ///
+    /// # Errors
+    /// What the program could not do.
+    pub(crate) fn retime(&self, tools: &Tools) -> Result<(), DatapathError> {
+        if self.retimed.is_empty() {
+            return Ok(());
+        }
+        let names: BTreeSet<&str> = self.retimed.iter().map(|(m, _)| &*m.name).collect();
+        let clients = readback::clients(tools, &|name| names.contains(name))?;
+        let mut lines = Vec::new();
+        for (memory, old) in &self.retimed {
+            let clients = clients.get(&memory.name).into_iter().flatten();
+            let left = clients.filter_map(|(client, left)| {
+                let left = memory.left_now(*old, *left)?;
+                Some(format!("{client} timeout {left}"))
+            });
+            lines.extend(replace(memory, left));
+        }
+        tools.ipset_lines(&lines)
+    }
+}
+
+/// Puts a new set in the place of one that rules may use.
+fn replace(memory: &Memory, clients: impl Iterator<Item = String>) -> Vec<String> {
+    let name = &memory.name;
+    let temporary = format!("{name}T");
+    let mut lines = vec![memory.declaration(&temporary)];
+    lines.extend(clients.map(|client| format!("add {temporary} {client}")));
+    lines.push(format!("swap {temporary} {name}"));
+    lines.push(format!("destroy {temporary}"));
+    lines
+}
+
+/// Memories that no rule of ours names any more.
+///
+/// Kernel: what iptables-nft removes lets go of its sets a little later, in a work queue.
+#[derive(Debug, Default)]
+pub(crate) struct Gone(BTreeSet<String>);
+
+impl Gone {
+    /// What is to be done, given the memories that there are, with their times in seconds.
+    pub(crate) fn turn(&mut self, mut old: BTreeMap<String, u32>, new: &[Memory]) -> Turn {
+        let mut turn = Turn::default();
+        for memory in new {
+            match old.remove(&memory.name) {
+                None if self.0.remove(&memory.name) => {
+                    turn.before.extend(replace(memory, std::iter::empty()));
+                }
+                None => turn.before.push(memory.declaration(&memory.name)),
+                Some(timeout) if timeout != memory.timeout => {
+                    turn.retimed.push((memory.clone(), timeout));
+                }
+                Some(_) => {}
+            }
+        }
+        turn.after
+            .extend(old.keys().map(|name| format!("flush {name}")));
+        self.0.extend(old.into_keys());
+        turn
+    }
+
+    /// Destroys those that the kernel has let go of.
+    ///
+    /// # Errors
+    /// What the program could not do.
+    pub(crate) fn release<F: Family>(&mut self, tools: &Tools) -> Result<(), DatapathError> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let (unused, used) = readback::sets_by_use::<F>(tools)?;
+        let lines: Vec<String> = unused
+            .iter()
+            .filter(|name| self.0.contains(*name))
+            .map(|name| format!("destroy {name}"))
+            .collect();
+        tools.ipset_lines(&lines)?;
+        self.0.retain(|name| used.contains(name));
+        Ok(())
+    }
+}

@@ -1,0 +1,163 @@
+//! Do iptables and ipset hold what we meant, and is damage to it noticed?
+//!
+//! Each test has a network namespace of its own, so they need root; what packets meet there is tested
+//! by the harness of the `tests` crate.
+
+use super::*;
+use crate::datapath::fixtures::{NOTHING, changes, in_netns, one_of_each, service_port, state};
+use crate::net::V4;
+
+/// What a command of the shell answers in the namespace of this thread.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test looks at the kernel with tools of its own"
+)]
+fn sh(command: &str) -> String {
+    let output = std::process::Command::new("sh")
+        .args(["-c", command])
+        .output()
+        .expect("a shell runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+const FLAVOURS: [(Flavour, &str); 2] = [
+    (Flavour::Nft, "iptables-nft"),
+    (Flavour::Legacy, "iptables-legacy"),
+];
+
+#[test]
+fn sync_9_damage_is_noticed_and_repaired() {
+    for (flavour, iptables) in FLAVOURS {
+        in_netns(move || {
+            let mut datapath = Iptables::<V4>::open(flavour).unwrap();
+            let state = one_of_each::<V4>();
+            datapath.resync(&state).unwrap();
+            let first_set = "$(ipset save | grep -m1 -o 'PROXYD4-cluster-ips')";
+            for damage in [
+                format!("{iptables} -t nat -F"),
+                format!("{iptables} -t filter -F"),
+                format!("{iptables} -t nat -F PREROUTING"),
+                format!("{iptables} -t filter -F PROXYD-UNKNOWN"),
+                format!("{iptables} -t nat -F PROXYD-VIPS"),
+                format!("{iptables} -t nat -D POSTROUTING 1"),
+                format!("{iptables} -t filter -D OUTPUT 1"),
+                format!("{iptables} -t nat -F; {iptables} -t nat -X"),
+                format!("ipset flush {first_set}"),
+            ] {
+                assert!(!datapath.changed_by_others().unwrap(), "before {damage}");
+                sh(&damage);
+                assert!(datapath.changed_by_others().unwrap(), "{damage}");
+                assert_ne!(datapath.resync(&state).unwrap(), NOTHING, "{damage}");
+                assert_eq!(datapath.resync(&state).unwrap(), NOTHING, "{damage}");
+            }
+        });
+    }
+}
+
+#[test]
+fn sync_10_foreign_rules_and_sets_stay() {
+    for (flavour, iptables) in FLAVOURS {
+        in_netns(move || {
+            let foreign = format!(
+                "{iptables} -t nat -N KUBE-MARK-DROP && {iptables} -t nat -A PREROUTING -j KUBE-MARK-DROP \
+                 && {iptables} -A INPUT -s 192.0.2.9 -j DROP && ipset create theirs hash:ip && ipset add theirs 192.0.2.1"
+            );
+            sh(&foreign);
+            let ours_aside = format!(
+                "{iptables}-save | grep -v '^#' | grep -v PROXYD; ipset save | grep -v PROXYD"
+            );
+            let before = sh(&ours_aside).replace("[0:0]", "");
+            let mut datapath = Iptables::<V4>::open(flavour).unwrap();
+            let state = one_of_each::<V4>();
+            datapath.resync(&state).unwrap();
+            sh(&format!(
+                "{iptables} -D INPUT -s 192.0.2.9 -j DROP && {iptables} -A INPUT -s 192.0.2.9 -j DROP"
+            ));
+            assert_eq!(sh(&ours_aside).replace("[0:0]", ""), before);
+            datapath.resync(&state).unwrap();
+            datapath.cleanup().unwrap();
+            assert_eq!(sh(&ours_aside).replace("[0:0]", ""), before);
+            let all = sh(&format!("{iptables}-save; ipset save"));
+            assert!(!all.contains("PROXYD"), "{all}");
+        });
+    }
+}
+
+#[test]
+fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
+    for (flavour, _) in FLAVOURS {
+        in_netns(move || {
+            let with_affinity = |n, seconds| {
+                let mut service_port = service_port::<V4>(1, n, 0);
+                service_port.affinity = Some(seconds);
+                service_port
+            };
+            let clients = || {
+                let all = sh("ipset save | grep '^add PROXYD4-A-' | cut -d' ' -f3- | sort; true");
+                all.lines().map(str::to_owned).collect::<Vec<String>>()
+            };
+            let mut datapath = Iptables::<V4>::open(flavour).unwrap();
+            let first = state([with_affinity(3, 10_800)]);
+            datapath.resync(&first).unwrap();
+            sh(
+                "n=1; for set in $(ipset list -n | grep PROXYD4-A-); do ipset add $set 192.0.2.$n timeout 10000; n=$((n+1)); done",
+            );
+            assert_eq!(clients().len(), 3);
+            // Restart, and a change of something else.
+            let second = state([with_affinity(3, 10_800), service_port(2, 3, 0xff)]);
+            let mut restarted = Iptables::<V4>::open(flavour).unwrap();
+            assert_eq!(restarted.resync(&first).unwrap(), NOTHING);
+            restarted.sync(&second, &changes(&first, &second)).unwrap();
+            assert_eq!(clients().len(), 3);
+            // A backend goes; and comes back, whether or not the kernel let go of its set meanwhile.
+            let third = state([with_affinity(2, 10_800)]);
+            restarted.sync(&third, &changes(&second, &third)).unwrap();
+            assert_eq!(clients().len(), 2);
+            restarted.sync(&first, &changes(&third, &first)).unwrap();
+            assert_eq!(clients().len(), 2);
+            restarted.sync(&third, &changes(&first, &third)).unwrap();
+            // The time changes: of 10,800 s, 800 s were over.
+            let fourth = state([with_affinity(2, 1000)]);
+            restarted.sync(&fourth, &changes(&third, &fourth)).unwrap();
+            let left = clients();
+            let is_right = |client: &String| {
+                let left: u32 = client.rsplit(' ').next().unwrap().parse().unwrap();
+                (150..=200).contains(&left)
+            };
+            assert!(left.len() == 2 && left.iter().all(is_right), "{left:?}");
+            let fifth = state([with_affinity(2, 500)]);
+            restarted.sync(&fifth, &changes(&fourth, &fifth)).unwrap();
+            assert_eq!(clients(), Vec::<String>::new());
+            assert_eq!(
+                Iptables::open(flavour).unwrap().resync(&fifth).unwrap(),
+                NOTHING
+            );
+        });
+    }
+}
+
+/// A memory's set that the kernel still holds goes as soon as it may.
+#[test]
+fn sync_11_memories_of_gone_backends_go() {
+    for (flavour, _) in FLAVOURS {
+        in_netns(move || {
+            let mut datapath = Iptables::<V4>::open(flavour).unwrap();
+            let old = state([service_port::<V4>(1, 5, 0b1000_0000)]);
+            let new = state([service_port::<V4>(1, 1, 0b1000_0000)]);
+            datapath.resync(&old).unwrap();
+            datapath.sync(&new, &changes(&old, &new)).unwrap();
+            let mut attempts_left = 1000;
+            while sh("ipset list -n").matches("PROXYD4-A-").count() > 1 {
+                assert!(!datapath.changed_by_others().unwrap());
+                attempts_left -= 1;
+                assert!(attempts_left > 0);
+            }
+        });
+    }
+}

@@ -8,6 +8,7 @@ use proxy_tests::address::{
 };
 use proxy_tests::case;
 use proxy_tests::daemon::{Directory, binary};
+use proxy_tests::datapath::{Datapath, Flavour};
 use proxy_tests::flow::{flow, kept, masqueraded};
 use proxy_tests::matrix::{Case, Test};
 
@@ -30,6 +31,14 @@ pub(crate) fn cases() -> Vec<Case> {
             .tcp()
             .fresh(),
         case!(life_7_cleanup_removes_ours_and_nothing_else)
+            .kernel()
+            .tcp()
+            .fresh(),
+        case!(life_9_a_switch_of_modes_is_not_noticed)
+            .kernel()
+            .protocols(&[Protocol::Tcp, Protocol::Udp])
+            .fresh(),
+        case!(life_16_kubelet_says_which_iptables_is_used)
             .kernel()
             .tcp()
             .fresh(),
@@ -137,6 +146,78 @@ fn life_7_cleanup_removes_ours_and_nothing_else(t: &mut Test) {
         flow(P1, VIP, 80).is_unroutable(),
         flow(X, NODE, PORT).finds_nobody(),
     ]);
+}
+
+fn life_9_a_switch_of_modes_is_not_noticed(t: &mut Test) {
+    web(t);
+    t.service("empty").cluster_ip(VIP2).port(80);
+    t.apply();
+    let own = t.datapath();
+    let before = rules(t);
+    let mut streams = Vec::new();
+    if t.protocol == Protocol::Tcp {
+        streams.extend([flow(P1, VIP, 80), flow(X, NODE, PORT)].map(|flow| t.stream(&flow)));
+    }
+    let hammers =
+        [flow(P1, VIP, 80), flow(HOST, VIP, 80), flow(X, NODE, PORT)].map(|flow| t.hammer(&flow));
+    for other in Datapath::ALL.into_iter().filter(|other| *other != own) {
+        switch(t, &other.flags());
+        assert_eq!(carriers(t), [other], "{}", t.bed().daemon.log());
+        for stream in &mut streams {
+            stream.echo().unwrap();
+        }
+        t.observe([flow(P1, VIP2, 80).is_rejected()]);
+        switch(t, &own.flags());
+        assert_eq!(rules(t), before, "{}", t.bed().daemon.log());
+        for stream in &mut streams {
+            stream.echo().unwrap();
+        }
+        t.observe([flow(P1, VIP2, 80).is_rejected()]);
+    }
+    for hammer in hammers {
+        hammer.was_always_answered();
+    }
+}
+
+/// Starts the daemon anew with these flags in the place of those that ask for the datapath.
+fn switch(t: &mut Test, flags: &[String]) {
+    t.bed_mut().daemon.remove_flag("--iptables-backend");
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    t.restart(Signal::SIGTERM, &flags);
+}
+
+/// The datapaths that have rules in the kernel; sets are the same for both flavours.
+fn carriers(t: &Test) -> Vec<Datapath> {
+    let is_rule = |object: &String| !object.starts_with("ipset ");
+    Datapath::ALL
+        .into_iter()
+        .filter(|datapath| datapath.objects(t.node_ns()).iter().any(is_rule))
+        .collect()
+}
+
+fn life_16_kubelet_says_which_iptables_is_used(t: &mut Test) {
+    web(t);
+    t.apply();
+    let auto = ["--mode=iptables", "--iptables-backend=auto"].map(str::to_owned);
+    for chain in ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"] {
+        for flavour in Flavour::ALL {
+            let restore = flavour.program(t.family, "restore");
+            let tell = |t: &Test, line: &str| {
+                let script = format!("*mangle\n{line}\nCOMMIT\n");
+                t.node_ns().feed(&restore, &["--noflush"], &script).unwrap();
+            };
+            tell(t, &format!(":{chain} - [0:0]"));
+            switch(t, &auto);
+            t.observe(works());
+            assert_eq!(
+                carriers(t),
+                [Datapath::Iptables(flavour)],
+                "{chain} {}",
+                t.bed().daemon.log()
+            );
+            tell(t, &format!("-X {chain}"));
+        }
+    }
 }
 
 fn life_8_init_only_makes_no_rules(t: &mut Test) {

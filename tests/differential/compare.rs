@@ -4,32 +4,27 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_daemon::compile::Compiler;
-use proxy_daemon::datapath::Datapath;
+use proxy_daemon::datapath::Kind;
 use proxy_daemon::forwarding::{Hop, Oracle, Packet, Transport, Verdict, table};
 use proxy_daemon::model::ServiceInput;
-use proxy_daemon::net::{Family, Port, V4, V6};
+use proxy_daemon::net::{Family, IpFamily, Port, V4, V6};
+use proxy_tests::datapath::Datapath;
 
 use crate::cluster::{self, From, LOCAL, Pool, Probe, Step};
 use crate::lab::Lab;
 use crate::probe::{self, Fate};
 
-/// Opens a datapath in this thread's namespace, and finds its family's state.
-pub(crate) trait Datapaths: Family {
-    fn open() -> Result<Box<dyn Datapath<Self>>, String>;
+/// Finds its family's state.
+pub(crate) trait States: Family {
     fn state(compiler: &Compiler) -> &proxy_daemon::forwarding::ForwardingState<Self>;
     fn changes(
         compiled: &proxy_daemon::compile::Compiled,
     ) -> &proxy_daemon::forwarding::Changes<Self>;
 }
 
-macro_rules! datapaths {
+macro_rules! states {
     ($family:ident, $field:ident) => {
-        impl Datapaths for $family {
-            fn open() -> Result<Box<dyn Datapath<Self>>, String> {
-                proxy_daemon::datapath::nftables::Nftables::<Self>::open()
-                    .map(|datapath| Box::new(datapath) as _)
-                    .map_err(|error| error.to_string())
-            }
+        impl States for $family {
             fn state(compiler: &Compiler) -> &proxy_daemon::forwarding::ForwardingState<Self> {
                 compiler.$field()
             }
@@ -42,14 +37,16 @@ macro_rules! datapaths {
     };
 }
 
-datapaths!(V4, v4);
-datapaths!(V6, v6);
+states!(V4, v4);
+states!(V6, v6);
 
 /// Programs the steps one after the other and sends their probes.
-pub(crate) fn check<F: Pool + Datapaths>(steps: &[Step]) -> Result<(), String> {
+pub(crate) fn check<F: Pool + States>(kind: Kind, steps: &[Step]) -> Result<(), String> {
     let lab = Lab::new::<F>().map_err(|error| format!("{error:#}"))?;
     let node = &lab.node;
-    let mut datapath = node.enter(F::open)?;
+    let mut datapath = node
+        .enter(|| kind.open::<F>())
+        .map_err(|error| format!("{error}: {error:?}"))?;
     let Some(first) = steps.first() else {
         return Ok(());
     };
@@ -80,9 +77,12 @@ pub(crate) fn check<F: Pool + Datapaths>(steps: &[Step]) -> Result<(), String> {
 
         let oracle = Oracle::new(state);
         let describe = |complaint: String| {
-            let rules = node
-                .check_run("nft", &["list", "ruleset"])
-                .unwrap_or_default();
+            let family = match F::FAMILY {
+                IpFamily::V4 => proxy_tests::address::Family::V4,
+                IpFamily::V6 => proxy_tests::address::Family::V6,
+            };
+            let shown = Datapath::named(kind.name());
+            let rules = shown.map_or_else(String::new, |datapath| datapath.show(family, node));
             format!("step {n}: {complaint}\n{}\n{rules}", table(state))
         };
         let fates = send::<F>(&lab, &step.probes).map_err(describe)?;

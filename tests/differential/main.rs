@@ -21,31 +21,42 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use proxy_daemon::net::{Family, V4, V6};
 
-use compare::Datapaths;
+use compare::States;
+use proxy_daemon::datapath::Kind;
 
-/// Unit: sequences of clusters for each datapath and family.
-const CASES: u32 = 150;
+/// Unit: sequences of clusters for each datapath and family. A program that iptables starts costs as much as a whole step does
+/// over netlink.
+const fn cases(kind: Kind) -> u32 {
+    match kind {
+        Kind::Nftables => 150,
+        Kind::Iptables(_) => 50,
+    }
+}
 
 fn main() {
     proxy_tests::netns::sweep();
     let arguments = Arguments::from_args();
-    let trials = vec![trial::<V4>("nftables", "v4"), trial::<V6>("nftables", "v6")];
+    let trials = Kind::ALL
+        .into_iter()
+        .flat_map(|kind| [trial::<V4>(kind, "v4"), trial::<V6>(kind, "v6")])
+        .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     proxy_tests::netns::remove_all();
     conclusion.exit();
 }
 
-fn trial<F: Family + cluster::Pool + Datapaths>(datapath: &str, family: &str) -> Trial {
+fn trial<F: Family + cluster::Pool + States>(kind: Kind, family: &str) -> Trial {
+    let datapath = kind.name();
     let name = format!("xm_1_the_kernel_agrees_with_the_oracle/{datapath}/{family}");
-    Trial::test(name, || run::<F>().map_err(Failed::from))
+    Trial::test(name, move || run::<F>(kind).map_err(Failed::from))
 }
 
-fn run<F: Family + cluster::Pool + Datapaths>() -> Result<(), String> {
-    let cases = std::env::var("DIFFERENTIAL_CASES")
+fn run<F: Family + cluster::Pool + States>(kind: Kind) -> Result<(), String> {
+    let wanted = std::env::var("DIFFERENTIAL_CASES")
         .ok()
         .and_then(|n| n.parse().ok());
     let config = Config {
-        cases: cases.unwrap_or(CASES),
+        cases: wanted.unwrap_or(cases(kind)),
         failure_persistence: None,
         max_shrink_iters: 400,
         ..Config::default()
@@ -54,7 +65,7 @@ fn run<F: Family + cluster::Pool + Datapaths>() -> Result<(), String> {
     let strategy = cluster::sequences();
     runner
         .run(&strategy, |steps| {
-            compare::check::<F>(&steps).map_err(TestCaseError::fail)
+            compare::check::<F>(kind, &steps).map_err(TestCaseError::fail)
         })
         .map_err(|error| error.to_string())
 }

@@ -68,7 +68,7 @@ pub(crate) fn foreign(t: &Test) -> String {
     for words in words {
         let arguments: Vec<&str> = words[1..].iter().map(String::as_str).collect();
         let output = t.node_ns().run(&words[0], &arguments);
-        text += &format!("-- {}\n", words.join(" "));
+        text.extend(["-- ", &words.join(" "), "\n"]);
         let lines = String::from_utf8_lossy(&output.stdout).into_owned();
         for line in lines
             .lines()
@@ -151,7 +151,7 @@ pub(crate) fn run(t: &Test, arguments: &[&str]) -> (Option<i32>, String) {
 ///
 /// For nftables it is another program that owns our table; for iptables a program in the place of iptables-restore.
 pub(crate) struct Obstacle {
-    owner: Option<Child>,
+    owner: Option<Owner>,
     programs: Directory,
 }
 
@@ -186,7 +186,7 @@ impl Obstacle {
     pub(crate) fn put_up(&mut self, t: &Test, family: Family) {
         let family = nft_family(family);
         match t.datapath() {
-            Datapath::Nftables => self.owner = Some(own_table(t, family)),
+            Datapath::Nftables => self.owner = Some(Owner::of(t, family)),
             Datapath::Iptables(_) => {
                 let name = format!("refuse.{family}");
                 self.programs.write(&name, "").unwrap();
@@ -202,10 +202,7 @@ impl Obstacle {
             let refuse = format!("refuse.{}", nft_family(family));
             drop(std::fs::remove_file(self.programs.path().join(refuse)));
         }
-        if let Some(mut owner) = self.owner.take() {
-            drop(owner.kill());
-            drop(owner.wait());
-        }
+        self.owner = None;
     }
 }
 
@@ -215,33 +212,46 @@ impl Drop for Obstacle {
     }
 }
 
-/// Takes a family's table away and keeps it.
-fn own_table(t: &Test, family: &str) -> Child {
-    use std::io::Write;
-    let mut owner = t.node_ns().enter(|| {
-        std::process::Command::new("nft")
-            .arg("-i")
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap()
-    });
-    let stdin = owner.stdin.as_mut().unwrap();
-    let script = format!(
-        "add table {family} proxy-daemon; delete table {family} proxy-daemon; \
-         add table {family} proxy-daemon {{ flags owner; }}\n"
-    );
-    stdin.write_all(script.as_bytes()).unwrap();
-    stdin.flush().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        let output = t
-            .node_ns()
-            .run("nft", &["list", "table", family, "proxy-daemon"]);
-        if String::from_utf8_lossy(&output.stdout).contains("flags owner") {
-            return owner;
+/// Another program that owns our table of one family, so that nobody else may touch it.
+struct Owner(Child);
+
+impl Owner {
+    /// Takes a family's table away and keeps it.
+    fn of(t: &Test, family: &str) -> Self {
+        use std::io::Write;
+        let child = t.node_ns().enter(|| {
+            std::process::Command::new("nft")
+                .arg("-i")
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap()
+        });
+        let mut owner = Self(child);
+        let stdin = owner.0.stdin.as_mut().unwrap();
+        let script = format!(
+            "add table {family} proxy-daemon; delete table {family} proxy-daemon; \
+             add table {family} proxy-daemon {{ flags owner; }}\n"
+        );
+        stdin.write_all(script.as_bytes()).unwrap();
+        stdin.flush().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let output = t
+                .node_ns()
+                .run("nft", &["list", "table", family, "proxy-daemon"]);
+            if String::from_utf8_lossy(&output.stdout).contains("flags owner") {
+                return owner;
+            }
+            assert!(Instant::now() < deadline, "the table is not owned");
+            std::thread::sleep(Duration::from_millis(10));
         }
-        assert!(Instant::now() < deadline, "the table is not owned");
-        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
     }
 }

@@ -29,7 +29,7 @@ use proxy_daemon::datapath::Kind;
 const fn cases(kind: Kind) -> u32 {
     match kind {
         Kind::Nftables => 150,
-        Kind::Iptables(_) => 50,
+        Kind::Iptables(_) => 100,
     }
 }
 

@@ -319,27 +319,26 @@ fn our_sets(node: &Netns) -> Vec<String> {
 
 /// What `iptables-restore --noflush` must do to remove our chains and what leads to them.
 fn removal(save: &str) -> String {
-    let mut script = String::new();
-    let mut removed = String::new();
+    let mut script: Vec<String> = Vec::new();
+    let mut removed = Vec::new();
     for line in save.lines().filter(|line| !line.starts_with('#')) {
         let chain = line.split([' ', ':']).nth(1).unwrap_or_default();
         if line.starts_with(':') && chain.starts_with(OURS) {
             // It empties the chain, too.
-            script += &format!(":{chain} - [0:0]\n");
-            removed += &format!("-X {chain}\n");
+            script.push(format!(":{chain} - [0:0]"));
+            removed.push(format!("-X {chain}"));
         } else if let Some(rule) = line.strip_prefix("-A ") {
             if rule.contains(OURS) && !chain.starts_with(OURS) {
-                script += &format!("-D {rule}\n");
+                script.push(format!("-D {rule}"));
             }
         } else if line == "COMMIT" {
-            script += &removed;
-            script += "COMMIT\n";
-            removed.clear();
+            script.append(&mut removed);
+            script.push(line.to_owned());
         } else if line.starts_with('*') {
-            script += &format!("{line}\n");
+            script.push(line.to_owned());
         }
     }
-    script
+    script.join("\n") + "\n"
 }
 
 fn iptables_damages(flavour: Flavour, node: &Netns) -> Vec<Damage> {
@@ -371,7 +370,7 @@ fn iptables_damages(flavour: Flavour, node: &Netns) -> Vec<Damage> {
         let mut table = String::new();
         for line in save(flavour, family, node).lines() {
             if line.starts_with('*') {
-                table = line.to_owned();
+                line.clone_into(&mut table);
             }
             let Some(rule) = line.strip_prefix("-A ") else {
                 continue;

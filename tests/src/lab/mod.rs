@@ -4,5 +4,6 @@
 
 pub mod api;
 pub mod ask;
+pub mod mode;
 pub mod serve;
 pub mod stats;

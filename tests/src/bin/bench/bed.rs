@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use proxy_tests::address::{Family, P2, Site};
 use proxy_tests::lab::api::{Api, Kind};
+use proxy_tests::lab::mode::Mode;
 use proxy_tests::netns::Netns;
 use proxy_tests::topology::{Pods, Topology};
 
@@ -23,8 +24,8 @@ pub(crate) enum Subject {
     Ours {
         /// Its binary.
         program: PathBuf,
-        /// `--mode`.
-        mode: String,
+        /// The datapath.
+        mode: Mode,
     },
     /// Any other, by its command line.
     Peer(String),
@@ -138,14 +139,17 @@ impl Proxy {
         let (program, arguments) = match subject {
             Subject::Ours { program, mode } => (
                 program.clone(),
-                vec![
-                    format!("--mode={mode}"),
-                    format!("--kubeconfig={kubeconfig}"),
-                    format!("--cluster-cidr={CLUSTER_CIDR}"),
-                    format!("--hostname-override={NODE}"),
-                    // Kernel: nf_conntrack_max cannot be written in a network namespace.
-                    "--conntrack-max-per-core=0".to_owned(),
-                ],
+                [
+                    mode.flags(),
+                    vec![
+                        format!("--kubeconfig={kubeconfig}"),
+                        format!("--cluster-cidr={CLUSTER_CIDR}"),
+                        format!("--hostname-override={NODE}"),
+                        // Kernel: nf_conntrack_max cannot be written in a network namespace.
+                        "--conntrack-max-per-core=0".to_owned(),
+                    ],
+                ]
+                .concat(),
             ),
             Subject::Peer(line) => {
                 let line = line

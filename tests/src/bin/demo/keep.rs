@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proxy_tests::address::Site;
+use proxy_tests::lab::mode::Mode;
 
 use crate::Cluster;
 
@@ -19,12 +20,13 @@ use crate::Cluster;
 const STATE: &str = "/run/proxy-daemon-demo";
 
 /// Starts the background process and waits until its show is over.
-pub(crate) fn start(mode: &str) -> Result<bool> {
+pub(crate) fn start(mode: &Mode) -> Result<bool> {
     if let Some(pid) = holder() {
         bail!("a demo is up already, in process {pid}; `cargo xtask demo --down` removes it");
     }
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["--hold", "--mode", mode])
+        .arg("--hold")
+        .args(mode.flags())
         .stdin(Stdio::null())
         .spawn()
         .context("cannot start the background process")?;
@@ -62,7 +64,13 @@ pub(crate) fn hold(cluster: &Cluster, good: bool) -> Result<()> {
     );
     let daemon = std::env::var("PROXY_DAEMON").unwrap_or_default();
     println!("\nThe cluster stays up. Look around:");
-    for (command, what) in [
+    let programmed = cluster.mode.show().iter().map(|command| {
+        (
+            format!("ip netns exec {node} {command}"),
+            "what it programmed",
+        )
+    });
+    let before = [
         (
             format!("ip netns exec {pod} curl -s http://10.96.0.10/"),
             "pod-1 asks shop/web",
@@ -81,10 +89,8 @@ pub(crate) fn hold(cluster: &Cluster, good: bool) -> Result<()> {
             ),
             "where a packet goes, and why",
         ),
-        (
-            format!("ip netns exec {node} nft list table ip proxy-daemon"),
-            "what it programmed",
-        ),
+    ];
+    let after = [
         (
             format!("ip netns exec {node} conntrack -L"),
             "the connections translated so far",
@@ -94,7 +100,8 @@ pub(crate) fn hold(cluster: &Cluster, good: bool) -> Result<()> {
             "edit them: the daemon follows",
         ),
         (format!("tail -f {}", cluster.log.display()), "its log"),
-    ] {
+    ];
+    for (command, what) in before.into_iter().chain(programmed).chain(after) {
         println!("  # {what}\n  {command}");
     }
     println!("Remove it:\n  cargo xtask demo --down");

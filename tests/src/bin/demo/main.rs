@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use proxy_tests::address::Site;
+use proxy_tests::lab::mode::Mode;
 use proxy_tests::netns;
 use proxy_tests::topology::{Pods, Topology};
 
@@ -33,9 +34,8 @@ use proxy_tests::topology::{Pods, Topology};
 #[derive(Parser)]
 #[command(name = "cargo xtask demo", bin_name = "cargo xtask demo")]
 struct Cli {
-    /// Which datapath to show
-    #[arg(long, default_value = "nftables")]
-    mode: String,
+    #[command(flatten)]
+    mode: Mode,
     /// Leave the cluster up, and say how to look around in it
     #[arg(long)]
     keep: bool,
@@ -96,11 +96,11 @@ pub(crate) struct Cluster {
     staging: PathBuf,
     log: PathBuf,
     daemon: Child,
-    mode: String,
+    mode: Mode,
 }
 
 impl Cluster {
-    fn up(mode: &str, directory: &Path) -> Result<Self> {
+    fn up(mode: &Mode, directory: &Path) -> Result<Self> {
         let topology = report::step("a node, its pods, another node, a client outside", || {
             let topology = Topology::build(Pods::PointToPoint)?;
             cluster::serve(&topology)?;
@@ -116,17 +116,16 @@ impl Cluster {
             Ok(())
         })?;
         let log = directory.join("proxy-daemon.log");
-        let command = [
-            "--mode",
-            mode,
+        let mut command = mode.flags();
+        let rest = [
             "--manifests",
             &manifests.display().to_string(),
             "--cluster-cidr",
             cluster::CLUSTER_CIDR,
             "--hostname-override",
             cluster::NODE,
-        ]
-        .map(str::to_owned);
+        ];
+        command.extend(rest.map(str::to_owned));
         println!("  $ proxy-daemon {}", command.join(" "));
         let program = std::env::var_os("PROXY_DAEMON")
             .context("PROXY_DAEMON is not set: run `cargo xtask demo`")?;
@@ -139,7 +138,7 @@ impl Cluster {
             staging,
             log,
             daemon,
-            mode: mode.to_owned(),
+            mode: mode.clone(),
         };
         report::step("the daemon answers for every Service", || {
             cluster.wait_until_ready()

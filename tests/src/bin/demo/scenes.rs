@@ -150,7 +150,7 @@ pub(crate) fn show(cluster: &Cluster) -> Result<bool> {
     let bad = rows.iter().filter(|r| !r.good).count();
     println!(
         "{} mode: {} of {} as expected",
-        cluster.mode,
+        cluster.mode.name(),
         rows.len() - bad,
         rows.len()
     );

@@ -11,7 +11,7 @@ use proxy_tests::address::{
 use proxy_tests::bed::SECOND_PORT;
 use proxy_tests::case;
 use proxy_tests::client::Outcome;
-use proxy_tests::flow::{flow, kept, masqueraded};
+use proxy_tests::flow::{flow, kept, masqueraded, seen_as};
 use proxy_tests::matrix::{Case, Test};
 use proxy_tests::segment::{Flags, Segment};
 use proxy_tests::world::TARGET_PORT;
@@ -48,6 +48,9 @@ pub(crate) fn cases() -> Vec<Case> {
             .kernel()
             .tcp(),
         case!(xm_11_new_pods_are_covered_at_once).kernel().fresh(),
+        case!(xm_7_a_vip_that_its_owner_takes_out_of_tracking_is_the_owners)
+            .kernel()
+            .fresh(),
         case!(xm_12_foreign_rules_keep_counting)
             .kernel()
             .tcp()
@@ -327,6 +330,37 @@ fn xm_11_new_pods_are_covered_at_once(t: &mut Test) {
         ..P1
     };
     t.observe([flow(pod, VIP, 80).reaches([kept(R)])]);
+}
+
+/// A node-local DNS cache does so: it has the ClusterIP on an interface of its node.
+fn xm_7_a_vip_that_its_owner_takes_out_of_tracking_is_the_owners(t: &mut Test) {
+    web(t, R);
+    t.check([flow(HOST, VIP, 80).reaches([masqueraded(R)])]);
+    let (family, vip) = match t.family {
+        Family::V4 => ("ip", t.ip(VIP)),
+        Family::V6 => ("ip6", t.ip(VIP)),
+    };
+    let protocol = t.protocol.label();
+    let rules = format!(
+        "{family} daddr {vip} {protocol} dport 80 notrack; {family} saddr {vip} {protocol} sport 80 notrack;"
+    );
+    t.nft(&format!(
+        "table {family} foreign {{
+           chain arrives {{ type filter hook prerouting priority -300; {rules} }}
+           chain leaves {{ type filter hook output priority -300; {rules} }}
+         }}"
+    ));
+    for family in Family::ALL {
+        let prefix = VIP.prefix(family);
+        t.ip_tool(Site::N, &format!("addr add {prefix} dev lo"));
+    }
+    let tentative = ["-6", "-o", "addr", "show", "tentative"];
+    while !t.node_ns().check_run("ip", &tentative).unwrap().is_empty() {}
+    t.bed_mut().serve(HOST, VIP, &[80]).unwrap();
+    t.observe([
+        flow(P1, VIP, 80).reaches([kept(HOST)]),
+        flow(HOST, VIP, 80).reaches([seen_as(HOST, VIP)]),
+    ]);
 }
 
 fn xm_12_foreign_rules_keep_counting(t: &mut Test) {

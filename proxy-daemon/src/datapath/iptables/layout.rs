@@ -113,35 +113,39 @@ fn nat<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
     ]
 }
 
-/// What is returned to the host's own rules.
-const SERVED: [&str; 2] = [
-    // UNTRACKED: a node-local cache of DNS owns its ClusterIP, and takes it out of tracking.
-    "-m conntrack --ctstate RELATED,ESTABLISHED,UNTRACKED -j RETURN",
-    "-m conntrack --ctstate DNAT -j RETURN",
-];
+/// What is returned to the host's own rules, in these states or translated.
+fn served(states: &str) -> Vec<String> {
+    vec![
+        format!("-m conntrack --ctstate {states} -j RETURN"),
+        "-m conntrack --ctstate DNAT -j RETURN".to_owned(),
+    ]
+}
 
 fn filter<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
-    let served = || SERVED.map(str::to_owned).to_vec();
+    // What the node itself sends or receives past conntrack was taken out of tracking by its owner: a
+    // node-local cache of DNS does so with the ClusterIP that it has.
+    let served_here = || served("RELATED,ESTABLISHED,UNTRACKED");
     let set = |id: SetId, verdict: &str| format!("{} {verdict}", id.matches::<F>(true));
     let refuse = format!("-g {}", names::REFUSE);
-    let mut input = served();
+    let mut input = served_here();
     input.push(format!("-j {}", names::UNSERVED));
     input.push(set(
         SetId::NodeAddresses,
         &format!("-j {}", names::UNSERVED_NODE),
     ));
-    let mut output = served();
+    let mut output = served_here();
     output.push(format!("-j {}", names::UNSERVED));
     output.push(format!("-j {}", names::UNKNOWN));
-    let mut forward = output.clone();
+    let mut forward = served("RELATED,ESTABLISHED");
     if globals.drop_invalid {
-        let rule = format!(
+        forward.push(format!(
             "-p tcp -m conntrack --ctstate INVALID {} {} -j DROP",
             SetId::Backends.matches::<F>(true),
             comment("out of window: the client must not see the backend's address"),
-        );
-        forward.insert(SERVED.len(), rule);
+        ));
     }
+    forward.push(format!("-j {}", names::UNSERVED));
+    forward.push(format!("-j {}", names::UNKNOWN));
     vec![
         Chain::new(
             names::REFUSE,

@@ -209,6 +209,9 @@ fn ct_state(bits: u32) -> Vec<Expr> {
 
 const INVALID: u32 = 1;
 const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+/// What the node itself sends or receives past conntrack was taken out of tracking by its owner: a
+/// node-local cache of DNS does so with the ClusterIP that it has.
+const ESTABLISHED_OR_UNTRACKED: u32 = ESTABLISHED_OR_RELATED | 64;
 
 /// Goes on only for flows whose destination was translated.
 fn translated() -> Vec<Expr> {
@@ -422,24 +425,24 @@ fn base_chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
     // Before the host's firewall at 0, so that its default policy does not turn a reject into silence.
     let filter = |name, number, rules| base(name, "filter", number, -10, rules);
     let to_services = || vec![rule([jump(chains::SERVICES)])];
-    let served = || {
+    let served = |states| {
         vec![
-            rule([ct_state(ESTABLISHED_OR_RELATED), verdict(Verdict::Accept)]),
+            rule([ct_state(states), verdict(Verdict::Accept)]),
             rule([translated(), verdict(Verdict::Accept)]),
         ]
     };
-    let mut forward = served();
+    let mut forward = served(ESTABLISHED_OR_RELATED);
     if globals.drop_invalid {
         forward.push(invalid_of_endpoints::<F>());
     }
     forward.push(rule([goto(chains::UNSERVED)]));
-    let mut output = served();
+    let mut output = served(ESTABLISHED_OR_UNTRACKED);
     output.push(rule([goto(chains::UNSERVED)]));
     vec![
         filter(
             "filter-input",
             INPUT,
-            [served(), unserved_input::<F>()].concat(),
+            [served(ESTABLISHED_OR_UNTRACKED), unserved_input::<F>()].concat(),
         ),
         filter("filter-forward", FORWARD, forward),
         filter("filter-output", OUTPUT, output),

@@ -200,6 +200,12 @@ impl Tools {
             .map_err(|source| refused(operation, program, source))?;
         if ended.status.success() {
             Ok(())
+        } else if program == self.ipset && lacks_ip_set(&ended.said) {
+            Err(DatapathError::Unusable {
+                operation,
+                advice: "this kernel has no ip_set; load the module, or use --mode=nftables",
+                source: failure(&ended),
+            })
         } else {
             Err(refused(operation, program, failure(&ended)))
         }
@@ -283,6 +289,18 @@ fn refused(operation: &'static str, program: &Path, source: io::Error) -> Datapa
         object: name.to_string_lossy().into_owned(),
         source,
     }
+}
+
+/// Whether ipset failed to read because the kernel does not know sets.
+///
+/// Kernel: `nfnetlink_rcv_msg()` answers EINVAL if nobody serves the subsystem.
+fn lacks_ip_set(said: &str) -> bool {
+    [
+        "Kernel error received: Invalid argument",
+        "Cannot open session to kernel",
+    ]
+    .iter()
+    .any(|sign| said.contains(sign))
 }
 
 /// What a program said about its failure, in one line.

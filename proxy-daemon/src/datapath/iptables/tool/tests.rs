@@ -338,3 +338,13 @@ fn warnings_and_hints_are_not_the_message() {
     );
     assert_eq!(message(""), "it said nothing and ended with exit status: 1");
 }
+
+#[test]
+fn life_15_a_kernel_without_sets_is_known_by_what_ipset_says() {
+    assert!(lacks_ip_set(
+        "ipset v7.17: Kernel error received: Invalid argument\n"
+    ));
+    assert!(!lacks_ip_set(
+        "ipset v7.17: The set with the given name does not exist\n"
+    ));
+}

@@ -30,8 +30,8 @@ impl<F: Family> Former<F> {
         }
     }
 
-    /// Whether nothing of it is left, as far as that can be known.
-    fn remove(&self) -> bool {
+    /// Whether nothing of it is left, as far as that can be known; says at the first attempt why something is.
+    fn remove(&self, is_first: bool) -> bool {
         let (family, mode) = (F::FAMILY.name(), self.name);
         let work = || (self.open)().and_then(|mut datapath| datapath.cleanup());
         match catch_unwind(AssertUnwindSafe(work)) {
@@ -47,7 +47,11 @@ impl<F: Family> Former<F> {
             }
             Ok(Err(error @ DatapathError::Refused { .. })) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(family, mode, error, "another mode's rules stay for now");
+                if is_first {
+                    tracing::warn!(family, mode, error, "another mode's rules stay for now");
+                } else {
+                    tracing::debug!(family, mode, error, "another mode's rules still stay");
+                }
                 false
             }
             Err(_panic) => {
@@ -62,6 +66,7 @@ impl<F: Family> Former<F> {
 pub(super) struct Leftovers<F: Family> {
     of: Vec<Former<F>>,
     backoff: Backoff,
+    has_tried: bool,
 }
 
 impl<F: Family> Leftovers<F> {
@@ -70,6 +75,7 @@ impl<F: Family> Leftovers<F> {
         Self {
             of,
             backoff: Backoff::due(now),
+            has_tried: false,
         }
     }
 
@@ -83,7 +89,9 @@ impl<F: Family> Leftovers<F> {
         if self.deadline().is_none_or(|due| now < due) {
             return;
         }
-        self.of.retain(|former| !former.remove());
+        let is_first = !self.has_tried;
+        self.has_tried = true;
+        self.of.retain(|former| !former.remove(is_first));
         self.backoff = self.backoff.failed(now, longest);
     }
 }

@@ -3,6 +3,7 @@
 //! Invariants: a datapath decides nothing, it renders; it recognises its own objects without any
 //! memory; it never touches foreign ones; a failure leaves the old state in force.
 
+mod common;
 mod counts;
 #[cfg(test)]
 mod fixtures;

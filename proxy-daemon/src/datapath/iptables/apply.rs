@@ -18,6 +18,7 @@ use super::script::Script;
 use super::sets::{self, SetId};
 use super::tool::Tools;
 use super::tree::{Tree, Turn};
+use crate::datapath::common::have_same_rules;
 use crate::datapath::counts::Counts;
 use crate::datapath::{DatapathError, SyncReport};
 use crate::forwarding::{Changes, ForwardingState, Globals};
@@ -138,16 +139,7 @@ impl<F: Family> Installed<F> {
 
     /// Whether a change can be applied without looking at every ServicePort and rule.
     pub(crate) fn can_follow(&self, desired: &ForwardingState<F>) -> bool {
-        let Globals {
-            detector,
-            masquerade_bit,
-            node_port_addresses: _,
-            service_cidrs: _,
-            drop_invalid,
-        } = &desired.globals;
-        self.globals.detector == *detector
-            && self.globals.masquerade_bit == *masquerade_bit
-            && self.globals.drop_invalid == *drop_invalid
+        have_same_rules(&self.globals, &desired.globals)
     }
 
     /// Applies changes to what is installed.

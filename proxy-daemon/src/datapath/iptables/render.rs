@@ -11,6 +11,7 @@ use super::chain::{Chain, Header, comment, dnat, from_pod, mark, one_in, ports};
 use super::memory::Memory;
 use super::names;
 use super::sets::{self, SetId};
+use crate::datapath::common::{Masquerade, common_forward};
 use crate::forwarding::{
     Backend, BackendSet, Exposure, Frontend, FrontendAddress, FrontendKey, Globals, Route, Routes,
     ServicePort,
@@ -150,14 +151,6 @@ fn render_filter<F: Family>(key: &FrontendKey<F>, frontend: &Frontend<F>, to: &m
     }
 }
 
-/// Whose source becomes this node's, if all classes go to the same backends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Masquerade {
-    Never,
-    UnlessPod,
-    Always,
-}
-
 struct Renderer<'a, F: Family> {
     service_port: &'a ServicePort<F>,
     globals: &'a Globals<F>,
@@ -192,13 +185,14 @@ impl<F: Family> Renderer<'_, F> {
             pod = extn;
         }
         let mut rules = Vec::new();
-        let verdict = match common_way(pod, host, extn) {
-            Some(Common::Stop) => "-j ACCEPT".to_owned(),
-            Some(Common::Pick(set, masquerade)) => {
-                rules.extend(self.mark_rule(&header, masquerade));
-                format!("-g {}", self.pick(set))
-            }
-            None => format!("-g {}", self.way(Routes { pod, host, extn })),
+        let is_stopped = |route| matches!(route, Route::Reject | Route::Drop);
+        let verdict = if let Some((set, masquerade)) = common_forward([pod, host, extn]) {
+            rules.extend(self.mark_rule(&header, masquerade));
+            format!("-g {}", self.pick(set))
+        } else if [pod, host, extn].into_iter().all(is_stopped) {
+            "-j ACCEPT".to_owned()
+        } else {
+            format!("-g {}", self.way(Routes { pod, host, extn }))
         };
         rules.push(format!("{header}{comment} {verdict}"));
         rules
@@ -336,37 +330,5 @@ const fn letter(route: Route) -> char {
             (BackendSet::Local, true) => 'L',
         },
         Route::Reject | Route::Drop => 'x',
-    }
-}
-
-/// Where POD, HOST and EXTN go, if one rule can say it.
-enum Common {
-    /// Nowhere.
-    Stop,
-    /// To one set of backends.
-    Pick(BackendSet, Masquerade),
-}
-
-fn common_way(pod: Route, host: Route, extn: Route) -> Option<Common> {
-    let forward = |route| match route {
-        Route::Forward { to, masquerade } => Some((to, masquerade)),
-        Route::Reject | Route::Drop => None,
-    };
-    match [pod, host, extn].map(forward) {
-        [None, None, None] => Some(Common::Stop),
-        [
-            Some((to, pod)),
-            Some((of_host, host)),
-            Some((of_extn, extn)),
-        ] if to == of_host && to == of_extn => {
-            let masquerade = match (pod, host, extn) {
-                (false, false, false) => Masquerade::Never,
-                (false, true, true) => Masquerade::UnlessPod,
-                (true, true, true) => Masquerade::Always,
-                _ => return None,
-            };
-            Some(Common::Pick(to, masquerade))
-        }
-        _ => None,
     }
 }

@@ -12,6 +12,7 @@ use super::layout::{self, SetId, TABLE, TABLE_COMMENT};
 use super::render::{Rendered, render_globals, render_service_port};
 use super::ruleset::{Chain, Set};
 use super::shared::Shared;
+use crate::datapath::common::have_same_rules;
 use crate::datapath::{DatapathError, SyncReport};
 use crate::forwarding::{Changes, ForwardingState, Globals};
 use crate::net::Family;
@@ -445,16 +446,7 @@ fn write_differences(
 impl<F: Family> Installed<F> {
     /// Whether a change can be applied without looking at every ServicePort and rule.
     pub(crate) fn can_follow(&self, desired: &ForwardingState<F>) -> bool {
-        let Globals {
-            detector,
-            masquerade_bit,
-            node_port_addresses: _,
-            service_cidrs: _,
-            drop_invalid,
-        } = &desired.globals;
-        self.globals.detector == *detector
-            && self.globals.masquerade_bit == *masquerade_bit
-            && self.globals.drop_invalid == *drop_invalid
+        have_same_rules(&self.globals, &desired.globals)
     }
 
     /// Applies changes to what is installed.

@@ -11,6 +11,7 @@ use super::layout::{
     words,
 };
 use super::ruleset::{Chain, Checksum, Expr, Reg, Rule, Verdict};
+pub(crate) use crate::datapath::common::Masquerade;
 use crate::forwarding::{BackendSet, Globals};
 use crate::net::{Family, L4Proto};
 
@@ -56,17 +57,6 @@ pub(crate) enum Via {
     Vip,
     /// By a NodePort.
     NodePort,
-}
-
-/// Whose source becomes this node's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Masquerade {
-    /// Nobody's.
-    Never,
-    /// All but POD's.
-    UnlessPod,
-    /// Everybody's.
-    Always,
 }
 
 impl Kind {

@@ -9,8 +9,9 @@ use std::num::NonZeroU32;
 
 use super::codec::{Data, Key};
 use super::elements::Elements;
-use super::kind::{Kind, Masquerade, Pick, Via};
+use super::kind::{Kind, Pick, Via};
 use super::layout::SetId;
+use crate::datapath::common::common_forward;
 use crate::forwarding::{
     Backend, BackendSet, Exposure, Frontend, FrontendAddress, FrontendKey, Globals, Route, Routes,
     ServicePort, SourceClass,
@@ -438,47 +439,26 @@ impl<F: Family> View<'_, F> {
 
     /// The kind for POD, HOST and EXTN, if one chain can treat all three.
     fn common_kind(&self, routes: [Route; 3], via: Via) -> Option<Kind> {
-        use Route::{Drop, Forward, Reject};
         match routes {
-            [Drop, Drop, Drop] => Some(Kind::Drop),
-            [Reject, Reject, Reject] => Some(Kind::Reject),
-            [
-                Forward {
-                    to: set,
-                    masquerade: pod,
-                },
-                Forward {
-                    to: host_set,
-                    masquerade: host,
-                },
-                Forward {
-                    to: extn_set,
-                    masquerade: extn,
-                },
-            ] if set == host_set && set == extn_set => {
-                let masquerade = match (pod, host, extn) {
-                    (false, false, false) => Masquerade::Never,
-                    (false, true, true) => Masquerade::UnlessPod,
-                    (true, true, true) => Masquerade::Always,
-                    _ => return None,
-                };
-                let n = match set {
-                    BackendSet::Cluster => self.n_cluster,
-                    BackendSet::Local => self.n_local,
-                };
-                // The contract says that a set in use is not empty; if it were, silence is the safe answer.
-                Some(NonZeroU32::new(n).map_or(Kind::Drop, |n| {
-                    Kind::Pick(Pick {
-                        via,
-                        set,
-                        n,
-                        masquerade,
-                        affinity: self.affinity,
-                    })
-                }))
-            }
-            _ => None,
+            [Route::Drop, Route::Drop, Route::Drop] => return Some(Kind::Drop),
+            [Route::Reject, Route::Reject, Route::Reject] => return Some(Kind::Reject),
+            _ => {}
         }
+        let (set, masquerade) = common_forward(routes)?;
+        let n = match set {
+            BackendSet::Cluster => self.n_cluster,
+            BackendSet::Local => self.n_local,
+        };
+        // The contract says that a set in use is not empty; if it were, silence is the safe answer.
+        Some(NonZeroU32::new(n).map_or(Kind::Drop, |n| {
+            Kind::Pick(Pick {
+                via,
+                set,
+                n,
+                masquerade,
+                affinity: self.affinity,
+            })
+        }))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, SocketAddr, TcpStream as BlockingStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream as BlockingStream};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::TcpStreamExt as _;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
@@ -114,6 +114,7 @@ pub struct Opened {
 }
 
 static SCTP_PORT: AtomicU16 = AtomicU16::new(0);
+static UDP_PORT: AtomicU16 = AtomicU16::new(0);
 static NONCE: AtomicU32 = AtomicU32::new(1);
 
 impl Attempt {
@@ -149,14 +150,25 @@ impl Attempt {
         } else {
             setsockopt(&fd, sockopt::Ipv6RecvErr, &true)?;
         }
-        if let Some(mut source) = self.source {
-            if self.protocol == Protocol::Sctp {
-                source.set_port(0);
+        match (self.protocol, self.source) {
+            (Protocol::Udp, source) if source.is_none_or(|source| source.port() == 0) => {
+                let any = if v4 {
+                    IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+                } else {
+                    IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+                };
+                bind_to_new_port(&fd, source.map_or(any, |source| source.ip()))?;
             }
-            if source.port() != 0 {
-                setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+            (_, None) => {}
+            (protocol, Some(mut source)) => {
+                if protocol == Protocol::Sctp {
+                    source.set_port(0);
+                }
+                if source.port() != 0 {
+                    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+                }
+                bind_to(&fd, source).map_err(errno_of)?;
             }
-            bind_to(&fd, source).map_err(errno_of)?;
         }
         let mut to = self.destination;
         if self.protocol == Protocol::Sctp {
@@ -165,6 +177,20 @@ impl Attempt {
         match connect(as_raw(&fd), &SockaddrStorage::from(to)) {
             Ok(()) | Err(Errno::EINPROGRESS) => Ok(fd),
             Err(errno) => Err(errno),
+        }
+    }
+}
+
+/// Binds to a port that no flow of this run had.
+///
+/// Kernel: conntrack remembers UDP flows for half a minute and longer, so that a port chosen at random may
+/// continue one that went elsewhere.
+fn bind_to_new_port(fd: &OwnedFd, address: IpAddr) -> Result<(), Errno> {
+    loop {
+        let port = 20_000 + UDP_PORT.fetch_add(1, Ordering::Relaxed) % 10_000;
+        match bind_to(fd, SocketAddr::new(address, port)).map_err(errno_of) {
+            Err(Errno::EADDRINUSE) => {}
+            bound => return bound,
         }
     }
 }

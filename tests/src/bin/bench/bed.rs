@@ -236,7 +236,7 @@ impl Proxy {
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
-    /// CPU time that it has used, all threads. Unit: seconds. Source: schedstat.
+    /// CPU time that it and the programs it ran have used, all threads. Unit: seconds. Source: schedstat, stat.
     pub(crate) fn cpu(&self) -> Result<f64> {
         let tasks = Path::new("/proc")
             .join(self.child.id().to_string())
@@ -250,7 +250,23 @@ impl Proxy {
                 .and_then(|n| n.parse::<u64>().ok())
                 .unwrap_or(0);
         }
-        Ok(Duration::from_nanos(nanoseconds).as_secs_f64())
+        Ok(Duration::from_nanos(nanoseconds).as_secs_f64() + self.cpu_of_children()?)
+    }
+
+    /// Time that programs which it started and waited for have used. Unit: seconds.
+    fn cpu_of_children(&self) -> Result<f64> {
+        // The ticks of /proc are hundredths of a second on every architecture.
+        const TICKS: f64 = 100.0;
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // After the name, which may hold anything, cutime and cstime are the 14th and 15th word.
+        let (_, words) = text.rsplit_once(')').context("no name in stat")?;
+        let ticks: f64 = words
+            .split_whitespace()
+            .skip(13)
+            .take(2)
+            .filter_map(|word| word.parse::<f64>().ok())
+            .sum();
+        Ok(ticks / TICKS)
     }
 
     /// Resident memory. Unit: MB (10⁶ bytes).

@@ -12,7 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use proxy_tests::lab::stats::{median, ms};
 use proxy_tests::netns::Netns;
 
-use crate::world::Size;
+use crate::world::{GENERATIONS, Size};
 
 /// Ends a connection with a reset, so that neither side keeps its port in `TIME_WAIT`.
 fn reset(stream: &TcpStream) {
@@ -179,13 +179,25 @@ impl Watched {
         })
     }
 
-    /// From a change to the start of the first connection that met it; infinite if none did. Unit: milliseconds.
-    pub(crate) fn latency(&self, at: Instant, generation: u32) -> f64 {
-        self.seen
-            .iter()
-            .skip(self.seen.partition_point(|(start, _)| *start < at))
-            .find(|(_, met)| *met == Some(Size::turn(generation)))
-            .map_or(f64::INFINITY, |(start, _)| ms(start.duration_since(at)))
+    /// From each change to the start of the first connection that met it, or a later one made by then;
+    /// infinite if none did. Unit: milliseconds.
+    pub(crate) fn latencies(&self, changes: &[(Instant, u32)]) -> Vec<f64> {
+        let of = |n: usize| {
+            let (at, _) = changes[n];
+            // Turns come round: the change before this one has that of the last one left out.
+            let candidates = changes[n..].iter().take(GENERATIONS as usize - 1);
+            self.seen
+                .iter()
+                .skip(self.seen.partition_point(|(start, _)| *start < at))
+                .find(|(start, met)| {
+                    let by_then = candidates.clone().take_while(|(at, _)| at <= start);
+                    by_then
+                        .into_iter()
+                        .any(|(_, g)| *met == Some(Size::turn(*g)))
+                })
+                .map_or(f64::INFINITY, |(start, _)| ms(start.duration_since(at)))
+        };
+        (0..changes.len()).map(of).collect()
     }
 
     /// Connections that were not answered.

@@ -225,10 +225,7 @@ fn latencies(subject: &Subject, size: Size, n: u32) -> Result<Figures> {
     if watched.n_failed() > 0 {
         println!("  {} connections failed meanwhile", watched.n_failed());
     }
-    Ok(changes
-        .into_iter()
-        .map(|(at, generation)| watched.latency(at, generation))
-        .collect())
+    Ok(watched.latencies(&changes))
 }
 
 /// A hundred changes a second.
@@ -259,8 +256,8 @@ pub(crate) fn churn(plan: &Plan, report: &mut Report) -> Result<()> {
                         break;
                     }
                     thread::sleep(due.saturating_sub(start.elapsed()));
-                    // Each tenth change is of the Service that is watched, the others go round.
-                    if n % 10 == 0 {
+                    // Each thirtieth change is of the Service that is watched, the others go round.
+                    if n % 30 == 0 {
                         generation += 1;
                         let at = proxy.api.modify(
                             Kind::EndpointSlice,
@@ -281,11 +278,7 @@ pub(crate) fn churn(plan: &Plan, report: &mut Report) -> Result<()> {
                 changes
             });
         cpu.push((proxy.cpu()? - before) / time.as_secs_f64() * 100.0);
-        let lags: Figures = changes
-            .into_iter()
-            .map(|(at, generation)| watched.latency(at, generation))
-            .collect();
-        Ok(quantile(&lags, 1.0))
+        Ok(quantile(&watched.latencies(&changes), 1.0))
     })?;
     report.row(
         &format!("100 changes/s, {size}: furthest behind"),

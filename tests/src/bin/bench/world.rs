@@ -18,7 +18,7 @@ pub(crate) const ENDPOINTS: &str = "10.128.0.0/10";
 pub(crate) const NODE: &str = "node-a";
 
 /// How many sets of addresses the endpoints of a Service take turns among.
-const GENERATIONS: u32 = 8;
+pub(crate) const GENERATIONS: u32 = 8;
 
 /// N Services of M endpoints. The last Service has a UDP port besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

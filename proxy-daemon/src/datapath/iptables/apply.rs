@@ -5,6 +5,7 @@
 //! (REJ-9); a set is there as long as a rule names it. Nothing that is right already is written again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::time::Duration;
 
 use super::chain::{Chain, Table};
@@ -14,7 +15,7 @@ use super::names;
 use super::presence::Presence;
 use super::readback::{self, Printed, PrintedSets};
 use super::render::{Rendered, render_globals, render_service_port};
-use super::script::Script;
+use super::script::{Lines, Script};
 use super::sets::{self, SetId};
 use super::tool::Tools;
 use super::tree::{Tree, Turn};
@@ -46,11 +47,11 @@ type Elements = BTreeSet<(SetId, String)>;
 /// Everything that one sync writes.
 struct Plan {
     /// Lines for ipset, before the rules.
-    before: Vec<String>,
+    before: Lines,
     nat: Script,
     filter: Script,
     /// Lines for ipset, after the rules.
-    after: Vec<String>,
+    after: Lines,
     memories: memories::Turn,
     /// How many elements come and go, by set.
     sizes: BTreeMap<SetId, (usize, usize)>,
@@ -59,10 +60,10 @@ struct Plan {
 impl Plan {
     fn new(tools: &Tools) -> Self {
         Self {
-            before: Vec::new(),
+            before: Lines::default(),
             nat: Script::new(Table::Nat, tools.flavour()),
             filter: Script::new(Table::Filter, tools.flavour()),
-            after: Vec::new(),
+            after: Lines::default(),
             memories: memories::Turn::default(),
             sizes: BTreeMap::new(),
         }
@@ -76,25 +77,40 @@ impl Plan {
     }
 
     /// Adds before, removes after; in orders in which elements may lean on others.
-    ///
-    /// No flow waits for the set of backends, which is the largest: it comes last.
     fn elements<F: Family>(&mut self, added: &Elements, removed: &Elements) {
-        let line = |verb: &str, (id, element): &(SetId, String)| {
-            format!("{verb} {} {}", id.name::<F>(), sets::spoken(element))
+        for (id, element) in added {
+            self.element::<F>("add", *id, element);
+        }
+        for (id, element) in removed.iter().rev() {
+            self.element::<F>("del", *id, element);
+        }
+    }
+
+    fn backends<'a, F: Family>(
+        &mut self,
+        added: impl IntoIterator<Item = &'a F::Addr>,
+        removed: impl IntoIterator<Item = &'a F::Addr>,
+    ) {
+        for address in added {
+            self.element::<F>("add", SetId::Backends, address);
+        }
+        for address in removed {
+            self.element::<F>("del", SetId::Backends, address);
+        }
+    }
+
+    fn element<F: Family>(&mut self, verb: &str, id: SetId, element: &dyn Display) {
+        let (name, is_added) = (id.name::<F>(), verb == "add");
+        let element = sets::spoken(&element.to_string());
+        let (n_added, n_removed) = self.sizes.entry(id).or_default();
+        *(if is_added { n_added } else { n_removed }) += 1;
+        // No flow waits for the backends, of which there are most.
+        let to = if is_added && id != SetId::Backends {
+            &mut self.before
+        } else {
+            &mut self.after
         };
-        for element in added {
-            let to = if element.0 == SetId::Backends {
-                &mut self.after
-            } else {
-                &mut self.before
-            };
-            to.push(line("add", element));
-            self.sizes.entry(element.0).or_default().0 += 1;
-        }
-        for element in removed.iter().rev() {
-            self.after.push(line("del", element));
-            self.sizes.entry(element.0).or_default().1 += 1;
-        }
+        to.push(format_args!("{verb} {name} {element}"));
     }
 
     fn write(self, tools: &Tools) -> Result<SyncReport, DatapathError> {
@@ -103,14 +119,14 @@ impl Plan {
             nat,
             filter,
             mut after,
-            mut memories,
+            memories,
             sizes: _,
         } = self;
-        before.append(&mut memories.before);
-        after.append(&mut memories.after);
+        before.append(&memories.before);
+        after.append(&memories.after);
         let report = SyncReport {
-            n_added: before.len() + nat.report.n_added + filter.report.n_added,
-            n_removed: after.len() + nat.report.n_removed + filter.report.n_removed,
+            n_added: before.n + nat.report.n_added + filter.report.n_added,
+            n_removed: after.n + nat.report.n_removed + filter.report.n_removed,
         };
         tools.ipset_lines(&before)?;
         for script in [nat, filter] {
@@ -251,8 +267,7 @@ impl<F: Family> Installed<F> {
         let (begin, cease) = self.backends.turns(&backends);
         self.backends.merge(backends);
         if self.globals.drop_invalid {
-            added.extend(begin.iter().map(backend_element::<F>));
-            removed.extend(cease.iter().map(backend_element::<F>));
+            plan.backends::<F>(&begin, &cease);
         }
         plan.elements::<F>(&added, &removed);
     }
@@ -260,10 +275,6 @@ impl<F: Family> Installed<F> {
 
 fn cluster_ip_element<F: Family>(address: &F::Addr) -> (SetId, String) {
     (SetId::ClusterIps, address.to_string())
-}
-
-fn backend_element<F: Family>(address: &F::Addr) -> (SetId, String) {
-    (SetId::Backends, address.to_string())
 }
 
 type Entry = (super::bits::Bits, Vec<String>);
@@ -335,16 +346,19 @@ pub(crate) fn resync<F: Family>(
     settle(Table::Filter, printed, &mut plan);
 
     let ips = installed.cluster_ips.keys().map(cluster_ip_element::<F>);
-    let mut elements: Elements = elements.into_iter().chain(ips).collect();
-    if globals.drop_invalid {
-        elements.extend(installed.backends.keys().map(backend_element::<F>));
-    }
-    let memories_there = compare_sets::<F>(tools, elements, &mut plan)?;
+    let elements: Elements = elements.into_iter().chain(ips).collect();
+    let backends: BTreeSet<F::Addr> = if globals.drop_invalid {
+        installed.backends.keys().copied().collect()
+    } else {
+        BTreeSet::new()
+    };
+    let memories_there = compare_sets::<F>(tools, elements, backends, &mut plan)?;
     plan.memories = installed.gone.turn(memories_there, &memories);
     let report = plan.write(tools)?;
     installed.gone.release::<F>(tools)?;
-    let sets = SetId::ALL.into_iter().map(SetId::name::<F>);
-    installed.presence = Some(Presence::now(tools, sets)?);
+    // Kernel: to say how many elements a set has, it counts them, and this set is the largest by far.
+    let counted = SetId::ALL.into_iter().filter(|id| *id != SetId::Backends);
+    installed.presence = Some(Presence::now(tools, counted.map(SetId::name::<F>))?);
     Ok((installed, report))
 }
 
@@ -370,10 +384,21 @@ fn remove_rest(mut printed: Printed, script: &mut Script) {
 fn compare_sets<F: Family>(
     tools: &Tools,
     mut wanted: Elements,
+    mut wanted_backends: BTreeSet<F::Addr>,
     plan: &mut Plan,
 ) -> Result<BTreeMap<String, u32>, DatapathError> {
     let mut unwanted = Elements::new();
+    let mut unwanted_backends = Vec::new();
     let printed = PrintedSets::read::<F>(tools, &mut |id, element| {
+        // As addresses, since there may be a hundred thousand of them.
+        if id == SetId::Backends
+            && let Some(address) = element.parse().ok().and_then(F::addr)
+        {
+            if !wanted_backends.remove(&address) {
+                unwanted_backends.push(address);
+            }
+            return;
+        }
         let element = (id, element.to_owned());
         if !wanted.remove(&element) {
             unwanted.insert(element);
@@ -381,10 +406,11 @@ fn compare_sets<F: Family>(
     })?;
     for id in SetId::ALL {
         if !printed.fixed.contains(&id) {
-            plan.before.push(id.declaration::<F>());
+            plan.before.push(format_args!("{}", id.declaration::<F>()));
         }
     }
     plan.elements::<F>(&wanted, &unwanted);
+    plan.backends::<F>(&wanted_backends, &unwanted_backends);
     Ok(printed.others)
 }
 
@@ -403,10 +429,10 @@ pub(crate) fn cleanup<F: Family>(tools: &Tools) -> Result<(), DatapathError> {
     let mut attempts_left = if n_removed > 0 { RELEASE_ATTEMPTS } else { 0 };
     loop {
         let (unused, used) = readback::sets_by_use::<F>(tools)?;
-        let lines: Vec<String> = unused
-            .iter()
-            .map(|name| format!("destroy {name}"))
-            .collect();
+        let mut lines = Lines::default();
+        for name in unused {
+            lines.push(format_args!("destroy {name}"));
+        }
         tools.ipset_lines(&lines)?;
         if used.is_empty() || attempts_left == 0 {
             return Ok(());

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::memory::Memory;
 use super::readback;
+use super::script::Lines;
 use super::tool::Tools;
 use crate::datapath::DatapathError;
 use crate::net::Family;
@@ -15,9 +16,9 @@ use crate::net::Family;
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
     /// Lines before the rules are written.
-    pub(crate) before: Vec<String>,
+    pub(crate) before: Lines,
     /// Lines after that.
-    pub(crate) after: Vec<String>,
+    pub(crate) after: Lines,
     /// Memories whose clients stay for another time than before, with that time in seconds.
     retimed: Vec<(Memory, u32)>,
 }
@@ -35,28 +36,29 @@ impl Turn {
         }
         let names: BTreeSet<&str> = self.retimed.iter().map(|(m, _)| &*m.name).collect();
         let clients = readback::clients(tools, &|name| names.contains(name))?;
-        let mut lines = Vec::new();
+        let mut lines = Lines::default();
         for (memory, old) in &self.retimed {
             let clients = clients.get(&memory.name).into_iter().flatten();
             let left = clients.filter_map(|(client, left)| {
                 let left = memory.left_now(*old, *left)?;
                 Some(format!("{client} timeout {left}"))
             });
-            lines.extend(replace(memory, left));
+            replace(memory, left, &mut lines);
         }
         tools.ipset_lines(&lines)
     }
 }
 
 /// Puts a new set in the place of one that rules may use.
-fn replace(memory: &Memory, clients: impl Iterator<Item = String>) -> Vec<String> {
+fn replace(memory: &Memory, clients: impl Iterator<Item = String>, to: &mut Lines) {
     let name = &memory.name;
     let temporary = format!("{name}T");
-    let mut lines = vec![memory.declaration(&temporary)];
-    lines.extend(clients.map(|client| format!("add {temporary} {client}")));
-    lines.push(format!("swap {temporary} {name}"));
-    lines.push(format!("destroy {temporary}"));
-    lines
+    to.push(format_args!("{}", memory.declaration(&temporary)));
+    for client in clients {
+        to.push(format_args!("add {temporary} {client}"));
+    }
+    to.push(format_args!("swap {temporary} {name}"));
+    to.push(format_args!("destroy {temporary}"));
 }
 
 /// Memories that no rule of ours names any more.
@@ -72,17 +74,21 @@ impl Gone {
         for memory in new {
             match old.remove(&memory.name) {
                 None if self.0.remove(&memory.name) => {
-                    turn.before.extend(replace(memory, std::iter::empty()));
+                    replace(memory, std::iter::empty(), &mut turn.before);
                 }
-                None => turn.before.push(memory.declaration(&memory.name)),
+                None => {
+                    let declaration = memory.declaration(&memory.name);
+                    turn.before.push(format_args!("{declaration}"));
+                }
                 Some(timeout) if timeout != memory.timeout => {
                     turn.retimed.push((memory.clone(), timeout));
                 }
                 Some(_) => {}
             }
         }
-        turn.after
-            .extend(old.keys().map(|name| format!("flush {name}")));
+        for name in old.keys() {
+            turn.after.push(format_args!("flush {name}"));
+        }
         self.0.extend(old.into_keys());
         turn
     }
@@ -96,11 +102,10 @@ impl Gone {
             return Ok(());
         }
         let (unused, used) = readback::sets_by_use::<F>(tools)?;
-        let lines: Vec<String> = unused
-            .iter()
-            .filter(|name| self.0.contains(*name))
-            .map(|name| format!("destroy {name}"))
-            .collect();
+        let mut lines = Lines::default();
+        for name in unused.iter().filter(|name| self.0.contains(*name)) {
+            lines.push(format_args!("destroy {name}"));
+        }
         tools.ipset_lines(&lines)?;
         self.0.retain(|name| used.contains(name));
         Ok(())

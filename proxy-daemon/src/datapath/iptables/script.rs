@@ -1,4 +1,4 @@
-//! What is one run of `iptables-restore` told?
+//! What are `iptables-restore` and `ipset restore` told?
 //!
 //! Invariants: a chain is written with all its rules in one piece, so that no packet sees half of it;
 //! what others go to comes before them, and what nobody goes to any more goes last, so that the input
@@ -9,6 +9,35 @@ use std::fmt::Write as _;
 use super::Flavour;
 use super::chain::{Chain, Table};
 use crate::datapath::SyncReport;
+
+/// What ipset is told.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    text: String,
+    /// How many lines.
+    pub(crate) n: usize,
+}
+
+impl Lines {
+    /// Adds a line.
+    pub(crate) fn push(&mut self, line: std::fmt::Arguments<'_>) {
+        // Writing to a String cannot fail.
+        self.text.write_fmt(line).unwrap_or_default();
+        self.text.push('\n');
+        self.n += 1;
+    }
+
+    /// Adds the lines of another.
+    pub(crate) fn append(&mut self, other: &Self) {
+        self.text.push_str(&other.text);
+        self.n += other.n;
+    }
+
+    /// All lines.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+}
 
 /// The input for one table.
 #[derive(Debug)]

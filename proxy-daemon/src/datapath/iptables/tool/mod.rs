@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::Flavour;
 use super::lock::{Holder, VARIABLE, XtablesLock};
+use super::script::Lines;
 use crate::datapath::DatapathError;
 use crate::net::IpFamily;
 use crate::sys::process::{Call, Ended, find};
@@ -141,11 +142,11 @@ impl Tools {
     ///
     /// # Errors
     /// What [`Self::ipset_restore`] could not do.
-    pub(crate) fn ipset_lines(&self, lines: &[String]) -> Result<(), DatapathError> {
-        if lines.is_empty() {
+    pub(crate) fn ipset_lines(&self, lines: &Lines) -> Result<(), DatapathError> {
+        if lines.n == 0 {
             return Ok(());
         }
-        self.ipset_restore(&mut |to| lines.iter().try_for_each(|line| writeln!(to, "{line}")))
+        self.ipset_restore(&mut |to| to.write_all(lines.text().as_bytes()))
     }
 
     /// Gives what `write` writes to `ipset -exist restore`.

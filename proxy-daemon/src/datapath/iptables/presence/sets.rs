@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Bound;
 
 use super::netlink::{Question, ask, attribute};
 
@@ -24,6 +25,8 @@ const HEADER_ONLY: u32 = 1 << 2;
 #[derive(Debug)]
 pub(super) struct Sizes {
     sets: BTreeMap<String, Set>,
+    /// Which of them was asked for last.
+    last: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +43,10 @@ impl Sizes {
             .into_iter()
             .map(|name| look(&name).map(|set| (name, set)))
             .collect::<io::Result<_>>()?;
-        Ok(Self { sets })
+        Ok(Self {
+            sets,
+            last: String::new(),
+        })
     }
 
     /// Takes note of a change that we made.
@@ -50,14 +56,18 @@ impl Sizes {
         }
     }
 
-    /// Whether one has another number now.
-    pub(super) fn have_changed(&self) -> io::Result<bool> {
-        for (name, set) in &self.sets {
-            if look(name)? != *set {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// Whether the next of them has another number now: each question asks for one, in turns.
+    ///
+    /// Kernel: to say how many entries a set has, it counts them.
+    pub(super) fn have_changed(&mut self) -> io::Result<bool> {
+        let after = (Bound::Excluded(&self.last), Bound::Unbounded);
+        let next = self.sets.range::<String, _>(after).next();
+        let Some((name, set)) = next.or_else(|| self.sets.first_key_value()) else {
+            return Ok(false);
+        };
+        let is_changed = look(name)? != *set;
+        self.last = name.clone();
+        Ok(is_changed)
     }
 }
 

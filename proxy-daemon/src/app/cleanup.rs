@@ -3,7 +3,7 @@
 //! Spec: LIFE-7. Not there yet: kube-proxy's own tables and chains.
 
 use super::AppError;
-use crate::datapath::{DatapathError, Kind};
+use crate::datapath::Kind;
 use crate::net::{Family, IpFamily, V4, V6};
 
 /// Removes what is ours of every mode and family; what cannot be removed does not keep the rest.
@@ -28,7 +28,7 @@ fn remove<F: Family>(kind: Kind, left: &mut Vec<(Kind, IpFamily)>) {
     match kind.open::<F>().and_then(|mut datapath| datapath.cleanup()) {
         Ok(()) => tracing::info!(mode, family, "nothing of ours is left"),
         // Where the mode cannot work, nothing of ours can have come to be.
-        Err(error @ DatapathError::Unusable { .. }) => {
+        Err(error) if error.means_absent() => {
             let error = &error as &dyn std::error::Error;
             tracing::debug!(
                 mode,
@@ -37,7 +37,7 @@ fn remove<F: Family>(kind: Kind, left: &mut Vec<(Kind, IpFamily)>) {
                 "not on this node, so nothing to remove"
             );
         }
-        Err(error @ DatapathError::Refused { .. }) => {
+        Err(error) => {
             let error = &error as &dyn std::error::Error;
             tracing::error!(mode, family, error, "something of ours is left");
             left.push((kind, F::FAMILY));

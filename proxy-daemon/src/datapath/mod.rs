@@ -131,3 +131,13 @@ pub enum DatapathError {
         source: std::io::Error,
     },
 }
+
+impl DatapathError {
+    /// Whether it means that nothing of the datapath can be on this node: the kernel or a program is missing.
+    pub fn means_absent(&self) -> bool {
+        match self {
+            Self::Unusable { source, .. } => source.kind() != std::io::ErrorKind::PermissionDenied,
+            Self::Refused { .. } => false,
+        }
+    }
+}

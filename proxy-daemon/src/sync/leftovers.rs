@@ -40,22 +40,31 @@ impl<F: Family> Former<F> {
                 true
             }
             // Where a mode cannot work, nothing of it can have come to be.
-            Ok(Err(error @ DatapathError::Unusable { .. })) => {
+            Ok(Err(error)) if error.means_absent() => {
                 let error = &error as &dyn std::error::Error;
                 tracing::debug!(family, mode, error, "another mode is not on this node");
                 true
             }
-            Ok(Err(error @ DatapathError::Refused { .. })) => {
+            Ok(Err(error)) => {
                 let error = &error as &dyn std::error::Error;
                 if is_first {
-                    tracing::warn!(family, mode, error, "another mode's rules stay for now");
+                    tracing::warn!(
+                        family,
+                        mode,
+                        error,
+                        "another mode's rules, if there are any, stay for now"
+                    );
                 } else {
                     tracing::debug!(family, mode, error, "another mode's rules still stay");
                 }
                 false
             }
             Err(_panic) => {
-                tracing::error!(family, mode, "a bug; another mode's rules stay for now");
+                tracing::error!(
+                    family,
+                    mode,
+                    "a bug; another mode's rules, if there are any, stay for now"
+                );
                 false
             }
         }

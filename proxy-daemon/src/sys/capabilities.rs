@@ -9,3 +9,8 @@ use caps::{CapSet, Capability};
 pub fn has_net_admin() -> bool {
     caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap_or(true)
 }
+
+/// Whether this process may open raw sockets, over which iptables and its match of sets ask the kernel.
+pub fn has_net_raw() -> bool {
+    caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_RAW).unwrap_or(true)
+}

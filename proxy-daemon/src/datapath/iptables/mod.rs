@@ -31,9 +31,12 @@ mod tree;
 
 pub use flavour::{Because, Flavour};
 
+use std::io;
+
 use super::{Datapath, DatapathError, SyncReport};
 use crate::forwarding::{Changes, ForwardingState};
 use crate::net::Family;
+use crate::sys::capabilities;
 use apply::Installed;
 use tool::Tools;
 
@@ -49,10 +52,18 @@ impl<F: Family> Iptables<F> {
     /// Looks for the programs of this flavour. Writes nothing.
     ///
     /// # Errors
-    /// [`DatapathError::Unusable`] if a program is missing or too old.
+    /// [`DatapathError::Unusable`] if a program is missing or too old, or a capability.
     pub fn open(flavour: Flavour) -> Result<Self, DatapathError> {
+        let tools = Tools::open(F::FAMILY, flavour)?;
+        if !capabilities::has_net_raw() {
+            return Err(DatapathError::Unusable {
+                operation: "asking iptables",
+                advice: "add the capability NET_RAW: iptables and its sets are asked over raw sockets",
+                source: io::ErrorKind::PermissionDenied.into(),
+            });
+        }
         Ok(Self {
-            tools: Tools::open(F::FAMILY, flavour)?,
+            tools,
             installed: None,
         })
     }

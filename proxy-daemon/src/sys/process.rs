@@ -2,11 +2,13 @@
 //!
 //! Invariants: it gets our `PATH`, the C locale and what the caller names, and nothing else of our
 //! environment; it runs in the network namespace of the calling thread; neither side can block the
-//! other by what it does not read; when a call returns, or panics, the program is gone and reaped.
+//! other by what it does not read; when a call returns, or panics, the program is gone and reaped; and
+//! however the daemon ends, the program ends with it, so that it cannot write after a successor did.
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Read as _, Write};
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -31,6 +33,11 @@ const SAID: usize = 16 << 10;
 const CHUNK: usize = 64 << 10;
 /// How often one who waits for a program is told so.
 pub(crate) const SLOW: Duration = Duration::from_secs(2);
+
+/// How often it is logged that a program has not ended.
+const NEWS: Duration = Duration::from_secs(15);
+/// After so long it is killed.
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// The program of this name, if this machine has it.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
@@ -126,8 +133,30 @@ impl Call<'_> {
     }
 }
 
+/// Has the kernel kill the program when the thread that starts it ends, and with it the daemon.
+fn end_with_us(command: &mut Command) {
+    let us = nix::unistd::getpid();
+    let ask = move || {
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+        // We may have ended before that was asked.
+        if nix::unistd::getppid() == us {
+            Ok(())
+        } else {
+            Err(nix::errno::Errno::ESRCH.into())
+        }
+    };
+    #[expect(unsafe_code, reason = "the standard library has no safe way to say it")]
+    // SAFETY: between fork and exec, `ask` makes two system calls, and allocates and locks nothing.
+    unsafe {
+        command.pre_exec(ask);
+    }
+}
+
 /// A program that runs.
 struct Running<'a> {
+    name: String,
+    /// For how long it has been running when that is logged next.
+    news: Duration,
     child: Child,
     stderr: Option<ChildStderr>,
     said: Vec<u8>,
@@ -145,7 +174,8 @@ impl<'a> Running<'a> {
         stdout: Stdio,
         slow: &'a mut dyn FnMut(u32, Duration),
     ) -> io::Result<Self> {
-        let mut child = Command::new(call.program)
+        let mut command = Command::new(call.program);
+        command
             .args(call.arguments)
             .env_clear()
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
@@ -153,9 +183,12 @@ impl<'a> Running<'a> {
             .envs(call.environment.iter().map(|(name, value)| (name, value)))
             .stdin(stdin)
             .stdout(stdout)
-            .stderr(Stdio::piped())
-            .spawn()?;
+            .stderr(Stdio::piped());
+        end_with_us(&mut command);
+        let mut child = command.spawn()?;
         Ok(Self {
+            name: call.program.display().to_string(),
+            news: NEWS,
             stderr: child.stderr.take(),
             child,
             said: Vec::new(),
@@ -171,6 +204,19 @@ impl<'a> Running<'a> {
         if running >= self.next {
             self.next = running + SLOW;
             (self.slow)(self.child.id(), running);
+        }
+        if running >= LIMIT {
+            let seconds = running.as_secs();
+            let error = format!(
+                "{} did not end within {seconds} s and was killed",
+                self.name
+            );
+            return Err(io::Error::new(io::ErrorKind::TimedOut, error));
+        }
+        if running >= self.news {
+            self.news = running + NEWS;
+            let (program, pid) = (&self.name, self.child.id());
+            tracing::warn!(program, pid, seconds = running.as_secs(), "still running");
         }
         // One more millisecond, since a timeout is rounded down.
         let timeout = self.next.saturating_sub(running) + Duration::from_millis(1);

@@ -120,13 +120,17 @@ impl Plan {
             filter,
             mut after,
             memories,
-            sizes: _,
+            sizes,
         } = self;
         before.append(&memories.before);
         after.append(&memories.after);
+        // Of what is said after the rules are written, only new backends are not taken away.
+        let n_late = sizes
+            .get(&SetId::Backends)
+            .map_or(0, |(n_added, _)| *n_added);
         let report = SyncReport {
-            n_added: before.n + nat.report.n_added + filter.report.n_added,
-            n_removed: after.n + nat.report.n_removed + filter.report.n_removed,
+            n_added: before.n + n_late + nat.report.n_added + filter.report.n_added,
+            n_removed: after.n - n_late + nat.report.n_removed + filter.report.n_removed,
         };
         tools.ipset_lines(&before)?;
         for script in [nat, filter] {
@@ -213,7 +217,7 @@ impl<F: Family> Installed<F> {
             plan.nat.remove(removed);
         }
         plan.nat.remove(unwanted);
-        let sizes = std::mem::take(&mut plan.sizes);
+        let sizes = plan.sizes.clone();
         let report = plan.write(tools)?;
         self.gone.release::<F>(tools)?;
         if let Some(presence) = &mut self.presence {
@@ -375,6 +379,7 @@ fn settle(table: Table, mut printed: Printed, plan: &mut Plan) {
 
 fn remove_rest(mut printed: Printed, script: &mut Script) {
     for (chain, rule) in std::mem::take(&mut printed.hooks) {
+        tracing::info!(chain, rule, "a rule that leads to our chains goes");
         script.remove_rule(&chain, &rule);
     }
     script.remove(printed.into_names());

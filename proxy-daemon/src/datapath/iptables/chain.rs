@@ -107,6 +107,10 @@ pub(crate) fn from_pod<F: Family>(
         Detector::Interface(name) => {
             header.interface = format!("{not}-i {}", quoted(name.as_str()));
         }
+        // No name is longer, so that the whole name is its beginning; with a `+` it would be too long.
+        Detector::InterfacePrefix(name) if name.as_str().len() >= 15 => {
+            header.interface = format!("{not}-i {}", quoted(name.as_str()));
+        }
         Detector::InterfacePrefix(name) => {
             header.interface = format!("{not}-i {}", quoted(&format!("{name}+")));
         }

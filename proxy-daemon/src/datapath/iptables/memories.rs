@@ -12,6 +12,9 @@ use super::tool::Tools;
 use crate::datapath::DatapathError;
 use crate::net::Family;
 
+/// How the name of a set ends that is about to take another's place; other names end in 16 letters and digits.
+const TEMPORARY: &str = "-new";
+
 /// What ipset is told about memories.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
@@ -52,7 +55,7 @@ impl Turn {
 /// Puts a new set in the place of one that rules may use.
 fn replace(memory: &Memory, clients: impl Iterator<Item = String>, to: &mut Lines) {
     let name = &memory.name;
-    let temporary = format!("{name}T");
+    let temporary = format!("{name}{TEMPORARY}");
     to.push(format_args!("{}", memory.declaration(&temporary)));
     for client in clients {
         to.push(format_args!("add {temporary} {client}"));
@@ -71,6 +74,14 @@ impl Gone {
     /// What is to be done, given the memories that there are, with their times in seconds.
     pub(crate) fn turn(&mut self, mut old: BTreeMap<String, u32>, new: &[Memory]) -> Turn {
         let mut turn = Turn::default();
+        // No rule ever names them: an end of the daemon left them behind.
+        old.retain(|name, _| {
+            let is_temporary = name.ends_with(TEMPORARY);
+            if is_temporary {
+                turn.before.push(format_args!("destroy {name}"));
+            }
+            !is_temporary
+        });
         for memory in new {
             match old.remove(&memory.name) {
                 None if self.0.remove(&memory.name) => {

@@ -32,7 +32,8 @@ pub(crate) struct Memory {
 impl Memory {
     /// The memory that `parts` name, of a ServicePort with so many backends.
     pub(crate) fn new<F: Family>(parts: &[&str], timeout: u32, n_backends: usize) -> Self {
-        let share = CLIENTS / n_backends.max(1) / PER_BUCKET;
+        // There may be fewer backends later, which must hold as many clients.
+        let share = CLIENTS / n_backends.clamp(1, 8) / PER_BUCKET;
         Self {
             name: names::memory::<F>(parts),
             timeout,

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher as _};
+use std::io;
 
 use super::chain::{Chain, Table};
 use super::layout::Hook;
@@ -90,11 +91,19 @@ impl Printed {
     }
 }
 
-/// Whether a rule goes to a chain of ours.
+/// Whether a rule goes to a chain of ours; what it says in quotation marks does not count.
 fn leads_to_ours(rule: &str) -> bool {
-    ["-j ", "-g "].iter().any(|verb| {
-        rule.rsplit_once(verb)
-            .is_some_and(|(_, target)| target.starts_with(CHAIN_PREFIX))
+    let mut words = Vec::new();
+    for (n, part) in rule.replace("\\\"", "").split('"').enumerate() {
+        if n % 2 == 0 {
+            words.extend(part.split_whitespace().map(str::to_owned));
+        } else {
+            words.push(String::new());
+        }
+    }
+    words.windows(2).any(|pair| match pair {
+        [verb, target] => matches!(&**verb, "-j" | "-g") && target.starts_with(CHAIN_PREFIX),
+        _ => false,
     })
 }
 
@@ -121,6 +130,7 @@ impl PrintedSets {
             .map(|id| (id.name::<F>(), id))
             .collect();
         let mut printed = Self::default();
+        let mut strange = None;
         tools.ipset_save(&mut |line| {
             let mut words = line.split(' ');
             let (verb, name) = (words.next(), words.next().unwrap_or_default());
@@ -128,7 +138,12 @@ impl PrintedSets {
                 return;
             }
             match (verb, ids.get(name)) {
-                (Some("create"), Some(id)) => printed.fixed.push(*id),
+                (Some("create"), Some(id)) => {
+                    printed.fixed.push(*id);
+                    if !is_declared_so(line, &id.declaration::<F>()) {
+                        strange = Some(name.to_owned());
+                    }
+                }
                 (Some("create"), None) => {
                     let timeout = words.skip_while(|word: &&str| **word != *"timeout").nth(1);
                     let timeout = timeout.and_then(|word| word.parse().ok());
@@ -138,8 +153,23 @@ impl PrintedSets {
                 _ => {}
             }
         })?;
-        Ok(printed)
+        match strange {
+            None => Ok(printed),
+            Some(name) => Err(DatapathError::Refused {
+                operation: "reading",
+                object: format!("the set {name}"),
+                source: io::Error::other(
+                    "it has our name, but not our type; run proxy-daemon --cleanup, or rename what is not ours",
+                ),
+            }),
+        }
     }
+}
+
+/// Whether a set is what we would make it: all words of ours but those that ipset chooses itself are there.
+fn is_declared_so(printed: &str, wanted: &str) -> bool {
+    let words: Vec<&str> = printed.split(' ').collect();
+    wanted.split(' ').all(|word| words.contains(&word))
 }
 
 /// The names of the sets of a family that are ours: those that no rule uses, and those that one does.
@@ -186,4 +216,25 @@ pub(crate) fn clients(
         }
     })?;
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_targets_lead_to_ours() {
+        assert!(leads_to_ours(
+            "-m comment --comment \"x y\" -j PROXYD-SERVICES"
+        ));
+        assert!(leads_to_ours("-g PROXYD-X"));
+        for foreign in [
+            "-m comment --comment \"before -j PROXYD-FORWARD -g PROXYD-FORWARD\" -j DROP",
+            "-j LOG --log-prefix \"-g PROXYD-x \"",
+            "-m comment --comment \"a \\\" -j PROXYD-X\" -j DROP",
+            "-j PROXY",
+        ] {
+            assert!(!leads_to_ours(foreign), "{foreign}");
+        }
+    }
 }

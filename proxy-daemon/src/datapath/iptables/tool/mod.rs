@@ -135,7 +135,23 @@ impl Tools {
         if self.flavour == Flavour::Legacy && !has_legacy_table(self.family, table) {
             return Ok(());
         }
-        self.read("reading rules", &self.save, &["-t", table], each)
+        let mut is_readable = true;
+        self.read("reading rules", &self.save, &["-t", table], &mut |line| {
+            // iptables-nft-save says so in a comment, and ends well.
+            is_readable &= !(line.starts_with("# Table") && line.contains("incompatible"));
+            each(line);
+        })?;
+        if is_readable {
+            return Ok(());
+        }
+        let advice = format!(
+            "others wrote rules into the table {table} that iptables-nft cannot read; have them use a table of another name, or use --mode=nftables"
+        );
+        Err(refused(
+            "reading rules",
+            &self.save,
+            io::Error::other(advice),
+        ))
     }
 
     /// Tells ipset these lines; does nothing if there are none.

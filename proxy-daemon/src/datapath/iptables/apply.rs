@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::time::Duration;
 
+use super::budget::Budget;
 use super::chain::{Chain, Table};
 use super::layout::{self, Hook};
 use super::memories::{self, Gone};
@@ -33,6 +34,7 @@ pub(crate) struct Installed<F: Family> {
     node_ports: Tree<F>,
     backends: Counts<F::Addr>,
     cluster_ips: Counts<F::Addr>,
+    budget: Budget,
     gone: Gone,
     /// `None` until everything has been written once.
     presence: Option<Presence>,
@@ -152,6 +154,7 @@ impl<F: Family> Installed<F> {
             node_ports: Tree::new(names::NODE_PORTS, false),
             backends: Counts::default(),
             cluster_ips: Counts::default(),
+            budget: Budget::default(),
             gone: Gone::default(),
             presence: None,
         }
@@ -173,12 +176,21 @@ impl<F: Family> Installed<F> {
         changes: &Changes<F>,
     ) -> Result<SyncReport, DatapathError> {
         let (mut old, mut new) = (Rendered::default(), Rendered::default());
-        for change in changes.service_ports.values() {
-            for (service_port, to) in [(&change.old, &mut old), (&change.new, &mut new)] {
-                if let Some(service_port) = service_port {
-                    render_service_port(service_port, &desired.globals, to);
-                }
-            }
+        for service_port in changes
+            .service_ports
+            .values()
+            .filter_map(|c| c.old.as_deref())
+        {
+            let carried = self.budget.release(service_port);
+            render_service_port(&carried, &desired.globals, &mut old);
+        }
+        for service_port in changes
+            .service_ports
+            .values()
+            .filter_map(|c| c.new.as_deref())
+        {
+            let carried = self.budget.admit(service_port);
+            render_service_port(&carried, &desired.globals, &mut new);
         }
         if self.globals != desired.globals {
             render_globals(&self.globals, &mut old.elements);
@@ -320,7 +332,8 @@ pub(crate) fn resync<F: Family>(
     };
     for service_port in desired.service_ports.values() {
         let mut rendered = Rendered::default();
-        render_service_port(service_port, globals, &mut rendered);
+        let carried = installed.budget.admit(service_port);
+        render_service_port(&carried, globals, &mut rendered);
         rendered.chains.iter().for_each(&mut write);
         for (bits, rules) in rendered.vips {
             installed.vips.insert(bits, rules);

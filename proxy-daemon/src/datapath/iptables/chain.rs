@@ -160,8 +160,11 @@ pub(crate) fn one_in(n: usize) -> String {
     let n = u64::try_from(n).unwrap_or(u64::MAX).max(1);
     let whole = 1_u64 << 31;
     let share = (whole + n / 2) / n;
-    // Eleven digits after the point of share / 2^31, rounded.
-    let digits = (u128::from(share) * 100_000_000_000 + u128::from(whole / 2)) / u128::from(whole);
+    // Eleven digits after the point of share / 2^31; printf rounds a half to the even digit.
+    let (whole, scaled) = (u128::from(whole), u128::from(share) * 100_000_000_000);
+    let (down, rest) = (scaled / whole, scaled % whole);
+    let is_up = rest * 2 > whole || (rest * 2 == whole && down % 2 == 1);
+    let digits = down + u128::from(is_up);
     let (ones, rest) = (digits / 100_000_000_000, digits % 100_000_000_000);
     format!("-m statistic --mode random --probability {ones}.{rest:011}")
 }
@@ -216,6 +219,7 @@ mod tests {
         assert_eq!(printed(9), "0.11111111101");
         assert_eq!(printed(8), "0.12500000000");
         assert_eq!(printed(1), "1.00000000000");
+        assert_eq!(printed(4096), "0.00024414062");
     }
 
     #[test]

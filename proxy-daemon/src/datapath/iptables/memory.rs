@@ -17,6 +17,23 @@ const CLIENTS: usize = 65_536;
 /// Clients for each place in a hash; it has room for 12.
 const PER_BUCKET: usize = 4;
 
+/// Places for the clients of one of so many backends.
+const fn size(n_backends: usize) -> usize {
+    // There may be fewer backends later, which must hold as many clients.
+    let n = match n_backends {
+        0 => 1,
+        1..8 => n_backends,
+        _ => 8,
+    };
+    (CLIENTS / n / PER_BUCKET).next_power_of_two()
+}
+
+/// What the memory of one of so many backends takes, as long as it is empty, and never less than what
+/// it costs to have one more set. Unit: KiB.
+pub(crate) fn cost(n_backends: usize) -> usize {
+    (size(n_backends) * size_of::<usize>() / 1024).max(32)
+}
+
 /// The clients of one backend of one ServicePort.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Memory {
@@ -32,12 +49,10 @@ pub(crate) struct Memory {
 impl Memory {
     /// The memory that `parts` name, of a ServicePort with so many backends.
     pub(crate) fn new<F: Family>(parts: &[&str], timeout: u32, n_backends: usize) -> Self {
-        // There may be fewer backends later, which must hold as many clients.
-        let share = CLIENTS / n_backends.clamp(1, 8) / PER_BUCKET;
         Self {
             name: names::memory::<F>(parts),
             timeout,
-            size: share.next_power_of_two().max(64),
+            size: size(n_backends),
             family: family_name(F::FAMILY),
         }
     }

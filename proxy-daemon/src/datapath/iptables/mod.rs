@@ -12,6 +12,7 @@
 
 mod apply;
 mod bits;
+mod budget;
 mod chain;
 mod flavour;
 mod layout;

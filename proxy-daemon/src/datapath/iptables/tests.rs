@@ -167,3 +167,29 @@ fn sync_11_memories_of_gone_backends_go() {
         });
     }
 }
+
+/// More Services with session affinity than there is memory for cost nobody else anything.
+#[test]
+fn affinity_beyond_the_budget_is_none_and_nobody_else_suffers() {
+    in_netns(|| {
+        let mut datapath = Iptables::<V4>::open(Flavour::Nft).unwrap();
+        let greedy = service_port::<V4>(1, 5_000, 0b1000_0000);
+        let too_greedy = service_port::<V4>(2, 8_193, 0b1000_0000);
+        let old = state([too_greedy, service_port(3, 3, 0b1000_0000)]);
+        let new = state([greedy, service_port(3, 3, 0b1000_0000)]);
+        datapath.resync(&old).unwrap();
+        let memories = || {
+            sh("ipset list -n | grep -c PROXYD4-A-; true")
+                .trim()
+                .to_owned()
+        };
+        assert_eq!(memories(), "3");
+        datapath.sync(&new, &changes(&old, &new)).unwrap();
+        assert_eq!(memories(), "5003");
+        datapath.sync(&old, &changes(&new, &old)).unwrap();
+        assert_eq!(
+            Iptables::open(Flavour::Nft).unwrap().resync(&old).unwrap(),
+            NOTHING
+        );
+    });
+}

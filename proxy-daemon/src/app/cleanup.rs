@@ -27,15 +27,10 @@ fn remove<F: Family>(kind: Kind, left: &mut Vec<(Kind, IpFamily)>) {
     let (mode, family) = (kind.name(), F::FAMILY.name());
     match kind.open::<F>().and_then(|mut datapath| datapath.cleanup()) {
         Ok(()) => tracing::info!(mode, family, "nothing of ours is left"),
-        // Where the mode cannot work, nothing of ours can have come to be.
+        // Where the mode cannot work, nothing of ours should have come to be; a person may know better.
         Err(error) if error.means_absent() => {
             let error = &error as &dyn std::error::Error;
-            tracing::debug!(
-                mode,
-                family,
-                error,
-                "not on this node, so nothing to remove"
-            );
+            tracing::info!(mode, family, error, "not on this node, so not looked at");
         }
         Err(error) => {
             let error = &error as &dyn std::error::Error;

@@ -6,8 +6,8 @@
 
 use std::fmt::Write as _;
 
-use super::Flavour;
 use super::chain::{Chain, Table};
+use super::flavour::Flavour;
 use crate::datapath::SyncReport;
 
 /// What ipset is told.

@@ -22,7 +22,7 @@ mod sets;
 
 use std::io::{self, Write};
 
-use super::Flavour;
+use super::flavour::Flavour;
 use super::tool::Tools;
 use crate::datapath::DatapathError;
 use sets::Sizes;

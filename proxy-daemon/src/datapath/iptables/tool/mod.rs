@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Flavour;
+use super::flavour::Flavour;
 use super::lock::{Holder, VARIABLE, XtablesLock};
 use super::script::Lines;
 use crate::datapath::DatapathError;

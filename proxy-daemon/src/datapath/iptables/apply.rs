@@ -81,10 +81,10 @@ impl Plan {
     /// Adds before, removes after; in orders in which elements may lean on others.
     fn elements<F: Family>(&mut self, added: &Elements, removed: &Elements) {
         for (id, element) in added {
-            self.element::<F>("add", *id, element);
+            self.element::<F>(true, *id, element);
         }
         for (id, element) in removed.iter().rev() {
-            self.element::<F>("del", *id, element);
+            self.element::<F>(false, *id, element);
         }
     }
 
@@ -94,18 +94,22 @@ impl Plan {
         removed: impl IntoIterator<Item = &'a F::Addr>,
     ) {
         for address in added {
-            self.element::<F>("add", SetId::Backends, address);
+            self.element::<F>(true, SetId::Backends, address);
         }
         for address in removed {
-            self.element::<F>("del", SetId::Backends, address);
+            self.element::<F>(false, SetId::Backends, address);
         }
     }
 
-    fn element<F: Family>(&mut self, verb: &str, id: SetId, element: &dyn Display) {
-        let (name, is_added) = (id.name::<F>(), verb == "add");
-        let element = sets::spoken(&element.to_string());
+    fn element<F: Family>(&mut self, is_added: bool, id: SetId, element: &dyn Display) {
+        let (name, element) = (id.name::<F>(), sets::spoken(&element.to_string()));
         let (n_added, n_removed) = self.sizes.entry(id).or_default();
-        *(if is_added { n_added } else { n_removed }) += 1;
+        let (verb, n) = if is_added {
+            ("add", n_added)
+        } else {
+            ("del", n_removed)
+        };
+        *n += 1;
         // No flow waits for the backends, of which there are most.
         let to = if is_added && id != SetId::Backends {
             &mut self.before

@@ -169,9 +169,9 @@ pub(crate) fn one_in(n: usize) -> String {
     format!("-m statistic --mode random --probability {ones}.{rest:011}")
 }
 
-/// Sends the flow to a backend.
-pub(crate) fn dnat(protocol: L4Proto, to: &dyn fmt::Display) -> String {
-    format!("-p {protocol} -j DNAT --to-destination {to}")
+/// Sends the flow to a backend; `chance` is nothing, or a match and a blank.
+pub(crate) fn dnat(protocol: L4Proto, chance: &str, to: &dyn fmt::Display) -> String {
+    format!("-p {protocol} {chance}-j DNAT --to-destination {to}")
 }
 
 /// A `cBPF` program that is true of packets whose source is their destination.

@@ -162,8 +162,9 @@ fn decide(nft: Signs, legacy: Signs, n_rules: impl Fn(Flavour) -> usize) -> (Fla
 
 #[cfg(test)]
 mod tests {
-    use super::super::tool::tests::{all_tools, in_netns, restore, shell};
+    use super::super::tool::tests::{all_tools, restore, shell};
     use super::*;
+    use crate::datapath::fixtures::in_netns;
 
     #[test]
     fn signs_are_weighed_in_their_order() {

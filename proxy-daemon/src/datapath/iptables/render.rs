@@ -155,7 +155,7 @@ struct Renderer<'a, F: Family> {
     service_port: &'a ServicePort<F>,
     globals: &'a Globals<F>,
     /// The sets of backends in use.
-    picked: BTreeSet<&'static str>,
+    picked: BTreeSet<BackendSet>,
     /// The chains that distinguish source classes, and their rules.
     ways: BTreeMap<String, Vec<String>>,
 }
@@ -209,9 +209,8 @@ impl<F: Family> Renderer<'_, F> {
 
     /// The chain that picks a backend of a set.
     fn pick(&mut self, set: BackendSet) -> String {
-        let kind = pick_kind(set);
-        self.picked.insert(kind);
-        names::chain(kind, &[self.id()])
+        self.picked.insert(set);
+        names::chain(pick_kind(set), &[self.id()])
     }
 
     /// The chain that distinguishes source classes.
@@ -249,11 +248,8 @@ impl<F: Family> Renderer<'_, F> {
 
     /// The chains that pick backends.
     fn render_picks(&self, to: &mut Rendered<F>) {
-        let picked: Vec<BackendSet> = [BackendSet::Cluster, BackendSet::Local]
-            .into_iter()
-            .filter(|set| self.picked.contains(pick_kind(*set)))
-            .collect();
-        let used: BTreeSet<Backend<F>> = picked
+        let used: BTreeSet<Backend<F>> = self
+            .picked
             .iter()
             .flat_map(|set| self.service_port.backends(*set))
             .copied()
@@ -271,10 +267,11 @@ impl<F: Family> Renderer<'_, F> {
         let remembered =
             |backend: &Backend<F>| names::chain("B", &[self.id(), &backend.to_string()]);
         for (backend, memory) in &memories {
-            let rules = vec![memory.remember(), dnat(self.service_port.protocol, backend)];
+            let to_backend = dnat(self.service_port.protocol, "", backend);
+            let rules = vec![memory.remember(), to_backend];
             to.chains.push(Chain::new(remembered(backend), rules));
         }
-        for set in &picked {
+        for set in &self.picked {
             let backends = self.service_port.backends(*set);
             let mut rules: Vec<String> = backends
                 .iter()
@@ -283,33 +280,25 @@ impl<F: Family> Renderer<'_, F> {
                     format!("{} -g {}", memory.remembers(), remembered(backend))
                 })
                 .collect();
-            if picked.len() > 1 {
+            if self.picked.len() > 1 {
                 // Another frontend may have led the client to a backend that this one has not (AFF-5).
                 rules.extend(memories.values().map(Memory::forget));
             }
             for (n_before, backend) in backends.iter().enumerate() {
-                let verdict = if memories.is_empty() {
-                    dnat(self.service_port.protocol, backend)
-                } else {
-                    format!("-g {}", remembered(backend))
+                let chance = match backends.len() - n_before {
+                    1 => String::new(),
+                    n => format!("{} ", one_in(n)),
                 };
-                rules.push(match backends.len() - n_before {
-                    1 => verdict,
-                    n => with_chance(&one_in(n), &verdict),
+                rules.push(if memories.is_empty() {
+                    dnat(self.service_port.protocol, &chance, backend)
+                } else {
+                    format!("{chance}-g {}", remembered(backend))
                 });
             }
             let name = names::chain(pick_kind(*set), &[self.id()]);
             to.chains.push(Chain::new(name, rules));
         }
         to.memories.extend(memories.into_values());
-    }
-}
-
-/// Puts the chance behind the protocol, where it is printed.
-fn with_chance(chance: &str, verdict: &str) -> String {
-    match verdict.split_once(" -j ") {
-        Some((protocol, target)) => format!("{protocol} {chance} -j {target}"),
-        None => format!("{chance} {verdict}"),
     }
 }
 

@@ -4,28 +4,10 @@
 //! by the harness of the `tests` crate.
 
 use super::sets::SetId;
+use super::tool::tests::shell;
 use super::*;
 use crate::datapath::fixtures::{NOTHING, changes, in_netns, one_of_each, service_port, state};
 use crate::net::V4;
-
-/// What a command of the shell answers in the namespace of this thread.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test looks at the kernel with tools of its own"
-)]
-fn sh(command: &str) -> String {
-    let output = std::process::Command::new("sh")
-        .args(["-c", command])
-        .output()
-        .expect("a shell runs");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{command}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    text
-}
 
 const FLAVOURS: [(Flavour, &str); 2] = [
     (Flavour::Nft, "iptables-nft"),
@@ -52,7 +34,7 @@ fn sync_9_damage_is_noticed_and_repaired() {
                 format!("ipset flush {first_set}"),
             ] {
                 assert!(!datapath.changed_by_others().unwrap(), "before {damage}");
-                sh(&damage);
+                shell(&damage);
                 // Each question asks for one of the sets.
                 let mut questions = 0..SetId::ALL.len();
                 assert!(
@@ -74,22 +56,22 @@ fn sync_10_foreign_rules_and_sets_stay() {
                 "{iptables} -t nat -N KUBE-MARK-DROP && {iptables} -t nat -A PREROUTING -j KUBE-MARK-DROP \
                  && {iptables} -A INPUT -s 192.0.2.9 -j DROP && ipset create theirs hash:ip && ipset add theirs 192.0.2.1"
             );
-            sh(&foreign);
+            shell(&foreign);
             let ours_aside = format!(
                 "{iptables}-save | grep -v '^#' | grep -v PROXYD; ipset save | grep -v PROXYD"
             );
-            let before = sh(&ours_aside).replace("[0:0]", "");
+            let before = shell(&ours_aside).replace("[0:0]", "");
             let mut datapath = Iptables::<V4>::open(flavour).unwrap();
             let state = one_of_each::<V4>();
             datapath.resync(&state).unwrap();
-            sh(&format!(
+            shell(&format!(
                 "{iptables} -D INPUT -s 192.0.2.9 -j DROP && {iptables} -A INPUT -s 192.0.2.9 -j DROP"
             ));
-            assert_eq!(sh(&ours_aside).replace("[0:0]", ""), before);
+            assert_eq!(shell(&ours_aside).replace("[0:0]", ""), before);
             datapath.resync(&state).unwrap();
             datapath.cleanup().unwrap();
-            assert_eq!(sh(&ours_aside).replace("[0:0]", ""), before);
-            let all = sh(&format!("{iptables}-save; ipset save"));
+            assert_eq!(shell(&ours_aside).replace("[0:0]", ""), before);
+            let all = shell(&format!("{iptables}-save; ipset save"));
             assert!(!all.contains("PROXYD"), "{all}");
         });
     }
@@ -105,13 +87,14 @@ fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
                 service_port
             };
             let clients = || {
-                let all = sh("ipset save | grep '^add PROXYD4-A-' | cut -d' ' -f3- | sort; true");
+                let all =
+                    shell("ipset save | grep '^add PROXYD4-A-' | cut -d' ' -f3- | sort; true");
                 all.lines().map(str::to_owned).collect::<Vec<String>>()
             };
             let mut datapath = Iptables::<V4>::open(flavour).unwrap();
             let first = state([with_affinity(3, 10_800)]);
             datapath.resync(&first).unwrap();
-            sh(
+            shell(
                 "n=1; for set in $(ipset list -n | grep PROXYD4-A-); do ipset add $set 192.0.2.$n timeout 10000; n=$((n+1)); done",
             );
             assert_eq!(clients().len(), 3);
@@ -159,7 +142,7 @@ fn sync_11_memories_of_gone_backends_go() {
             datapath.resync(&old).unwrap();
             datapath.sync(&new, &changes(&old, &new)).unwrap();
             let mut attempts_left = 1000;
-            while sh("ipset list -n").matches("PROXYD4-A-").count() > 1 {
+            while shell("ipset list -n").matches("PROXYD4-A-").count() > 1 {
                 assert!(!datapath.changed_by_others().unwrap());
                 attempts_left -= 1;
                 assert!(attempts_left > 0);
@@ -179,7 +162,7 @@ fn affinity_beyond_the_budget_is_none_and_nobody_else_suffers() {
         let new = state([greedy, service_port(3, 3, 0b1000_0000)]);
         datapath.resync(&old).unwrap();
         let memories = || {
-            sh("ipset list -n | grep -c PROXYD4-A-; true")
+            shell("ipset list -n | grep -c PROXYD4-A-; true")
                 .trim()
                 .to_owned()
         };

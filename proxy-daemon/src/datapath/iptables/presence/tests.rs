@@ -2,8 +2,9 @@
 //!
 //! Each test has a network namespace of its own, so they need root.
 
-use super::super::tool::tests::{all_tools, in_netns, ipset, restore, shell};
+use super::super::tool::tests::{all_tools, ipset, restore, shell};
 use super::*;
+use crate::datapath::fixtures::in_netns;
 use crate::net::IpFamily;
 
 const NAT: &str = "*nat

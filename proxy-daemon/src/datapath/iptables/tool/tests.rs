@@ -9,18 +9,7 @@ use std::process::{Command, Stdio};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::*;
-
-/// Runs a test on a thread in a network namespace of its own.
-pub(in crate::datapath::iptables) fn in_netns(test: impl FnOnce() + Send + 'static) {
-    let thread = std::thread::spawn(|| {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-            .expect("network namespaces need root");
-        test();
-    });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
+use crate::datapath::fixtures::in_netns;
 
 /// What a shell answers in the namespace of this thread.
 #[expect(

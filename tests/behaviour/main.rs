@@ -22,6 +22,7 @@ mod life;
 mod loc;
 mod master;
 mod np;
+mod process;
 mod rej;
 mod src;
 mod svc;
@@ -48,6 +49,7 @@ fn main() {
     cases.extend(xm::cases());
     cases.extend(sync::cases());
     cases.extend(life::cases());
+    cases.extend(process::cases());
     cases.extend(api::cases());
     cases.extend(master::cases());
     proxy_tests::matrix::main(cases)

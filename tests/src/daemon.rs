@@ -3,7 +3,7 @@
 //! Invariants: no sleeps; manifests are replaced whole, then a token beside them, and the daemon reports the token once every
 //! family has programmed a state read at or after it. The daemon dies with this process.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -141,6 +141,8 @@ pub struct Daemon {
     environment: Vec<(String, String)>,
     child: Option<Child>,
     token: String,
+    /// Where it logs instead of into its file, from the next start on.
+    log_to: Option<File>,
 }
 
 impl Daemon {
@@ -160,6 +162,7 @@ impl Daemon {
             environment: Vec::new(),
             child: None,
             token: String::new(),
+            log_to: None,
         })
     }
 
@@ -198,6 +201,19 @@ impl Daemon {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Has it log there, as it is started next, instead of into its file.
+    pub fn log_to(&mut self, log: File) {
+        self.log_to = Some(log);
+    }
+
+    /// The id of its process.
+    ///
+    /// # Panics
+    /// When it was not started.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the daemon runs").id()
+    }
+
     /// The directory of the manifests.
     pub fn manifests(&self) -> &Directory {
         &self.manifests
@@ -234,7 +250,14 @@ impl Daemon {
                 binary.display()
             );
         }
-        let child = ns.spawn(&binary, &self.flags, &self.environment, &self.log_path())?;
+        let log = match self.log_to.take() {
+            Some(log) => log,
+            None => File::options()
+                .create(true)
+                .append(true)
+                .open(self.log_path())?,
+        };
+        let child = ns.spawn(&binary, &self.flags, &self.environment, log)?;
         self.child = Some(child);
         Ok(())
     }

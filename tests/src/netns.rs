@@ -131,7 +131,7 @@ impl Netns {
         Ok(())
     }
 
-    /// Starts a program inside the namespace that dies when this process does; what it prints goes to a file.
+    /// Starts a program inside the namespace that dies when this process does; what it prints goes to this file or pipe.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -140,7 +140,7 @@ impl Netns {
         program: &Path,
         arguments: &[String],
         environment: &[(String, String)],
-        log: &Path,
+        log: File,
     ) -> Result<Child> {
         let mut command = Command::new("setpriv");
         command
@@ -148,7 +148,6 @@ impl Netns {
             .arg(program)
             .args(arguments);
         command.envs(environment.iter().map(|(key, value)| (key, value)));
-        let log = File::options().create(true).append(true).open(log)?;
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -44,7 +44,8 @@ pub fn start(cli: &Cli) -> Result<(), AppError> {
         crate::telemetry::start(LogSettings {
             json: cli.flags.logging_format.as_deref() == Some("json"),
             verbosity: cli.verbosity.unwrap_or_default(),
-        });
+        })
+        .map_err(AppError::Runtime)?;
         check_privilege()?;
         return cleanup::run();
     }
@@ -52,7 +53,7 @@ pub fn start(cli: &Cli) -> Result<(), AppError> {
     if let Some(command) = &cli.command {
         return inspect::run(&config, command);
     }
-    crate::telemetry::start(config.log);
+    crate::telemetry::start(config.log).map_err(AppError::Runtime)?;
     for warning in &warnings {
         tracing::warn!("{warning}");
     }

@@ -164,10 +164,9 @@ impl Proxy {
                 )
             }
         };
-        let log = directory.join("log");
-        File::create(&log)?;
+        let log = File::create(directory.join("log"))?;
         let started = Instant::now();
-        let child = node.spawn(&program, &arguments, &[], &log)?;
+        let child = node.spawn(&program, &arguments, &[], log)?;
         Ok(Self {
             bed,
             api,

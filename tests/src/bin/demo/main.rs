@@ -18,7 +18,7 @@ mod keep;
 mod report;
 mod scenes;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
 use std::time::{Duration, Instant};
@@ -129,9 +129,12 @@ impl Cluster {
         println!("  $ proxy-daemon {}", command.join(" "));
         let program = std::env::var_os("PROXY_DAEMON")
             .context("PROXY_DAEMON is not set: run `cargo xtask demo`")?;
-        let daemon = topology
-            .site(Site::N)
-            .spawn(Path::new(&program), &command, &[], &log)?;
+        let daemon = topology.site(Site::N).spawn(
+            Path::new(&program),
+            &command,
+            &[],
+            File::create(&log)?,
+        )?;
         let mut cluster = Self {
             topology,
             manifests,

@@ -234,7 +234,7 @@ pub(super) fn changes<F: Family>(old: &ForwardingState<F>, new: &ForwardingState
 pub(super) struct Numbers(pub(super) u64);
 
 impl Numbers {
-    fn below(&mut self, limit: u32) -> u32 {
+    pub(super) fn below(&mut self, limit: u32) -> u32 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)

@@ -287,7 +287,9 @@ fn repair<F: Family>(
         .elements
         .sets()
         .zip(&comparisons)
-        .map(|((id, wanted), comparison)| (id, comparison.difference(wanted)))
+        .map(|((id, wanted), comparison)| {
+            (id, comparison.difference(wanted).of_set(id, wanted))
+        })
         .collect();
     write_differences(&differences, &mut transaction, &mut report);
 
@@ -430,14 +432,24 @@ fn write_differences(
     report: &mut SyncReport,
 ) {
     for (id, difference) in differences {
-        for key in &difference.removed {
-            transaction.delete_element(id.name(), key);
+        if difference.whole.is_some() {
+            transaction.flush_set(id.name());
+        } else {
+            for key in &difference.removed {
+                transaction.delete_element(id.name(), key);
+            }
         }
         report.n_removed += difference.removed.len();
     }
     for (id, difference) in differences {
-        for element in &difference.added {
-            transaction.add_element(id.name(), element);
+        if let Some(whole) = difference.whole {
+            for element in whole.iter() {
+                transaction.add_element(id.name(), element.bytes());
+            }
+        } else {
+            for element in &difference.added {
+                transaction.add_element(id.name(), element);
+            }
         }
         report.n_added += difference.added.len();
     }
@@ -497,7 +509,7 @@ impl<F: Family> Installed<F> {
             .elements
             .sets()
             .zip(new.elements.sets())
-            .map(|((id, old), (_, new))| (id, difference(old, new)))
+            .map(|((id, old), (_, new))| (id, difference(old, new).of_set(id, new)))
             .filter(|(_, difference)| !difference.is_empty())
             .collect();
         write_differences(&differences, &mut transaction, &mut report);

@@ -160,9 +160,21 @@ pub(crate) struct Difference<'a> {
     pub(crate) removed: Vec<&'a [u8]>,
     /// Elements to add, then.
     pub(crate) added: Vec<&'a [u8]>,
+    /// If set, the set is emptied instead and gets all of these.
+    pub(crate) whole: Option<&'a SetElements>,
 }
 
-impl Difference<'_> {
+impl<'a> Difference<'a> {
+    /// Writes `id` whole if anything differs and the ends of its intervals cannot be changed one by one.
+    ///
+    /// Kernel: ends of intervals are elements. Two new ends inside an interval that stays are refused
+    /// (`EEXIST`), as are ends that match in another way than those before; what is written into an empty
+    /// set is not compared with what was in it.
+    pub(crate) fn of_set(self, id: SetId, wanted: &'a SetElements) -> Self {
+        let whole = (id.is_written_whole() && !self.is_empty()).then_some(wanted);
+        Self { whole, ..self }
+    }
+
     /// Whether there is nothing to do.
     pub(crate) const fn is_empty(&self) -> bool {
         self.removed.is_empty() && self.added.is_empty()
@@ -232,6 +244,7 @@ impl Comparison {
         Difference {
             removed: self.surplus.iter().map(Element::key).collect(),
             added: missing.map(|(element, _)| element.bytes()).collect(),
+            whole: None,
         }
     }
 }

@@ -222,6 +222,13 @@ impl SetId {
         }
     }
 
+    /// Whether a change of it is written by writing all of it: its elements are ends of intervals.
+    ///
+    /// `SourceRanges` has whole intervals as elements, since its key is concatenated.
+    pub(crate) const fn is_written_whole(self) -> bool {
+        matches!(self, Self::ServiceCidrs)
+    }
+
     /// The map that says a frontend's treatment by source class.
     pub(crate) const fn by_source(class: SourceClass, node_port: bool) -> Self {
         match (class, node_port) {

@@ -6,10 +6,12 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::datapath::fixtures::{NOTHING, changes, in_netns, one_of_each, service_port, state};
+use crate::datapath::fixtures::{
+    NOTHING, Numbers, address, changes, in_netns, net, one_of_each, service_port, state,
+};
 use crate::datapath::{Datapath, SyncReport};
 use crate::forwarding::BackendSet;
-use crate::net::{IpFamily, V4};
+use crate::net::{IpFamily, V4, V6};
 
 /// What `nft` answers in the namespace of this thread.
 #[expect(
@@ -272,5 +274,108 @@ fn the_listing_can_be_fed_back_to_nft() {
         nft(&format!("-f {}", file.display()));
         std::fs::remove_file(&file).unwrap();
         assert!(list::<V4>().lines().count() + 1 >= listed.lines().count());
+    });
+}
+
+/// A set of networks of the pool: some that touch, nest or repeat, and the ends of the space.
+fn some_networks<F: Family>(numbers: &mut Numbers) -> BTreeSet<F::Net> {
+    let bits = u8::try_from(F::ADDR_LEN * 8).unwrap();
+    let edge = |byte: u8, prefix: u8| {
+        let address = F::read_addr(&vec![byte; F::ADDR_LEN]).unwrap();
+        let network = ipnet::IpNet::new(address.into(), prefix).unwrap().trunc();
+        F::net(network).unwrap()
+    };
+    let one = |numbers: &mut Numbers| match numbers.below(20) {
+        0 => edge(0, bits),
+        1 => edge(0xff, bits),
+        2 => edge(0, 0),
+        3 => edge(0, 1),
+        4 => edge(0xff, 1),
+        5 => edge(0xff, 8),
+        6 => net::<F>(0x60_0000 + numbers.below(4), 0),
+        7..12 => net::<F>(0x60_0000 + numbers.below(8) * 0x80, 7),
+        12..18 => net::<F>(0x60_0000 + numbers.below(4) * 0x100, 8),
+        _ => net::<F>(0x60_0000, 10),
+    };
+    (0..numbers.below(6)).map(|_| one(numbers)).collect()
+}
+
+/// Whether `nft` finds the address in the set.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test looks at the kernel with a tool of its own"
+)]
+fn holds<F: Family>(address: F::Addr) -> bool {
+    let table = match F::FAMILY {
+        IpFamily::V4 => "ip",
+        IpFamily::V6 => "ip6",
+    };
+    let element = format!("{{ {address} }}");
+    let words = ["get", "element", table, "proxy-daemon", "service-cidrs", &element];
+    let output = std::process::Command::new("nft").args(words).output();
+    output.expect("nft runs").status.success()
+}
+
+fn any_networks_follow_any_others<F: Family>() {
+    let mut numbers = Numbers(8);
+    let bits = F::ADDR_LEN;
+    let mut datapath = Nftables::<F>::open().unwrap();
+    let mut before = state::<F>([service_port(1, 3, 0)]);
+    datapath.resync(&before).unwrap();
+    let edges = [0, 0xff].map(|byte| F::read_addr(&vec![byte; bits]).unwrap());
+    let inside = (0..=8_u32).flat_map(|n| [n * 0x80, (n * 0x80).wrapping_sub(1)]);
+    let probes: Vec<F::Addr> = inside
+        .map(|n| address::<F>(0x60_0000_u32.wrapping_add(n)))
+        .chain((0..4).map(|n| address::<F>(0x60_0000 + n)))
+        .chain(edges)
+        .collect();
+    for round in 0..60 {
+        let mut after = before.clone();
+        after.globals.service_cidrs = some_networks::<F>(&mut numbers);
+        let wanted = &after.globals.service_cidrs;
+        if round % 4 == 3 {
+            datapath.resync(&after).unwrap();
+        } else {
+            datapath.sync(&after, &changes(&before, &after)).unwrap();
+        }
+        if round % 6 == 0 {
+            for probe in &probes {
+                let is_in = wanted.iter().any(|network| F::contains(network, *probe));
+                assert_eq!(holds::<F>(*probe), is_in, "{probe} in {wanted:?}");
+            }
+        }
+        assert!(!datapath.changed_by_others().unwrap());
+        let mut fresh = Nftables::<F>::open().unwrap();
+        assert_eq!(fresh.resync(&after).unwrap(), NOTHING, "{wanted:?}");
+        before = after;
+    }
+}
+
+#[test]
+fn rej_7_any_service_cidrs_follow_any_others() {
+    in_netns(any_networks_follow_any_others::<V4>);
+    in_netns(any_networks_follow_any_others::<V6>);
+}
+
+/// Three networks that touch, of which the middle one goes.
+#[test]
+fn rej_7_a_network_between_two_others_goes() {
+    in_netns(|| {
+        let networks = |numbers: &[u32]| {
+            let mut state = state::<V4>([service_port(1, 3, 0)]);
+            let networks = numbers.iter().map(|n| net::<V4>(0x60_0000 + n * 0x100, 8));
+            state.globals.service_cidrs = networks.collect();
+            state
+        };
+        let (three, two) = (networks(&[0, 1, 2]), networks(&[0, 2]));
+        let mut datapath = Nftables::<V4>::open().unwrap();
+        datapath.resync(&three).unwrap();
+        datapath.sync(&two, &changes(&three, &two)).unwrap();
+        assert!(holds::<V4>(address::<V4>(0x60_0001)));
+        assert!(!holds::<V4>(address::<V4>(0x60_0101)));
+        assert!(holds::<V4>(address::<V4>(0x60_0201)));
+        datapath.resync(&three).unwrap();
+        datapath.resync(&two).unwrap();
+        assert!(!holds::<V4>(address::<V4>(0x60_0101)));
     });
 }

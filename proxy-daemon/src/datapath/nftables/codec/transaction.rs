@@ -108,6 +108,19 @@ impl Transaction {
         });
     }
 
+    /// Removes all elements of a set or map.
+    pub(crate) fn flush_set(&mut self, name: &'static str) {
+        self.message(
+            MSG_DELSETELEM,
+            0,
+            "removal of all elements",
+            name.into(),
+            |w| {
+                w.attr_str(2, name);
+            },
+        );
+    }
+
     /// Creates a chain without its rules.
     pub(crate) fn create_chain(&mut self, chain: &Chain) {
         let flags = NLM_F_CREATE | NLM_F_EXCL;

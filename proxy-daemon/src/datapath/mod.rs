@@ -119,6 +119,17 @@ pub enum DatapathError {
         #[source]
         source: std::io::Error,
     },
+    /// Another program has reserved an object of our name for itself; nobody else may write to it.
+    #[error(
+        "{object} is reserved by another program, by the netlink port {port} (mostly its process \
+        number): end that program"
+    )]
+    Held {
+        /// Which object.
+        object: String,
+        /// Whose it is.
+        port: u32,
+    },
     /// The kernel refused an operation.
     #[error("{operation} of {object}")]
     Refused {
@@ -137,7 +148,7 @@ impl DatapathError {
     pub fn means_absent(&self) -> bool {
         match self {
             Self::Unusable { source, .. } => source.kind() != std::io::ErrorKind::PermissionDenied,
-            Self::Refused { .. } => false,
+            Self::Held { .. } | Self::Refused { .. } => false,
         }
     }
 }

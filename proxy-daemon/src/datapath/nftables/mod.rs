@@ -14,10 +14,13 @@
 mod affinity;
 mod apply;
 mod codec;
+mod desired;
 mod elements;
 mod kind;
 mod layout;
 mod render;
+mod repair;
+mod resync;
 mod ruleset;
 mod sets;
 mod shared;
@@ -75,7 +78,7 @@ impl<F: Family> Datapath<F> for Nftables<F> {
         changes: &Changes<F>,
     ) -> Result<SyncReport, DatapathError> {
         match self.installed.take() {
-            Some(mut installed) if installed.can_follow(desired) => {
+            Some(mut installed) if installed.can_follow(desired, changes) => {
                 let report = installed.follow(&mut self.kernel, desired, changes)?;
                 self.installed = Some(installed);
                 Ok(report)
@@ -88,7 +91,7 @@ impl<F: Family> Datapath<F> for Nftables<F> {
         self.installed = None;
         self.others = None;
         let others = self.ahead()?;
-        let (installed, report) = apply::resync(&mut self.kernel, desired)?;
+        let (installed, report) = resync::resync(&mut self.kernel, desired)?;
         self.installed = Some(installed);
         self.others = Some(others);
         Ok(report)

@@ -40,6 +40,33 @@ fn list<F: Family>() -> String {
     })
 }
 
+/// What others can do to our table that a quick look notices.
+const DAMAGE: &[&str] = &[
+    "flush ruleset",
+    "delete table ip proxy-daemon",
+    "flush chain ip proxy-daemon services",
+    "flush chain ip proxy-daemon nat-output",
+    "delete chain ip proxy-daemon nat-output",
+    "add rule ip proxy-daemon nat-prerouting drop",
+    "insert rule ip proxy-daemon services return",
+    "insert rule ip proxy-daemon services ip saddr { 192.0.2.1, 192.0.2.2 } accept",
+    "add chain ip proxy-daemon foreign { type filter hook input priority 0; policy drop; }",
+    "add chain ip proxy-daemon filter-forward { policy drop; }",
+    "add chain ip proxy-daemon nat-prerouting { policy drop; }",
+    "add set ip proxy-daemon foreign { type ipv4_addr; }",
+    "add table ip proxy-daemon { flags dormant; }",
+    "add set ip proxy-daemon cluster-ips { type ipv4_addr; size 3; }",
+    "add counter ip proxy-daemon foreign",
+    "add quota ip proxy-daemon foreign { over 1 bytes; }",
+    "add map ip proxy-daemon foreign { type ipv4_addr : verdict; elements = { 192.0.2.1 : jump services }; }",
+    "add chain ip proxy-daemon foreign; add map ip proxy-daemon foreign2 { type ipv4_addr : verdict; elements = { 192.0.2.1 : jump foreign }; }; add rule ip proxy-daemon services ip saddr vmap @foreign2",
+    "flush set ip proxy-daemon service-cidrs",
+    "add element ip proxy-daemon service-cidrs { 203.0.113.0/24 }",
+    "flush set ip proxy-daemon source-ranges",
+    "add element ip proxy-daemon cluster-ips { 10.9.9.9 }",
+    "flush map ip proxy-daemon cluster-backends",
+];
+
 #[test]
 fn sync_9_damage_is_noticed_and_repaired() {
     in_netns(|| {
@@ -48,17 +75,7 @@ fn sync_9_damage_is_noticed_and_repaired() {
         datapath.resync(&state).unwrap();
         let whole = list::<V4>();
         assert!(!datapath.changed_by_others().unwrap());
-        for damage in [
-            "flush ruleset",
-            "delete table ip proxy-daemon",
-            "flush chain ip proxy-daemon services",
-            "flush chain ip proxy-daemon nat-output",
-            "delete chain ip proxy-daemon nat-output",
-            "add rule ip proxy-daemon nat-prerouting drop",
-            "insert rule ip proxy-daemon services return",
-            "add chain ip proxy-daemon foreign { type filter hook input priority 0; policy drop; }",
-            "add set ip proxy-daemon foreign { type ipv4_addr; }",
-        ] {
+        for damage in DAMAGE {
             nft(damage);
             assert!(datapath.changed_by_others().unwrap(), "{damage}");
             assert_ne!(datapath.resync(&state).unwrap(), NOTHING, "{damage}");
@@ -71,14 +88,15 @@ fn sync_9_damage_is_noticed_and_repaired() {
             assert_eq!(same.len(), listed.len(), "{damage}");
             assert!(!datapath.changed_by_others().unwrap(), "{damage}");
             assert_eq!(datapath.resync(&state).unwrap(), NOTHING, "{damage}");
+            let mut restarted = Nftables::<V4>::open().unwrap();
+            nft(damage);
+            assert_ne!(restarted.resync(&state).unwrap(), NOTHING, "{damage}");
+            assert_eq!(datapath.resync(&state).unwrap(), NOTHING, "{damage}");
         }
         // Of elements, a quick look sees at most that there are too few or too many.
         for damage in [
             "delete element ip proxy-daemon frontends { 10.96.0.1 . tcp . 80 }",
-            "add element ip proxy-daemon cluster-ips { 10.9.9.9 }",
-            "flush map ip proxy-daemon cluster-backends",
-            "flush set ip proxy-daemon service-cidrs",
-            "flush set ip proxy-daemon source-ranges",
+            "delete element ip proxy-daemon cluster-ips { 10.96.0.1 }; add element ip proxy-daemon cluster-ips { 10.96.0.1 comment \"x\" }",
         ] {
             nft(damage);
             assert_ne!(datapath.resync(&state).unwrap(), NOTHING, "{damage}");
@@ -311,7 +329,14 @@ fn holds<F: Family>(address: F::Addr) -> bool {
         IpFamily::V6 => "ip6",
     };
     let element = format!("{{ {address} }}");
-    let words = ["get", "element", table, "proxy-daemon", "service-cidrs", &element];
+    let words = [
+        "get",
+        "element",
+        table,
+        "proxy-daemon",
+        "service-cidrs",
+        &element,
+    ];
     let output = std::process::Command::new("nft").args(words).output();
     output.expect("nft runs").status.success()
 }
@@ -377,5 +402,115 @@ fn rej_7_a_network_between_two_others_goes() {
         datapath.resync(&three).unwrap();
         datapath.resync(&two).unwrap();
         assert!(!holds::<V4>(address::<V4>(0x60_0101)));
+    });
+}
+
+/// Three ServicePorts, of which two claim the same frontends, which `compile` never lets them.
+fn with_a_clash() -> ForwardingState<V4> {
+    let mut other = service_port::<V4>(1, 2, 0);
+    other.id =
+        crate::forwarding::ServicePortId::new(&"default/zz", "http", crate::net::L4Proto::Tcp);
+    state([service_port(1, 3, 0), other, service_port(2, 3, 0)])
+}
+
+#[test]
+fn sync_8_a_refused_service_port_does_not_hold_up_the_others() {
+    in_netns(|| {
+        let clash = with_a_clash();
+        let served = state([service_port::<V4>(1, 3, 0), service_port(2, 3, 0)]);
+        // At the start, and when it comes later.
+        let mut datapath = Nftables::<V4>::open().unwrap();
+        datapath.resync(&clash).unwrap();
+        assert_eq!(Nftables::open().unwrap().resync(&served).unwrap(), NOTHING);
+        assert!(!datapath.changed_by_others().unwrap());
+        let mut later = Nftables::<V4>::open().unwrap();
+        later.resync(&served).unwrap();
+        assert!(later.sync(&clash, &changes(&served, &clash)).is_err());
+        later.resync(&clash).unwrap();
+        assert_eq!(Nftables::open().unwrap().resync(&served).unwrap(), NOTHING);
+        // Others change meanwhile.
+        let mut next = with_a_clash();
+        let more = service_port::<V4>(2, 5, 0);
+        next.service_ports.insert(more.id.clone(), more.into());
+        later.sync(&next, &changes(&clash, &next)).unwrap();
+        let served = state([service_port::<V4>(1, 3, 0), service_port(2, 5, 0)]);
+        assert_eq!(Nftables::open().unwrap().resync(&served).unwrap(), NOTHING);
+        // The one that was in its way goes.
+        let mut alone = next.clone();
+        alone.service_ports.remove(&service_port::<V4>(1, 3, 0).id);
+        later.sync(&alone, &changes(&next, &alone)).unwrap();
+        later.resync(&alone).unwrap();
+        assert_eq!(Nftables::open().unwrap().resync(&alone).unwrap(), NOTHING);
+    });
+}
+
+/// A client stays remembered when the table is switched on again, or written anew.
+#[test]
+fn aff_7_repairs_keep_remembered_clients() {
+    in_netns(|| {
+        let mut service_port = service_port::<V4>(1, 3, 0);
+        service_port.affinity = Some(10_800);
+        let code = render::backend_codes(&service_port)
+            .into_values()
+            .next()
+            .unwrap();
+        let state = state([service_port]);
+        let mut datapath = Nftables::<V4>::open().unwrap();
+        datapath.resync(&state).unwrap();
+        let (upper, lower) = (code >> 16, code & 0xffff);
+        nft(&format!(
+            "add element ip proxy-daemon affinity {{ 10.96.0.1 . tcp . 80 . 192.0.2.9 timeout 10800s expires 10000s : {upper:x}:{lower:x} }}"
+        ));
+        for damage in [
+            "add table ip proxy-daemon { flags dormant; }",
+            "add chain ip proxy-daemon nat-prerouting { policy drop; }",
+            "add counter ip proxy-daemon foreign",
+        ] {
+            nft(damage);
+            datapath.resync(&state).unwrap();
+            let clients = remembered();
+            assert!(
+                clients.iter().any(|client| client.contains("192.0.2.9")),
+                "{damage}: {clients:?}"
+            );
+        }
+    });
+}
+
+/// The kernel lets a program reserve a table for itself, as long as it runs.
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test looks at the kernel with a tool of its own"
+)]
+fn sync_10_a_table_that_another_program_holds_is_named() {
+    use std::io::Write as _;
+    in_netns(|| {
+        let mut holder = std::process::Command::new("nft")
+            .arg("-i")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("nft runs");
+        let mut input = holder.stdin.take().unwrap();
+        input
+            .write_all(b"add table ip proxy-daemon { flags owner; }\n")
+            .unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !nft("list tables").contains("proxy-daemon") {
+            assert!(std::time::Instant::now() < deadline, "nft makes the table");
+        }
+        let state = one_of_each::<V4>();
+        let mut datapath = Nftables::<V4>::open().unwrap();
+        for _ in 0..2 {
+            let error = datapath.resync(&state).unwrap_err().to_string();
+            assert!(error.contains("reserved by another program"), "{error}");
+            assert!(error.contains(&holder.id().to_string()), "{error}");
+        }
+        assert!(datapath.cleanup().is_err());
+        drop(input);
+        holder.wait().unwrap();
+        datapath.resync(&state).unwrap();
+        assert_eq!(Nftables::open().unwrap().resync(&state).unwrap(), NOTHING);
     });
 }

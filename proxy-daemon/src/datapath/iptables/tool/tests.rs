@@ -63,7 +63,7 @@ fn save(tools: &Tools, table: &str) -> Vec<String> {
 fn cause(result: Result<(), DatapathError>) -> (String, io::Error) {
     match result.expect_err("an error") {
         DatapathError::Refused { object, source, .. } => (object, source),
-        error @ DatapathError::Unusable { .. } => panic!("{error}"),
+        error @ (DatapathError::Unusable { .. } | DatapathError::Held { .. }) => panic!("{error}"),
     }
 }
 

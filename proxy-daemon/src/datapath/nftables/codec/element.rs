@@ -14,7 +14,10 @@ const FLAGS: u16 = 3;
 const TIMEOUT: u16 = 4;
 const EXPIRATION: u16 = 5;
 const USERDATA: u16 = 6;
+const EXPR: u16 = 7;
+const OBJECT: u16 = 9;
 const KEY_END: u16 = 10;
+const EXPRESSIONS: u16 = 11;
 /// `NFT_SET_ELEM_INTERVAL_END`
 const INTERVAL_END: u32 = 1;
 /// Bytes of a comment that `nft` can show, without the closing zero.
@@ -68,6 +71,15 @@ pub(crate) fn write_element(w: &mut Writer, key: Key<'_>, data: Data<'_>, commen
     key_len
 }
 
+/// The user data of an object with this comment; of one without any there is none.
+pub(super) fn comment_bytes(comment: &str) -> Vec<u8> {
+    let mut w = Writer::new();
+    if !comment.is_empty() {
+        write_comment(&mut w, comment);
+    }
+    w.bytes
+}
+
 /// Writes a comment as `nft` keeps it in an object's user data.
 pub(super) fn write_comment(w: &mut Writer, comment: &str) {
     let clean = comment.bytes().take(MAX_COMMENT).map(|b| {
@@ -90,10 +102,23 @@ pub(crate) struct Printed<'a>(pub(super) Attrs<'a>);
 
 impl<'a> Printed<'a> {
     /// Writes it in our order, without what the kernel adds; answers how many bytes its key took.
+    ///
+    /// What others add is written too, so that it is no element of ours: one with a quota or a limit
+    /// matches as long as that lasts, one with a time goes.
     pub(crate) fn write_normal(self, w: &mut Writer) -> usize {
         let start = w.len();
         let mut key_len = 0;
-        for kind in [KEY, KEY_END, FLAGS, DATA, USERDATA] {
+        for kind in [
+            KEY,
+            KEY_END,
+            FLAGS,
+            DATA,
+            USERDATA,
+            TIMEOUT,
+            EXPR,
+            OBJECT,
+            EXPRESSIONS,
+        ] {
             if kind == DATA {
                 key_len = w.len() - start;
             }

@@ -12,19 +12,21 @@ use std::io;
 
 mod element;
 mod expr;
+mod printed;
 mod set;
 mod socket;
 mod transaction;
 mod wire;
 
 pub(crate) use element::{Data, Key, Printed, write_element, write_timed};
+pub(crate) use printed::{PrintedChain, PrintedSet, PrintedTable, TableIs};
 pub(crate) use transaction::Transaction;
 pub(crate) use wire::Writer;
 
-use super::ruleset::{Hook, Rule, Set};
+use super::ruleset::Set;
 use crate::datapath::DatapathError;
 use crate::net::IpFamily;
-use expr::write_expressions;
+use printed::PrintedRule;
 use socket::Channel;
 use wire::{Attr, Attrs};
 
@@ -57,54 +59,19 @@ const MSG_GETGEN: u16 = 16;
 /// How often a read that others disturbed is tried again.
 const READ_ATTEMPTS: u32 = 20;
 
+/// The family in the language of `nft`.
+const fn word(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "ip",
+        IpFamily::V6 => "ip6",
+    }
+}
+
 const fn nfproto(family: IpFamily) -> u8 {
     match family {
         IpFamily::V4 => NFPROTO_IPV4,
         IpFamily::V6 => NFPROTO_IPV6,
     }
-}
-
-/// A chain that the kernel has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PrintedChain {
-    /// Its name.
-    pub(crate) name: String,
-    /// Set for base chains: type, hook number, priority and policy.
-    pub(crate) hook: Option<(String, u32, u32, u32)>,
-    /// The payload of `NFTA_RULE_EXPRESSIONS` of each of its rules.
-    pub(crate) rules: Vec<Vec<u8>>,
-}
-
-impl PrintedChain {
-    /// Whether it is called where `hook` says, and accepts what no rule decides.
-    pub(crate) fn has_hook(&self, hook: Option<Hook>) -> bool {
-        let want = hook.map(|hook| {
-            let priority = u32::from_be_bytes(hook.priority.to_be_bytes());
-            (hook.chain_type.to_owned(), hook.number, priority, 1)
-        });
-        self.hook == want
-    }
-
-    /// Whether it has just these rules.
-    pub(crate) fn has_rules(&self, rules: &[Rule], family: IpFamily) -> bool {
-        self.rules.len() == rules.len()
-            && self.rules.iter().zip(rules).all(|(printed, rule)| {
-                let mut w = Writer::new();
-                write_expressions(&mut w, rule, family);
-                wire::same_expressions(printed, w.as_slice())
-            })
-    }
-}
-
-/// A set that the kernel has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PrintedSet {
-    /// Its name.
-    pub(crate) name: String,
-    /// Whether it is declared as we would; `None` if we would not have it at all.
-    pub(crate) is_same: Option<bool>,
-    /// How many elements it has; newer kernels say so.
-    pub(crate) n_elements: Option<usize>,
 }
 
 /// The `nf_tables` of one network namespace, seen through one family.
@@ -114,6 +81,16 @@ pub(crate) struct Kernel {
     family: IpFamily,
     table: &'static str,
     n_commits: u32,
+    refused: Option<Refused>,
+}
+
+/// The element for which the kernel refused a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// In which set.
+    pub(crate) set: &'static str,
+    /// As [`write_element`] wrote it.
+    pub(crate) element: Vec<u8>,
 }
 
 impl Kernel {
@@ -132,6 +109,7 @@ impl Kernel {
             family,
             table,
             n_commits: 0,
+            refused: None,
         })
     }
 
@@ -144,12 +122,14 @@ impl Kernel {
             return Ok(());
         }
         let last = transaction.finish();
+        self.refused = None;
         match self.channel.transact(transaction.as_slice(), last) {
             Ok(Ok(())) => {
                 self.n_commits = self.n_commits.wrapping_add(1);
                 Ok(())
             }
             Ok(Err(refusal)) => {
+                self.refused = transaction.element_at(refusal.seq, refusal.offset);
                 let (operation, object) = transaction.label(refusal.seq);
                 Err(error(
                     operation,
@@ -182,6 +162,11 @@ impl Kernel {
         Ok(())
     }
 
+    /// Which element the last transaction was refused for, if it was and the kernel said so.
+    pub(crate) const fn take_refused(&mut self) -> Option<Refused> {
+        self.refused.take()
+    }
+
     /// How many transactions were applied through this value; each moves the generation by one.
     pub(crate) const fn n_commits(&self) -> u32 {
         self.n_commits
@@ -197,12 +182,25 @@ impl Kernel {
         Ok(generation)
     }
 
-    /// Whether our table exists.
-    pub(crate) fn has_table(&mut self) -> Result<bool, DatapathError> {
-        match self.ask(MSG_GETTABLE, false, |_| {}, &mut |_| {}) {
-            Ok(()) => Ok(true),
-            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(error("reading", self.table, source)),
+    /// Our table, if it is there.
+    ///
+    /// # Errors
+    /// [`DatapathError::Held`] if another program alone may write to it.
+    pub(crate) fn table(&mut self) -> Result<Option<PrintedTable>, DatapathError> {
+        let mut table = None;
+        match self.ask(MSG_GETTABLE, false, |_| {}, &mut |attrs| {
+            table = Some(PrintedTable::new(attrs));
+        }) {
+            Ok(()) => {}
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(error("reading", self.table, source)),
+        }
+        match table.as_ref().and_then(|table| table.owner) {
+            Some(port) => Err(DatapathError::Held {
+                object: format!("table {} {}", word(self.family), self.table),
+                port,
+            }),
+            None => Ok(table),
         }
     }
 
@@ -214,14 +212,13 @@ impl Kernel {
             let table = kernel.table;
             kernel.ask(MSG_GETCHAIN, true, |_| {}, &mut |attrs| {
                 if attrs.get(1).and_then(Attr::str).as_deref() == Some(table) {
-                    chains.extend(printed_chain(attrs));
+                    chains.extend(PrintedChain::new(attrs));
                 }
             })?;
             kernel.ask(MSG_GETRULE, true, |_| {}, &mut |attrs| {
                 let chain = attrs.get(2).and_then(Attr::str);
-                let exprs = attrs.get(4).map_or(&[][..], |attr| attr.payload);
                 if let Some(chain) = chains.iter_mut().find(|c| Some(&c.name) == chain.as_ref()) {
-                    chain.rules.push(exprs.to_vec());
+                    chain.rules.push(PrintedRule::new(attrs));
                 }
             })
         })?;
@@ -243,6 +240,7 @@ impl Kernel {
                     sets.push(PrintedSet {
                         name,
                         is_same: known.map(|known| set::is_same(attrs, known, family)),
+                        is_anonymous: set::is_anonymous(attrs),
                         n_elements: set::n_elements(attrs),
                     });
                 }
@@ -304,23 +302,6 @@ impl Kernel {
         let source = io::ErrorKind::Interrupted.into();
         Err(error(operation, self.table, source))
     }
-}
-
-fn printed_chain(attrs: Attrs<'_>) -> Option<PrintedChain> {
-    let hook = attrs.get(4).and_then(|hook| {
-        let number = |kind| Attrs(hook.payload).get(kind)?.u32();
-        Some((
-            attrs.get(7)?.str()?,
-            number(1)?,
-            number(2)?,
-            attrs.get(5)?.u32()?,
-        ))
-    });
-    Some(PrintedChain {
-        name: attrs.get(3)?.str()?,
-        hook,
-        rules: Vec::new(),
-    })
 }
 
 /// Says what a person can do about an answer of the kernel, where that is known.

@@ -13,10 +13,19 @@ const KEY_TYPE: u16 = 4;
 const KEY_LEN: u16 = 5;
 const DATA_TYPE: u16 = 6;
 const DATA_LEN: u16 = 7;
+const POLICY: u16 = 8;
 const DESC: u16 = 9;
 const ID: u16 = 10;
+const TIMEOUT: u16 = 11;
 const GC_INTERVAL: u16 = 12;
 const USERDATA: u16 = 13;
+const OBJECT_TYPE: u16 = 15;
+const EXPR: u16 = 17;
+const EXPRESSIONS: u16 = 18;
+
+const NFT_SET_ANONYMOUS: u32 = 0x1;
+/// All flags that we know; newer kernels may have others.
+const NFT_SET_KNOWN: u32 = 0x1ff;
 
 const NFT_SET_INTERVAL: u32 = 0x4;
 const NFT_SET_MAP: u32 = 0x8;
@@ -102,19 +111,38 @@ fn write_desc(w: &mut Writer, set: &Set) {
 pub(super) fn is_same(attrs: Attrs<'_>, set: &Set, family: IpFamily) -> bool {
     let (flags, key, data) = numbers(set);
     let number = |kind| attrs.get(kind).and_then(Attr::u32);
-    let mut desc = Writer::new();
-    write_desc(&mut desc, set);
-    let same_desc = Attrs(desc.as_slice())
-        .get(DESC)
-        .is_none_or(|want| attrs.get(DESC) == Some(want));
+    let mut wanted = Writer::new();
+    write_desc(&mut wanted, set);
+    // Size and fields. Kernel: others can change the size, and a set that is full takes no more.
+    let desc = |attrs: Attrs<'_>, kind| {
+        let desc = attrs.get(DESC).map(|desc| Attrs(desc.payload));
+        desc.and_then(|desc| desc.get(kind))
+            .map(|attr| attr.payload.to_vec())
+    };
+    let same_desc = [1, 2]
+        .into_iter()
+        .all(|kind| desc(attrs, kind) == desc(Attrs(wanted.as_slice()), kind));
+    let is_dynamic = matches!(set.kind, SetKind::Dynamic { .. });
+    // What we never set: the policy, a time that elements stay, objects and expressions.
+    let has_more = [POLICY, TIMEOUT, OBJECT_TYPE, EXPR, EXPRESSIONS]
+        .into_iter()
+        .any(|kind| attrs.get(kind).is_some());
     // Kernel: no flags are no attribute.
-    number(FLAGS).unwrap_or(0) == flags
+    number(FLAGS).unwrap_or(0) & NFT_SET_KNOWN == flags
+        && !has_more
+        && number(GC_INTERVAL) == is_dynamic.then_some(GC_INTERVAL_MS)
         && number(KEY_TYPE) == Some(key.0)
         && number(KEY_LEN) == Some(key.1)
         && number(DATA_TYPE) == data.map(|data| data.0)
         && (number(DATA_LEN) == data.map(|data| data.1))
         && same_desc
         && attrs.get(USERDATA).map(|attr| attr.payload) == Some(&userdata(set, family))
+}
+
+/// Whether a printed set is part of a rule.
+pub(super) fn is_anonymous(attrs: Attrs<'_>) -> bool {
+    let flags = attrs.get(FLAGS).and_then(Attr::u32).unwrap_or(0);
+    flags & NFT_SET_ANONYMOUS != 0
 }
 
 /// How many elements a printed set has.

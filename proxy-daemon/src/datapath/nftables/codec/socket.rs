@@ -10,8 +10,8 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
 
 use super::wire::{
-    HEADERS, Messages, NFTABLES, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
-    NLMSG_ERROR, Writer,
+    Attrs, HEADERS, Message, Messages, NFTABLES, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
+    NLMSG_DONE, NLMSG_ERROR, Writer,
 };
 
 /// A refused message: its sequence number and the kernel's answer.
@@ -19,6 +19,8 @@ use super::wire::{
 pub(super) struct Refusal {
     /// Which message.
     pub(super) seq: u32,
+    /// At which of its bytes; many kernels say so.
+    pub(super) offset: Option<usize>,
     /// Why.
     pub(super) source: io::Error,
 }
@@ -38,7 +40,7 @@ impl Channel {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         socket.set_cap_ack(true)?;
-        socket.set_ext_ack(false)?;
+        socket.set_ext_ack(true)?;
         // A dump fills its buffer up to this; the default makes a large map many round trips.
         setsockopt(&socket, sockopt::RcvBufForce, &(4 << 20))
             .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &(4 << 20)))?;
@@ -103,6 +105,7 @@ impl Channel {
                     code if first.is_none() => {
                         first = Some(Refusal {
                             seq: message.seq,
+                            offset: offset(message),
                             source: io::Error::from_raw_os_error(code),
                         });
                     }
@@ -115,6 +118,7 @@ impl Channel {
             None if acknowledged => Ok(()),
             None => Err(Refusal {
                 seq: last,
+                offset: None,
                 source: io::Error::other("the kernel did not answer"),
             }),
         })
@@ -129,7 +133,7 @@ impl Channel {
         family: u8,
         dump: bool,
         fill: impl FnOnce(&mut Writer),
-        mut each: impl FnMut(super::wire::Attrs<'_>),
+        mut each: impl FnMut(Attrs<'_>),
     ) -> io::Result<()> {
         let seq = self.take_seqs(1);
         let mut w = Writer::new();
@@ -167,6 +171,19 @@ impl Channel {
             }
         }
     }
+}
+
+/// Where in the refused message the kernel found the fault.
+fn offset(message: Message<'_>) -> Option<usize> {
+    const ATTRIBUTES: u16 = 0x200;
+    const OFFSET: u16 = 2;
+    // The error number and the header of the refused message come first.
+    let attrs = Attrs(message.body.get(20..)?);
+    if message.flags & ATTRIBUTES == 0 {
+        return None;
+    }
+    let offset = attrs.get(OFFSET)?.payload.try_into().ok()?;
+    usize::try_from(u32::from_ne_bytes(offset)).ok()
 }
 
 /// The error number in an answer, as a positive number.

@@ -9,12 +9,12 @@ use super::element::write_comment;
 use super::expr::{LIST_ELEM, write_expressions};
 use super::set::write_set;
 use super::wire::{
-    NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFTABLES, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE,
-    NLM_F_EXCL, NLM_F_REQUEST, Writer,
+    Attrs, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFTABLES, NLM_F_ACK, NLM_F_APPEND,
+    NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, Writer,
 };
 use super::{
     MSG_DELCHAIN, MSG_DELRULE, MSG_DELSET, MSG_DELSETELEM, MSG_DELTABLE, MSG_NEWCHAIN, MSG_NEWRULE,
-    MSG_NEWSET, MSG_NEWSETELEM, MSG_NEWTABLE, nfproto,
+    MSG_NEWSET, MSG_NEWSETELEM, MSG_NEWTABLE, Refused, nfproto,
 };
 use crate::datapath::nftables::ruleset::{Chain, Set};
 use crate::net::IpFamily;
@@ -24,6 +24,9 @@ const FIRST_SEQ: u32 = 1 << 31;
 /// A message's list of elements is one attribute, which cannot be longer than 65,535 bytes.
 const MAX_ELEMENT_BYTES: usize = 60_000;
 
+/// What a message that adds elements is to do.
+const ADDITION: &str = "addition of elements";
+
 /// Changes to our table that take effect together or not at all.
 #[derive(Debug)]
 pub(crate) struct Transaction {
@@ -31,8 +34,17 @@ pub(crate) struct Transaction {
     table: &'static str,
     w: Writer,
     last: usize,
-    labels: Vec<(&'static str, Cow<'static, str>)>,
+    labels: Vec<Label>,
     elements: Option<OpenElements>,
+}
+
+/// What a message is to do.
+#[derive(Clone, Debug)]
+struct Label {
+    operation: &'static str,
+    object: Cow<'static, str>,
+    /// Where it begins.
+    start: usize,
 }
 
 /// The message that takes elements at the moment.
@@ -58,7 +70,11 @@ impl Transaction {
             table,
             w,
             last: 0,
-            labels: vec![("beginning", Cow::Borrowed("transaction"))],
+            labels: vec![Label {
+                operation: "beginning",
+                object: Cow::Borrowed("transaction"),
+                start: 0,
+            }],
             elements: None,
         }
     }
@@ -85,6 +101,20 @@ impl Transaction {
                 w.nest(6, |w| write_comment(w, comment));
             },
         );
+    }
+
+    /// Makes sure that there is a table, and changes nothing if there is.
+    pub(crate) fn ensure_table(&mut self) {
+        let flags = NLM_F_CREATE;
+        self.message(MSG_NEWTABLE, flags, "creation", "table".into(), |_| {});
+    }
+
+    /// Calls the base chains of a table that others switched off.
+    pub(crate) fn wake_table(&mut self) {
+        let operation = "clearing the flags";
+        self.message(MSG_NEWTABLE, 0, operation, "table".into(), |w| {
+            w.attr_u32(2, 0);
+        });
     }
 
     /// Removes the table with all that is in it.
@@ -200,7 +230,7 @@ impl Transaction {
         }
         if self.elements.is_none() {
             let (flags, operation) = if kind == MSG_NEWSETELEM {
-                (NLM_F_CREATE, "addition of elements")
+                (NLM_F_CREATE, ADDITION)
             } else {
                 (0, "removal of elements")
             };
@@ -232,7 +262,6 @@ impl Transaction {
         object: Cow<'static, str>,
     ) -> usize {
         let seq = FIRST_SEQ + u32::try_from(self.labels.len()).unwrap_or(0);
-        self.labels.push((operation, object));
         let start = self.w.open_message(
             NFTABLES << 8 | kind,
             NLM_F_REQUEST | flags,
@@ -241,6 +270,11 @@ impl Transaction {
             0,
         );
         self.last = start;
+        self.labels.push(Label {
+            operation,
+            object,
+            start,
+        });
         self.w.attr_str(1, self.table);
         start
     }
@@ -282,8 +316,28 @@ impl Transaction {
 
     /// What the message with this sequence number was to do, and to which object.
     pub(super) fn label(&self, seq: u32) -> (&'static str, Cow<'static, str>) {
-        let index = usize::try_from(seq.wrapping_sub(FIRST_SEQ)).unwrap_or(usize::MAX);
-        let label = self.labels.get(index).cloned();
-        label.unwrap_or(("commit", "transaction".into()))
+        self.find(seq)
+            .map_or(("commit", "transaction".into()), |label| {
+                (label.operation, label.object.clone())
+            })
+    }
+
+    fn find(&self, seq: u32) -> Option<&Label> {
+        let index = usize::try_from(seq.wrapping_sub(FIRST_SEQ)).ok()?;
+        self.labels.get(index)
+    }
+
+    /// The element at this byte of a message that adds elements.
+    pub(super) fn element_at(&self, seq: u32, offset: Option<usize>) -> Option<Refused> {
+        let label = self.find(seq)?;
+        let attr = self.w.as_slice().get(label.start + offset?..)?;
+        let attr = Attrs(attr).next()?;
+        let Cow::Borrowed(set) = label.object else {
+            return None;
+        };
+        (label.operation == ADDITION && attr.kind == LIST_ELEM).then(|| Refused {
+            set,
+            element: attr.payload.to_vec(),
+        })
     }
 }

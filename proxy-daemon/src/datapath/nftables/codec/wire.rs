@@ -256,27 +256,3 @@ impl<'a> Iterator for Messages<'a> {
         })
     }
 }
-
-/// Whether the expressions that were read are those that were written.
-///
-/// The kernel prints defaults that we leave out, and newer kernels print more; what it prints beyond
-/// what we wrote does not count. Both arguments are the payload of `NFTA_RULE_EXPRESSIONS`.
-pub(crate) fn same_expressions(read: &[u8], written: &[u8]) -> bool {
-    const NAME: u16 = 1;
-    const DATA: u16 = 2;
-    fn payload(expr: Attr<'_>, kind: u16) -> Option<&[u8]> {
-        Attrs(expr.payload).get(kind).map(|attr| attr.payload)
-    }
-    let mut read = Attrs(read);
-    let all = Attrs(written).all(|want| {
-        read.next().is_some_and(|got| {
-            let (Some(got_data), Some(want_data)) = (payload(got, DATA), payload(want, DATA))
-            else {
-                return false;
-            };
-            payload(got, NAME) == payload(want, NAME)
-                && Attrs(want_data).all(|attr| Attrs(got_data).get(attr.kind) == Some(attr))
-        })
-    });
-    all && read.next().is_none()
-}

@@ -1,0 +1,121 @@
+//! What is the whole of our table for a forwarding state?
+//!
+//! Invariants: pure; what is left out is left out of everything.
+
+use std::collections::BTreeSet;
+
+use super::codec::Transaction;
+use super::elements::Elements;
+use super::kind::Pick;
+use super::layout::{self, SetId, TABLE, TABLE_COMMENT};
+use super::render::{Rendered, render_globals, render_service_port};
+use super::ruleset::{Chain, Set};
+use super::shared::Shared;
+use crate::forwarding::{ForwardingState, Globals, ServicePort, ServicePortId};
+use crate::net::Family;
+
+/// A whole state, rendered.
+pub(super) struct Desired<F: Family> {
+    pub(super) sets: Vec<Set>,
+    pub(super) chains: Vec<Chain>,
+    pub(super) elements: Elements,
+    pub(super) shared: Shared<F>,
+}
+
+pub(super) fn declarations<F: Family>() -> Vec<Set> {
+    SetId::ALL
+        .iter()
+        .map(|id| id.declaration(F::FAMILY))
+        .collect()
+}
+
+/// All chains, base chains last.
+pub(super) fn all_chains<'a, F: Family>(
+    globals: &Globals<F>,
+    picks: impl Iterator<Item = &'a Pick>,
+) -> Vec<Chain> {
+    picks
+        .map(|pick| pick.chain(globals))
+        .chain(layout::chains(globals))
+        .collect()
+}
+
+impl<F: Family> Desired<F> {
+    /// All of a state but these ServicePorts.
+    pub(super) fn render(state: &ForwardingState<F>, left_out: &BTreeSet<ServicePortId>) -> Self {
+        let ForwardingState {
+            globals,
+            service_ports,
+        } = state;
+        let mut rendered = Rendered::default();
+        for service_port in service_ports.values() {
+            if left_out.is_empty() || !left_out.contains(&service_port.id) {
+                render_service_port(service_port, globals.detector.is_some(), &mut rendered);
+            }
+        }
+        render_globals(globals, &mut rendered.elements);
+        let mut shared = Shared::default();
+        shared.count(&rendered, 1);
+        let turns = Shared::default().turns(&shared);
+        let mut elements = rendered.elements;
+        elements.append(turns.added);
+        Self {
+            sets: declarations::<F>(),
+            chains: all_chains(globals, shared.picks()),
+            elements,
+            shared,
+        }
+    }
+
+    /// Everything but base chains and elements.
+    pub(super) fn create_unhooked(&self, transaction: &mut Transaction) {
+        transaction.create_table(TABLE_COMMENT);
+        for set in &self.sets {
+            transaction.create_set(set);
+        }
+        // A rule may name any chain, a map's element too: all chains come first.
+        let unhooked = || self.chains.iter().filter(|chain| chain.hook.is_none());
+        for chain in unhooked() {
+            transaction.create_chain(chain);
+        }
+        for chain in unhooked() {
+            transaction.create_rules(chain);
+        }
+    }
+
+    pub(super) fn create_hooked(&self, transaction: &mut Transaction) {
+        for chain in self.chains.iter().filter(|chain| chain.hook.is_some()) {
+            transaction.create_chain(chain);
+            transaction.create_rules(chain);
+        }
+    }
+
+    /// How many objects a table made from nothing has.
+    pub(super) fn n_objects(&self) -> usize {
+        let n_rules: usize = self.chains.iter().map(|chain| chain.rules.len()).sum();
+        1 + self.sets.len() + self.chains.len() + n_rules + self.elements.n_elements()
+    }
+}
+
+pub(super) fn transaction<F: Family>(generation: Option<u32>) -> Transaction {
+    Transaction::new(F::FAMILY, TABLE, generation)
+}
+
+/// Whether this is an element that the ServicePort has, alone or among others.
+pub(super) fn has_element<F: Family>(
+    service_port: &ServicePort<F>,
+    has_detector: bool,
+    set: &str,
+    bytes: &[u8],
+) -> bool {
+    let mut rendered = Rendered::default();
+    render_service_port(service_port, has_detector, &mut rendered);
+    let mut shared = Shared::default();
+    shared.count(&rendered, 1);
+    let turns = Shared::default().turns(&shared);
+    let holds = |elements: &Elements| {
+        let mut sets = elements.sets().filter(|(id, _)| id.name() == set);
+        sets.any(|(_, elements)| elements.iter().any(|element| element.bytes() == bytes))
+    };
+    holds(&rendered.elements) || holds(&turns.added)
+}

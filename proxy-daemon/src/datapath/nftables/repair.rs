@@ -1,0 +1,328 @@
+//! How is the whole table written: built, repaired, or replaced?
+//!
+//! Invariants: a table that is not there is built unreachable, in bounded transactions, and hooked in
+//! by the last one; a repair is one transaction, made for what was read, and writes nothing that is
+//! right already; a replacement is one transaction too, and takes nothing for granted.
+
+use super::codec::{
+    Kernel, PrintedChain, PrintedSet, PrintedTable, TableIs, Transaction, Writer, write_timed,
+};
+use super::desired::{Desired, transaction};
+use super::elements::{Comparison, Difference, Elements};
+use super::layout::{SetId, TABLE_COMMENT};
+use super::ruleset::Chain;
+use crate::datapath::{DatapathError, SyncReport};
+use crate::net::Family;
+
+/// A transaction of a table that is not live yet has about this many bytes.
+const BOUNDED: usize = 4 << 20;
+
+/// How the elements that are there are found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// Large sets are not read but written once more, and counted before and after.
+    ///
+    /// Kernel: reading a set takes time that grows with the square of its size, since a dump walks
+    /// from the beginning for each 32 KiB (`nf_tables_dump_set()`: 10 s for 600,000 elements). Adding
+    /// an element that is there changes nothing. If all were there the generation stays, and if there
+    /// are as many as there should be none is too many.
+    Probe,
+    /// All sets are read.
+    Everything,
+}
+
+/// From this size on a set is probed.
+const PROBED: usize = 4096;
+
+impl Reading {
+    /// Whether this set, of which the kernel printed `set`, is probed.
+    ///
+    /// Only sets without comments, which probing would not compare.
+    fn probes(self, id: SetId, wanted: usize, set: Option<&PrintedSet>) -> bool {
+        let large = matches!(
+            id,
+            SetId::ClusterBackends | SetId::LocalBackends | SetId::Endpoints | SetId::ClusterIps
+        ) && wanted >= PROBED;
+        self == Self::Probe && large && set.is_some_and(|set| set.n_elements.is_some())
+    }
+}
+
+/// Builds a table that is not there.
+pub(super) fn create<F: Family>(
+    kernel: &mut Kernel,
+    desired: &Desired<F>,
+) -> Result<SyncReport, DatapathError> {
+    let mut part = transaction::<F>(None);
+    desired.create_unhooked(&mut part);
+    for (id, elements) in desired.elements.sets() {
+        for element in elements.iter() {
+            part.add_element(id.name(), element.bytes());
+            if part.len() > BOUNDED {
+                kernel.commit(std::mem::replace(&mut part, transaction::<F>(None)))?;
+            }
+        }
+    }
+    desired.create_hooked(&mut part);
+    kernel.commit(part)?;
+    Ok(SyncReport {
+        n_added: desired.n_objects(),
+        n_removed: 0,
+    })
+}
+
+/// Changes a table that is there, in one transaction.
+///
+/// Answers whether all is as desired now; if not, a set that was probed has too many elements.
+pub(super) fn repair<F: Family>(
+    kernel: &mut Kernel,
+    desired: &Desired<F>,
+    table: &PrintedTable,
+    generation: u32,
+    reading: Reading,
+) -> Result<(SyncReport, bool), DatapathError> {
+    let sets = kernel.sets(&desired.sets)?;
+    let chains = kernel.chains()?;
+    let table_is = table.is(TABLE_COMMENT);
+    let is_another = |chain: &PrintedChain| {
+        let wanted = desired
+            .chains
+            .iter()
+            .find(|wanted| wanted.name == chain.name);
+        wanted.is_some_and(|wanted| !chain.is_declared_as(wanted))
+    };
+    if table_is == TableIs::Other
+        || has_other_objects(table, &sets, &chains)
+        || sets.iter().any(|set| set.is_same == Some(false))
+        || chains.iter().any(is_another)
+    {
+        let memory = Memory::read(kernel, &sets);
+        return replace(kernel, desired, &memory).map(|report| (report, true));
+    }
+    let mut transaction = transaction::<F>(Some(generation));
+    let mut report = SyncReport::default();
+    if table_is == TableIs::Dormant {
+        transaction.wake_table();
+        report.n_added += 1;
+    }
+    for set in &desired.sets {
+        if !sets.iter().any(|printed| printed.name == set.name) {
+            transaction.create_set(set);
+            report.n_added += 1;
+        }
+    }
+    repair_chains::<F>(&chains, &desired.chains, &mut transaction, &mut report);
+
+    let comparisons = compare(kernel, &desired.elements, &sets, reading)?;
+    let differences: Vec<(SetId, Difference<'_>)> = desired
+        .elements
+        .sets()
+        .zip(&comparisons)
+        .map(|((id, wanted), comparison)| (id, comparison.difference(wanted).of_set(id, wanted)))
+        .collect();
+    write_differences(&differences, &mut transaction, &mut report);
+
+    // Unknown objects may name each other: rules go first, then chains, then sets.
+    let unknown = |chain: &&PrintedChain| {
+        !desired
+            .chains
+            .iter()
+            .any(|wanted| wanted.name == chain.name)
+    };
+    for chain in chains.iter().filter(unknown) {
+        transaction.flush_chain(&chain.name);
+    }
+    for chain in chains.iter().filter(unknown) {
+        transaction.delete_chain(&chain.name);
+        report.n_removed += 1;
+    }
+    // A set that is part of a rule went with it.
+    let is_unknown = |set: &&PrintedSet| set.is_same.is_none() && !set.is_anonymous;
+    for set in sets.iter().filter(is_unknown) {
+        transaction.delete_set(&set.name);
+        report.n_removed += 1;
+    }
+    kernel.commit_for(transaction, generation)?;
+    let is_complete = count_probed(kernel, desired, &sets, reading, &mut report)?;
+    Ok((report, is_complete))
+}
+
+/// Corrects the report by what was there already, and answers whether nothing else is there.
+fn count_probed<F: Family>(
+    kernel: &mut Kernel,
+    desired: &Desired<F>,
+    before: &[PrintedSet],
+    reading: Reading,
+    report: &mut SyncReport,
+) -> Result<bool, DatapathError> {
+    let probed: Vec<(SetId, usize)> = desired
+        .elements
+        .sets()
+        .map(|(id, wanted)| (id, wanted.len()))
+        .filter(|(id, wanted)| reading.probes(*id, *wanted, find_set(before, *id)))
+        .collect();
+    if probed.is_empty() {
+        return Ok(true);
+    }
+    let after = kernel.sets(&desired.sets)?;
+    let count = |sets, id| {
+        find_set(sets, id)
+            .and_then(|set| set.n_elements)
+            .unwrap_or(0)
+    };
+    let mut is_complete = true;
+    for (id, wanted) in probed {
+        let grown = count(&after, id).saturating_sub(count(before, id));
+        report.n_added = report.n_added.saturating_sub(wanted) + grown;
+        is_complete &= count(&after, id) == wanted;
+    }
+    Ok(is_complete)
+}
+
+pub(super) fn find_set(sets: &[PrintedSet], id: SetId) -> Option<&PrintedSet> {
+    sets.iter().find(|set| set.name == id.name())
+}
+
+/// Reads every set that the kernel has, except the affinity memory, which is the packets' own.
+fn compare(
+    kernel: &mut Kernel,
+    elements: &Elements,
+    printed: &[PrintedSet],
+    reading: Reading,
+) -> Result<Vec<Comparison>, DatapathError> {
+    let mut comparisons = Vec::with_capacity(SetId::ALL.len());
+    for (id, wanted) in elements.sets() {
+        let set = find_set(printed, id);
+        let is_read =
+            set.is_some() && id != SetId::Affinity && !reading.probes(id, wanted.len(), set);
+        comparisons.push(if is_read {
+            kernel.elements(
+                id.name(),
+                || Comparison::new(wanted),
+                |comparison, element| comparison.take(wanted, element),
+            )?
+        } else {
+            Comparison::new(wanted)
+        });
+    }
+    Ok(comparisons)
+}
+
+/// Makes missing chains, and gives the others the rules they should have.
+fn repair_chains<F: Family>(
+    printed: &[PrintedChain],
+    wanted: &[Chain],
+    transaction: &mut Transaction,
+    report: &mut SyncReport,
+) {
+    let find = |chain: &Chain| printed.iter().find(|printed| printed.name == chain.name);
+    for chain in wanted.iter().filter(|chain| find(chain).is_none()) {
+        transaction.create_chain(chain);
+        report.n_added += 1;
+    }
+    for chain in wanted {
+        match find(chain) {
+            Some(printed) if printed.has_rules(&chain.rules, F::FAMILY) => continue,
+            Some(printed) => {
+                transaction.flush_chain(&chain.name);
+                report.n_removed += printed.n_rules();
+            }
+            None => {}
+        }
+        transaction.create_rules(chain);
+        report.n_added += chain.rules.len();
+    }
+}
+
+/// Whether there are objects or flowtables, of which we have none.
+pub(super) fn has_other_objects(
+    table: &PrintedTable,
+    sets: &[PrintedSet],
+    chains: &[PrintedChain],
+) -> bool {
+    table
+        .n_objects
+        .is_some_and(|n| n != sets.len() + chains.len())
+}
+
+/// The clients that are remembered, to be taken along into a new table.
+#[derive(Debug, Default)]
+pub(super) struct Memory(Vec<Vec<u8>>);
+
+impl Memory {
+    /// Reads it from a set that is ours; what cannot be read is not taken along.
+    pub(super) fn read(kernel: &mut Kernel, sets: &[PrintedSet]) -> Self {
+        let is_ours = find_set(sets, SetId::Affinity).is_some_and(|set| set.is_same == Some(true));
+        if !is_ours {
+            return Self::default();
+        }
+        let clients = kernel.elements(SetId::Affinity.name(), Vec::new, |clients, printed| {
+            if let (Some(key), Some(data), Some((timeout, left))) =
+                (printed.key(), printed.data(), printed.timeout())
+                && left > 0
+            {
+                let mut w = Writer::new();
+                write_timed(&mut w, key, data, timeout, left);
+                clients.push(w.as_slice().to_vec());
+            }
+        });
+        Self(clients.unwrap_or_default())
+    }
+}
+
+/// Puts a new table in the place of whatever has our name, in one transaction that takes nothing for
+/// granted.
+pub(super) fn replace<F: Family>(
+    kernel: &mut Kernel,
+    desired: &Desired<F>,
+    memory: &Memory,
+) -> Result<SyncReport, DatapathError> {
+    let mut transaction = transaction::<F>(None);
+    // A table can be removed only if there is one.
+    transaction.ensure_table();
+    transaction.delete_table();
+    desired.create_unhooked(&mut transaction);
+    for (id, elements) in desired.elements.sets() {
+        for element in elements.iter() {
+            transaction.add_element(id.name(), element.bytes());
+        }
+    }
+    for client in &memory.0 {
+        transaction.add_element(SetId::Affinity.name(), client);
+    }
+    desired.create_hooked(&mut transaction);
+    kernel.commit(transaction)?;
+    Ok(SyncReport {
+        n_added: desired.n_objects(),
+        n_removed: 1,
+    })
+}
+
+/// Removes first: an element that moves to another ServicePort, or gets another value, has the same key.
+pub(super) fn write_differences(
+    differences: &[(SetId, Difference<'_>)],
+    transaction: &mut Transaction,
+    report: &mut SyncReport,
+) {
+    for (id, difference) in differences {
+        if difference.whole.is_some() {
+            transaction.flush_set(id.name());
+        } else {
+            for key in &difference.removed {
+                transaction.delete_element(id.name(), key);
+            }
+        }
+        report.n_removed += difference.removed.len();
+    }
+    for (id, difference) in differences {
+        if let Some(whole) = difference.whole {
+            for element in whole.iter() {
+                transaction.add_element(id.name(), element.bytes());
+            }
+        } else {
+            for element in &difference.added {
+                transaction.add_element(id.name(), element);
+            }
+        }
+        report.n_added += difference.added.len();
+    }
+}

@@ -1,0 +1,182 @@
+//! How does the kernel's table become what the forwarding state asks for, whatever it holds?
+//!
+//! Invariants: each attempt that fails is followed by one that relies on less, and the last one relies
+//! on nothing that is in the kernel; one ServicePort that the kernel refuses does not hold up the others.
+
+use std::collections::BTreeSet;
+
+use super::affinity::Check;
+use super::apply::Installed;
+use super::codec::{Kernel, NEEDS, Refused};
+use super::desired::{Desired, has_element, transaction};
+use super::repair::{Memory, Reading, create, repair, replace};
+use crate::datapath::{DatapathError, SyncReport};
+use crate::forwarding::{ForwardingState, ServicePortId};
+use crate::net::Family;
+
+/// How often a repair is begun anew because others wrote meanwhile.
+const REPAIR_ATTEMPTS: u32 = 10;
+/// How many ServicePorts may have the element that the kernel refuses, and how many are left out at most.
+///
+/// Beyond these the fault is not theirs, and what forwarded before had better stay.
+const MAX_OWNERS: usize = 8;
+const MAX_LEFT_OUT: usize = 64;
+
+/// What an attempt relies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Approach {
+    /// What is there is read, and repaired.
+    Repair(Reading),
+    /// Nothing: a new table takes the place of the old one.
+    Replace,
+}
+
+impl Approach {
+    const fn next(self) -> Self {
+        match self {
+            Self::Repair(Reading::Probe) => Self::Repair(Reading::Everything),
+            Self::Repair(Reading::Everything) | Self::Replace => Self::Replace,
+        }
+    }
+}
+
+/// Makes the kernel match `state`, whatever it holds.
+///
+/// # Errors
+/// What the kernel refuses of a table written anew, or [`DatapathError::Held`].
+pub(crate) fn resync<F: Family>(
+    kernel: &mut Kernel,
+    state: &ForwardingState<F>,
+) -> Result<(Installed<F>, SyncReport), DatapathError> {
+    let mut left_out = BTreeSet::new();
+    let mut desired = Desired::render(state, &left_out);
+    let mut n_outdated = 0;
+    let mut approach = Approach::Repair(Reading::Probe);
+    let mut report = SyncReport::default();
+    loop {
+        match attempt(kernel, &mut desired, approach) {
+            Ok((done, is_complete)) => {
+                report.n_added += done.n_added;
+                report.n_removed += done.n_removed;
+                if is_complete {
+                    break;
+                }
+                approach = Approach::Repair(Reading::Everything);
+            }
+            Err(error @ DatapathError::Held { .. }) => return Err(error),
+            Err(error) if is_denied(&error) => return Err(error),
+            Err(error) if is_outdated(&error) && n_outdated < REPAIR_ATTEMPTS => n_outdated += 1,
+            Err(error) if approach != Approach::Replace => {
+                approach = approach.next();
+                if approach == Approach::Replace {
+                    tracing::warn!(
+                        family = F::FAMILY.name(),
+                        error = &error as &dyn std::error::Error,
+                        "the table cannot be repaired; it is written anew in one transaction"
+                    );
+                }
+            }
+            Err(error) => {
+                let refused = kernel.take_refused();
+                let owners = refused.map(|refused| owners(state, &left_out, &refused));
+                let Some(owners) = owners.filter(|owners| !owners.is_empty()) else {
+                    return Err(error);
+                };
+                if owners.len() > MAX_OWNERS || left_out.len() >= MAX_LEFT_OUT {
+                    return Err(error);
+                }
+                for id in &owners {
+                    tracing::error!(
+                        family = F::FAMILY.name(),
+                        service_port = id.as_str(),
+                        error = &error as &dyn std::error::Error,
+                        "the kernel refuses an element of this ServicePort; it is not served, the others \
+                         are; it is tried again when it changes, and within an hour"
+                    );
+                }
+                left_out.extend(owners);
+                desired = Desired::render(state, &left_out);
+            }
+        }
+    }
+    let forgotten = Check::all(state).apply::<F>(kernel, || transaction::<F>(None))?;
+    report.n_added += forgotten.n_added;
+    report.n_removed += forgotten.n_removed;
+    let installed = Installed::new(desired, state.globals.clone(), left_out);
+    Ok((installed, report))
+}
+
+/// Answers whether all is as desired now.
+fn attempt<F: Family>(
+    kernel: &mut Kernel,
+    desired: &mut Desired<F>,
+    approach: Approach,
+) -> Result<(SyncReport, bool), DatapathError> {
+    let reading = match approach {
+        Approach::Repair(reading) => reading,
+        Approach::Replace => {
+            // Whatever is unreadable now is not taken along.
+            let sets = kernel.sets(&desired.sets).unwrap_or_default();
+            let memory = Memory::read(kernel, &sets);
+            return replace(kernel, desired, &memory).map(|report| (report, true));
+        }
+    };
+    let generation = kernel.generation()?;
+    if let Some(table) = kernel.table()? {
+        desired.elements.sort();
+        repair(kernel, desired, &table, generation, reading)
+    } else {
+        create(kernel, desired)
+            .map(|report| (report, true))
+            .map_err(lacking)
+    }
+}
+
+/// The ServicePorts that have this element.
+fn owners<F: Family>(
+    state: &ForwardingState<F>,
+    left_out: &BTreeSet<ServicePortId>,
+    refused: &Refused,
+) -> Vec<ServicePortId> {
+    let has_detector = state.globals.detector.is_some();
+    state
+        .service_ports
+        .values()
+        .filter(|port| !left_out.contains(&port.id))
+        .filter(|port| has_element(port, has_detector, refused.set, &refused.element))
+        .map(|port| port.id.clone())
+        .collect()
+}
+
+/// Kernel: `ERESTART` answers a transaction whose generation is not the current one.
+fn is_outdated(error: &DatapathError) -> bool {
+    const ERESTART: i32 = 85;
+    matches!(error, DatapathError::Refused { source, .. } if source.raw_os_error() == Some(ERESTART))
+}
+
+/// Whether we may not write at all.
+fn is_denied(error: &DatapathError) -> bool {
+    matches!(
+        error,
+        DatapathError::Unusable { source, .. }
+            if source.kind() == std::io::ErrorKind::PermissionDenied
+    )
+}
+
+/// Kernel: what it has no expression or chain type for is answered as if it were not found.
+fn lacking(error: DatapathError) -> DatapathError {
+    match error {
+        DatapathError::Refused {
+            operation, source, ..
+        } if operation.starts_with("creation") && source.kind() == std::io::ErrorKind::NotFound => {
+            DatapathError::Unusable {
+                operation,
+                advice: NEEDS,
+                source,
+            }
+        }
+        error @ (DatapathError::Unusable { .. }
+        | DatapathError::Refused { .. }
+        | DatapathError::Held { .. }) => error,
+    }
+}

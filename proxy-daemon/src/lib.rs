@@ -5,6 +5,7 @@
 //! - [`model`]: the cluster in our words;
 //! - [`cli`]: what was written on the command line;
 //! - [`config`]: what the daemon was asked to do;
+//! - [`diagnostics`]: what of them cannot be used, and who was told;
 //! - [`watch`]: where the objects come from, and which changed;
 //! - [`compile`]: what they mean for packets;
 //! - [`forwarding`]: that meaning, the contract;
@@ -24,6 +25,7 @@ pub mod config;
 pub mod conntrack;
 pub mod datapath;
 pub mod debug;
+pub mod diagnostics;
 pub mod forwarding;
 pub mod health;
 pub mod model;

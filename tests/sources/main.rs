@@ -10,6 +10,7 @@
 
 mod equal;
 mod failures;
+mod faults;
 mod follow;
 mod lists;
 mod measure;

@@ -14,6 +14,7 @@ use crate::cli::Command;
 use crate::compile::{Compiler, Environment};
 use crate::config::{Config, Source};
 use crate::debug::{ExplainError, Inside, Probe, json};
+use crate::diagnostics::About;
 use crate::sync::Surroundings;
 use crate::watch::{Shared, Store};
 
@@ -89,13 +90,15 @@ fn read(config: &Config) -> Result<Inside, AppError> {
     let environment: Environment = surroundings.environment();
     let mut compiler = Compiler::new(&environment);
     let found = compiler.apply(drained.services, &environment).diagnostics;
-    let of_objects = shared.diagnostics().current();
-    let diagnostics = of_objects.iter().chain(&found).map(ToString::to_string);
+    for (service, found) in found {
+        shared.diagnostics().set(About::Frontends(service), found);
+    }
+    let diagnostics = shared.diagnostics().current();
     Ok(Inside {
         v4: Some(compiler.v4().clone()),
         v6: Some(compiler.v6().clone()),
         local_addresses: environment.local_addresses,
-        diagnostics: diagnostics.collect(),
+        diagnostics: diagnostics.iter().map(ToString::to_string).collect(),
     })
 }
 

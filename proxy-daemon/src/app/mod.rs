@@ -193,7 +193,8 @@ async fn serve(
         config.periods,
         Arc::clone(&clock),
         Arc::clone(&health),
-    );
+    )
+    .with_diagnostics(Arc::clone(shared.diagnostics()));
     let kind = families::kind(config.mode);
     let sync = families::open(sync, kind, primary, config.periods.sync, clock.now())?;
 
@@ -309,8 +310,7 @@ fn ask(mailbox: &Arc<Mailbox>, shared: &Arc<Shared>) -> Ask {
     Arc::new(move |sender: oneshot::Sender<Inside>| {
         let shared = Arc::clone(&shared);
         mailbox.ask(Box::new(move |view| {
-            let of_objects = shared.diagnostics().current();
-            let diagnostics = of_objects.iter().chain(view.diagnostics);
+            let diagnostics = shared.diagnostics().current();
             let inside = Inside {
                 v4: view.compiler.map(|compiler| compiler.v4().clone()),
                 v6: view.compiler.map(|compiler| compiler.v6().clone()),
@@ -318,7 +318,7 @@ fn ask(mailbox: &Arc<Mailbox>, shared: &Arc<Shared>) -> Ask {
                     .environment
                     .map(|environment| environment.local_addresses.clone())
                     .unwrap_or_default(),
-                diagnostics: diagnostics.map(ToString::to_string).collect(),
+                diagnostics: diagnostics.iter().map(ToString::to_string).collect(),
             };
             // Whoever asked may have given up.
             drop(sender.send(inside));

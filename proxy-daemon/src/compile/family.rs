@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use super::claims::{Claim, Claims};
 use super::context::{Context, compile_globals};
+use super::lost::Lost;
 use super::{Environment, compile_service};
 use crate::forwarding::{
     Change, Changes, ForwardingState, FrontendKey, ServicePort, ServicePortId,
 };
-use crate::model::ServiceInput;
-use crate::model::{Diagnostic, ServiceName};
+use crate::model::{Diagnostic, ServiceInput, ServiceName};
 use crate::net::Family;
 
 #[derive(Debug)]
@@ -23,12 +23,14 @@ pub(super) struct FamilyCompiler<F: Family> {
     wanted: BTreeMap<ServicePortId, Wanted<F>>,
     ids: BTreeMap<ServiceName, Vec<ServicePortId>>,
     claims: Claims<F>,
+    lost: Lost<F>,
 }
 
 /// A ServicePort with every frontend it claims.
 #[derive(Debug)]
 struct Wanted<F: Family> {
     port: Arc<ServicePort<F>>,
+    service: ServiceName,
     /// Unit: seconds since 1970-01-01 UTC.
     created: i64,
 }
@@ -55,6 +57,7 @@ impl<F: Family> FamilyCompiler<F> {
             wanted: BTreeMap::new(),
             ids: BTreeMap::new(),
             claims: Claims::new(),
+            lost: Lost::new(),
         }
     }
 
@@ -71,7 +74,6 @@ impl<F: Family> FamilyCompiler<F> {
         services: &BTreeMap<ServiceName, ServiceInput>,
         changed: &[ServiceName],
         environment: &Environment,
-        diagnostics: &mut Vec<Diagnostic>,
     ) -> Changes<F> {
         let globals = compile_globals(environment);
         let globals = (globals != self.state.globals)
@@ -90,11 +92,21 @@ impl<F: Family> FamilyCompiler<F> {
                 self.recompile(name, services.get(name), &mut touched);
             }
         }
-        let service_ports = self.settle(touched, diagnostics);
+        let service_ports = self.settle(touched);
         Changes {
             globals,
             service_ports,
         }
+    }
+
+    /// The Services whose diagnostics changed since the last call.
+    pub(super) fn take_changed_diagnostics(&mut self) -> BTreeSet<ServiceName> {
+        self.lost.take_changed()
+    }
+
+    /// What there is to tell about a Service.
+    pub(super) fn diagnostics(&self, service: &ServiceName) -> Vec<Diagnostic> {
+        self.lost.diagnostics(service)
     }
 
     /// Compiles one Service as if it were alone and replaces its claims.
@@ -122,7 +134,12 @@ impl<F: Family> FamilyCompiler<F> {
             }
         }
         for port in ports {
-            let new = Wanted { port, created };
+            let service = name.clone();
+            let new = Wanted {
+                port,
+                service,
+                created,
+            };
             match self.wanted.get(&new.port.id) {
                 Some(old) if old.port == new.port && old.created == created => {}
                 Some(old) if old.claims().eq(new.claims()) => {
@@ -152,23 +169,29 @@ impl<F: Family> FamilyCompiler<F> {
         for (key, claim) in old.claims() {
             touched.keys.insert(key);
             self.claims.remove(key, claim);
+            if !self.lost.is_empty() {
+                self.lost.remove(&old.service, key, &old.port.id);
+            }
         }
     }
 
     /// Gives every ServicePort that could be affected the frontends it won.
-    fn settle(
-        &mut self,
-        touched: Touched<F>,
-        diagnostics: &mut Vec<Diagnostic>,
-    ) -> BTreeMap<ServicePortId, Change<F>> {
+    fn settle(&mut self, touched: Touched<F>) -> BTreeMap<ServicePortId, Change<F>> {
         let Touched { mut ids, keys } = touched;
         for key in keys {
             let mut claims = self.claims.of(key);
             if let Some(winner) = claims.next() {
                 ids.insert(winner.id.clone());
+                if !self.lost.is_empty()
+                    && let Some(wanted) = self.wanted.get(&winner.id)
+                {
+                    self.lost.remove(&wanted.service, key, &winner.id);
+                }
                 for loser in claims {
                     ids.insert(loser.id.clone());
-                    diagnostics.push(lost_claim(key, &loser.id, &winner.id));
+                    if let Some(wanted) = self.wanted.get(&loser.id) {
+                        self.lost.put(&wanted.service, key, &loser.id, &winner.id);
+                    }
                 }
             }
         }
@@ -211,17 +234,5 @@ impl<F: Family> Default for Touched<F> {
             ids: BTreeSet::new(),
             keys: BTreeSet::new(),
         }
-    }
-}
-
-fn lost_claim<F: Family>(
-    key: FrontendKey<F>,
-    loser: &ServicePortId,
-    winner: &ServicePortId,
-) -> Diagnostic {
-    Diagnostic {
-        object: format!("Service {loser}"),
-        field: String::new(),
-        message: format!("{key} belongs to {winner}; it is not served for this Service (SVC-14)"),
     }
 }

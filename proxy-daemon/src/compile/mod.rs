@@ -9,8 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::forwarding::{Changes, ForwardingState};
-use crate::model::ServiceInput;
-use crate::model::{Diagnostic, ServiceName};
+use crate::model::{Diagnostic, ServiceInput, ServiceName};
 use crate::net::{Family, V4, V6};
 
 mod backends;
@@ -19,6 +18,7 @@ mod context;
 mod environment;
 mod family;
 mod frontends;
+mod lost;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +33,7 @@ pub fn compile(
 ) -> (ForwardingState<V4>, ForwardingState<V6>, Vec<Diagnostic>) {
     let mut whole = Compiler::new(environment);
     let Compiled { diagnostics, .. } = whole.apply(services.clone(), environment);
+    let diagnostics = diagnostics.into_values().flatten().collect();
     (whole.v4.into_state(), whole.v6.into_state(), diagnostics)
 }
 
@@ -43,8 +44,11 @@ pub struct Compiled {
     pub v4: Changes<V4>,
     /// What changed for IPv6.
     pub v6: Changes<V6>,
-    /// Faults found in what was compiled now, such as frontends that two Services claim (SVC-14).
-    pub diagnostics: Vec<Diagnostic>,
+    /// The Services whose diagnostics changed, with all that hold now: none where the cause is gone.
+    ///
+    /// A Service may be here although only another one changed, such as the one that had its frontend
+    /// (SVC-14).
+    pub diagnostics: BTreeMap<ServiceName, Vec<Diagnostic>>,
 }
 
 /// The forwarding states of both families, and what is needed to bring them up to date.
@@ -93,20 +97,28 @@ impl Compiler {
                 self.services.remove(&name);
             }
         }
-        let mut diagnostics = Vec::new();
-        let v4 = self
-            .v4
-            .apply(&self.services, &names, environment, &mut diagnostics);
-        let v6 = self
-            .v6
-            .apply(&self.services, &names, environment, &mut diagnostics);
-        diagnostics.sort();
-        diagnostics.dedup();
+        let v4 = self.v4.apply(&self.services, &names, environment);
+        let v6 = self.v6.apply(&self.services, &names, environment);
+        let mut reported = self.v4.take_changed_diagnostics();
+        reported.append(&mut self.v6.take_changed_diagnostics());
+        let diagnostics = reported
+            .into_iter()
+            .map(|name| (name.clone(), self.diagnostics(&name)))
+            .collect();
         Compiled {
             v4,
             v6,
             diagnostics,
         }
+    }
+
+    /// What there is to tell about a Service; what holds in both families is told once.
+    fn diagnostics(&self, service: &ServiceName) -> Vec<Diagnostic> {
+        let mut all = self.v4.diagnostics(service);
+        all.extend(self.v6.diagnostics(service));
+        all.sort();
+        all.dedup();
+        all
     }
 }
 

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use crate::compile::{Compiled, Compiler, Environment};
 use crate::config::Periods;
 use crate::datapath::DatapathError;
+use crate::diagnostics::{About, Diagnostics};
 use crate::health::Health;
-use crate::model::Diagnostic;
 use crate::net::{IpFamily, V4, V6};
 use crate::sys::Clock;
 use crate::watch::Drained;
@@ -53,8 +53,6 @@ pub trait Intake: Send {
 pub struct View<'a> {
     /// The forwarding states.
     pub compiler: Option<&'a Compiler>,
-    /// What could not be used of the objects in force.
-    pub diagnostics: &'a BTreeSet<Diagnostic>,
     /// What was compiled against.
     pub environment: Option<&'a Environment>,
 }
@@ -72,7 +70,7 @@ pub struct Sync<I: Intake> {
     primary: IpFamily,
     compiler: Option<Compiler>,
     environment: Option<Environment>,
-    diagnostics: BTreeSet<Diagnostic>,
+    diagnostics: Arc<Diagnostics>,
     /// When the oldest change that is not taken in yet was announced.
     requested: Option<Instant>,
     /// Before this, changes wait. Spec: SYNC-1.
@@ -106,11 +104,20 @@ impl<I: Intake> Sync<I> {
             primary: IpFamily::V4,
             compiler: None,
             environment: None,
-            diagnostics: BTreeSet::new(),
+            diagnostics: Arc::default(),
             requested: Some(now),
             not_before: None,
             next_look: None,
             source_token: None,
+        }
+    }
+
+    /// Tells there what compiling finds.
+    #[must_use]
+    pub fn with_diagnostics(self, diagnostics: Arc<Diagnostics>) -> Self {
+        Self {
+            diagnostics,
+            ..self
         }
     }
 
@@ -154,10 +161,10 @@ impl<I: Intake> Sync<I> {
                 self.set_local_addresses(addresses);
             }
             self.step()?;
+            self.diagnostics.flush();
             for question in mail.questions {
                 question(&View {
                     compiler: self.compiler.as_ref(),
-                    diagnostics: &self.diagnostics,
                     environment: self.environment.as_ref(),
                 });
             }
@@ -228,21 +235,17 @@ impl<I: Intake> Sync<I> {
             .take_in(drained.node, drained.service_cidrs);
         let environment = self.surroundings.environment();
         let services = drained.services;
-        for name in services.keys() {
-            let suffix = format!(" {name}");
-            self.diagnostics.retain(|d| !d.object.ends_with(&suffix));
-        }
         // A panic in compile is a bug of ours: the compiler's memory is no longer to be trusted, so it
         // starts anew from everything, while what forwards goes on forwarding.
         let mut compiler = self
             .compiler
             .take()
-            .unwrap_or_else(|| Compiler::new(&environment));
+            .unwrap_or_else(|| self.new_compiler(&environment));
         let outcome = catch_unwind(AssertUnwindSafe(move || {
             let news = compiler.apply(services, &environment);
             (compiler, environment, news)
         }));
-        let Ok((compiler, environment, news)) = outcome else {
+        let Ok((compiler, environment, mut news)) = outcome else {
             tracing::error!(
                 "a bug in compile; the kernel keeps its state, and all is compiled anew"
             );
@@ -253,12 +256,16 @@ impl<I: Intake> Sync<I> {
         };
         self.compiler = Some(compiler);
         self.environment = Some(environment);
-        for diagnostic in &news.diagnostics {
-            if self.diagnostics.insert(diagnostic.clone()) {
-                tracing::warn!(object = diagnostic.object, "{diagnostic}");
-            }
+        for (service, found) in std::mem::take(&mut news.diagnostics) {
+            self.diagnostics.set(About::Frontends(service), found);
         }
         Some(news)
+    }
+
+    /// One that knows no Service, and so tells of every fault anew.
+    fn new_compiler(&self, environment: &Environment) -> Compiler {
+        self.diagnostics.forget_frontends();
+        Compiler::new(environment)
     }
 
     fn fall_behind(&mut self) {

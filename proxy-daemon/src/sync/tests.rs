@@ -178,7 +178,10 @@ impl Intake for Cluster {
 
 impl Cluster {
     fn put(&self, name: &str, protocol: L4Proto, n_endpoints: u8) {
-        let input = input(name, protocol, n_endpoints);
+        self.put_input(name, input(name, protocol, n_endpoints));
+    }
+
+    fn put_input(&self, name: &str, input: ServiceInput) {
         let name = ServiceName::new("ns", name);
         let mut cluster = self.0.lock().unwrap();
         cluster.listed = true;
@@ -576,4 +579,59 @@ fn life_9_a_bug_while_removing_is_not_the_sync_s() {
             (ms(100), Call::Cleanup),
         ]
     );
+}
+
+/// A Service of so many ports, all on one externalIP.
+fn on_shared_address(name: &str, n_ports: u16, round: u16) -> ServiceInput {
+    let mut input = input(name, L4Proto::Tcp, 1);
+    let service = input.service.take().unwrap();
+    let port = |i| ServicePortSpec {
+        name: format!("p{round}-{i}").into(),
+        port: Port::new(1000 + i).unwrap(),
+        ..service.ports[0].clone()
+    };
+    input.service = Some(Arc::new(Service {
+        ports: (0..n_ports).map(port).collect(),
+        external_ips: Box::new([IpAddr::from([203, 0, 113, 250])]),
+        ..Service::clone(&service)
+    }));
+    input
+}
+
+#[test]
+fn svc_14_diagnostics_of_lost_frontends_stay_bounded_and_go_with_the_services() {
+    let mut bench = Bench::new();
+    let step = |bench: &mut Bench, name: &str, input| {
+        bench.cluster.put_input(name, input);
+        bench.clock.advance(PERIODS.min_sync);
+        bench.sync.requested = Some(bench.clock.now());
+        bench.sync.step().unwrap();
+        bench.sync.diagnostics.current().len()
+    };
+    step(&mut bench, "a", on_shared_address("a", 90, 0));
+    for round in 0..20 {
+        let n = step(&mut bench, "b", on_shared_address("b", 90, round));
+        assert!((1..=20).contains(&n), "{n} in round {round}");
+    }
+    // A Service whose own words are without fault wins as soon as the other goes.
+    assert_eq!(step(&mut bench, "a", ServiceInput::default()), 0);
+    assert!(step(&mut bench, "a", on_shared_address("a", 90, 0)) > 0);
+    assert_eq!(step(&mut bench, "b", ServiceInput::default()), 0);
+    assert_eq!(step(&mut bench, "a", ServiceInput::default()), 0);
+}
+
+#[test]
+fn svc_14_after_a_bug_in_compile_nothing_is_told_twice() {
+    let mut bench = Bench::new();
+    bench.cluster.put_input("a", on_shared_address("a", 3, 0));
+    bench.cluster.put_input("b", on_shared_address("b", 3, 0));
+    bench.sync.step().unwrap();
+    assert_eq!(bench.sync.diagnostics.current().len(), 3);
+    // As after a panic: the compiler is gone, and a Service went meanwhile.
+    bench.sync.compiler = None;
+    bench.cluster.0.lock().unwrap().all.clear();
+    bench.clock.advance(PERIODS.min_sync);
+    bench.sync.requested = Some(bench.clock.now());
+    bench.sync.step().unwrap();
+    assert_eq!(bench.sync.diagnostics.current(), []);
 }

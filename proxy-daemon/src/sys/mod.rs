@@ -1,14 +1,16 @@
 //! What does the machine we run on offer?
 //!
-//! Clock, capabilities, sysctls, addresses, name, programs. Invariants: nothing here knows Services or a
+//! Clock, limiter, capabilities, sysctls, addresses, name, programs. Invariants: nothing here knows Services or a
 //! datapath; whoever needs the time asks a [`Clock`].
 
 pub mod addresses;
 pub mod capabilities;
 mod clock;
 pub mod host;
+mod limiter;
 pub(crate) mod process;
 mod sysctl;
 
 pub use clock::{Clock, SystemClock};
+pub use limiter::Limiter;
 pub use sysctl::Sysctls;

@@ -4,13 +4,11 @@
 //! [`Store`]; the sync thread drains what changed. Invariants: nothing is drained before every kind was
 //! listed once (SYNC-12); a source never decides what an object means.
 
-mod diagnostics;
 pub mod kubernetes;
 pub mod manifests;
 mod shared;
 mod store;
 
 pub use crate::model::from_k8s::ObjectKind as Kind;
-pub use diagnostics::{About, Diagnostics};
 pub use shared::Shared;
 pub use store::{Changed, Drained, Store};

@@ -3,18 +3,19 @@
 //! Invariants: whoever changes the store wakes everybody who waits, once per batch; a waiter that was
 //! busy meanwhile is woken at its next wait, so that no change is missed.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
-use super::{Diagnostics, Store};
+use super::Store;
+use crate::diagnostics::Diagnostics;
 
 /// The store, its diagnostics, and the bell that rings when it changes.
 #[derive(Debug)]
 pub struct Shared {
     store: Mutex<Store>,
     changed: watch::Sender<()>,
-    diagnostics: Diagnostics,
+    diagnostics: Arc<Diagnostics>,
 }
 
 impl Default for Shared {
@@ -22,7 +23,7 @@ impl Default for Shared {
         Self {
             store: Mutex::default(),
             changed: watch::Sender::new(()),
-            diagnostics: Diagnostics::default(),
+            diagnostics: Arc::default(),
         }
     }
 }
@@ -54,7 +55,7 @@ impl Shared {
     }
 
     /// What is wrong with the objects as they are now.
-    pub fn diagnostics(&self) -> &Diagnostics {
+    pub fn diagnostics(&self) -> &Arc<Diagnostics> {
         &self.diagnostics
     }
 }

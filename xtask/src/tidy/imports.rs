@@ -59,8 +59,13 @@ const RULES: &[Rule] = &[
         crates: Crates::AnyAndKubernetes,
     },
     Rule {
+        module: "diagnostics",
+        ours: &["model", "sys"],
+        crates: Crates::Any,
+    },
+    Rule {
         module: "watch",
-        ours: &["model", "config", "sys"],
+        ours: &["model", "config", "diagnostics", "sys"],
         crates: Crates::AnyAndKubernetes,
     },
     Rule {
@@ -105,6 +110,7 @@ const RULES: &[Rule] = &[
             "config",
             "conntrack",
             "datapath",
+            "diagnostics",
             "forwarding",
             "health",
             "metrics",

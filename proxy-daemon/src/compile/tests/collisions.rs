@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::world::{EXTERNAL, P1, P2, VIP, ask, environment, input, ip, ready, service, spec};
-use crate::compile::compile;
-use crate::model::ServiceInput;
-use crate::model::{Service, ServiceName};
+use crate::compile::{Compiler, compile};
+use crate::model::{Diagnostic, Service, ServiceInput, ServiceName};
 use crate::net::L4Proto;
 
 fn thief(name: &str, created: i64) -> Service {
@@ -69,4 +68,71 @@ fn svc_14_the_loser_is_named() {
         .iter()
         .filter(|d| d.object == "Service default/b:http/tcp");
     assert!(named.count() > 0, "{diagnostics:?}");
+}
+
+/// A Service with so many ports on one externalIP, named after the round.
+fn renamed(name: &str, created: i64, n_ports: u16, round: u16) -> ServiceInput {
+    let ports = (0..n_ports).map(|i| spec(&format!("p{round}-{i}"), L4Proto::Tcp, 1000 + i, None));
+    let address = if created == 0 { 66 } else { 67 };
+    let service = Service {
+        cluster_ip_v4: Some([10, 96, 0, address].into()),
+        ports: ports.collect(),
+        external_ips: [ip(EXTERNAL)].into(),
+        created,
+        ..thief(name, created)
+    };
+    input(
+        Service {
+            load_balancer_ips: Box::default(),
+            ..service
+        },
+        &[],
+    )
+}
+
+/// What was told and not withdrawn.
+#[derive(Default)]
+struct Told(BTreeMap<ServiceName, Vec<Diagnostic>>);
+
+impl Told {
+    fn apply(&mut self, compiler: &mut Compiler, changed: BTreeMap<ServiceName, ServiceInput>) {
+        self.0
+            .extend(compiler.apply(changed, &environment()).diagnostics);
+        self.0.retain(|_, told| !told.is_empty());
+    }
+
+    fn n(&self) -> usize {
+        self.0.values().map(Vec::len).sum()
+    }
+}
+
+#[test]
+fn svc_14_what_was_told_goes_with_its_cause_and_is_bounded() {
+    let gone =
+        |name: &str| BTreeMap::from([(ServiceName::new("default", name), ServiceInput::default())]);
+    // In each order of deletion; both Services rename their ports in turn.
+    for order in [["older", "younger"], ["younger", "older"]] {
+        let mut compiler = Compiler::new(&environment());
+        let mut told = Told::default();
+        for round in 0..20 {
+            let created = i64::from(round % 3 != 0);
+            let name = if created == 0 { "older" } else { "younger" };
+            told.apply(
+                &mut compiler,
+                world(vec![renamed(name, created, 90, round)]),
+            );
+            assert!(told.n() <= 20, "{} told in round {round}", told.n());
+        }
+        let younger = ServiceName::new("default", "younger");
+        let lines = &told.0[&younger];
+        assert_eq!(told.0.len(), 1);
+        let has = |text: &str| lines.iter().any(|line| line.message.contains(text));
+        assert!(has("belongs to default/older:p18-0/tcp"), "{lines:?}");
+        assert!(has("74 more of its IPv4 frontends"), "{lines:?}");
+        // Whoever of the two goes, the collision is resolved.
+        told.apply(&mut compiler, gone(order[0]));
+        assert_eq!(told.n(), 0, "{:?}", told.0);
+        told.apply(&mut compiler, gone(order[1]));
+        assert_eq!(told.n(), 0);
+    }
 }

@@ -187,6 +187,7 @@ proptest! {
         let mut compiler = Compiler::new(&environment);
         let mut mirror_v4 = compiler.v4().clone();
         let mut mirror_v6 = compiler.v6().clone();
+        let mut told = BTreeMap::new();
 
         for event in events.iter().chain([&Event::Sync]) {
             for _ in 0..=u8::from(twice) {
@@ -198,13 +199,16 @@ proptest! {
                 follow(&mut mirror_v6, compiled.v6, compiler.v6());
                 prop_assert_eq!(&mirror_v4, compiler.v4());
                 prop_assert_eq!(&mirror_v6, compiler.v6());
+                told.extend(compiled.diagnostics);
             }
         }
         store.mark_all();
         let everything: BTreeMap<_, _> = store.drain().services;
-        let (v4, v6, _) = compile(&everything, &environment);
+        let (v4, v6, diagnostics) = compile(&everything, &environment);
         prop_assert_eq!(&v4, compiler.v4());
         prop_assert_eq!(&v6, compiler.v6());
+        let told: Vec<_> = told.into_values().flatten().collect();
+        prop_assert_eq!(told, diagnostics);
         check_invariants(&v4);
     }
 }

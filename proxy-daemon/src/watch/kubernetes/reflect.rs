@@ -22,10 +22,11 @@ use super::lines::Lines;
 use super::page;
 use super::report::Reports;
 use super::resource::Resource;
+use crate::diagnostics::About;
 use crate::model::Diagnostic;
 use crate::model::from_k8s::wire::{Event, Object};
 use crate::model::from_k8s::{Decoder, ObjectKey, ObjectKind, Value};
-use crate::watch::{About, Shared, Store};
+use crate::watch::{Shared, Store};
 
 /// The largest page that is read.
 ///
@@ -89,6 +90,8 @@ struct Batch {
     changes: Vec<(ObjectKey, Value)>,
     /// The names of a list as far as it was read; `None` outside lists.
     seen: Option<BTreeSet<ObjectKey>>,
+    /// What the list calls objects without a usable name.
+    unnamed: BTreeSet<String>,
     /// Whether the list in `seen` is complete.
     is_complete: bool,
     version: Option<String>,
@@ -263,7 +266,6 @@ impl<'a> Reflector<'a> {
 
     /// Reads a list page by page; what it holds is put in the store page by page.
     async fn list(&mut self) -> Result<Ended, Failure> {
-        self.forget_unnamed();
         let mut batch = Batch {
             seen: Some(BTreeSet::new()),
             ..Batch::default()
@@ -287,7 +289,7 @@ impl<'a> Reflector<'a> {
                 let mut decoder = self.decoder();
                 page::read(&text, |object| match object {
                     Ok(object) => self.put(&mut decoder, object, &mut batch),
-                    Err(error) => self.unreadable(&error),
+                    Err(error) => self.unreadable(&error, &mut batch),
                 })
                 .map_err(Failure::Garbled)?
             };
@@ -310,9 +312,6 @@ impl<'a> Reflector<'a> {
         url: &str,
         seen: Option<BTreeSet<ObjectKey>>,
     ) -> Result<Ended, Failure> {
-        if seen.is_some() {
-            self.forget_unnamed();
-        }
         let timing = self.context.timing;
         let deadline = Instant::now() + timing.watch.1 + timing.slack;
         let mut body = get(self.context.client, url, timing.answer)
@@ -352,7 +351,7 @@ impl<'a> Reflector<'a> {
             read?;
             self.has_progress = true;
             if lines.n_overlong > 0 {
-                self.unreadable("it is larger than any object may be");
+                self.unreadable("it is larger than any object may be", &mut batch);
                 lines.n_overlong = 0;
             }
         }
@@ -381,15 +380,16 @@ impl<'a> Reflector<'a> {
         };
         match kind {
             "ADDED" | "MODIFIED" => self.put(decoder, object, batch),
-            "DELETED" => {
-                if let Ok(key) = decoder.key(self.resource.kind, object) {
+            "DELETED" => match decoder.key(self.resource.kind, object) {
+                Ok(key) => {
                     if matches!(&key, ObjectKey::Node(name) if name.as_ref() == self.context.node) {
                         tracing::warn!("our Node was deleted; what it said last stays in force");
                     }
                     self.about(&key, Vec::new());
                     batch.changes.push((key, Value::None));
                 }
-            }
+                Err(fault) => self.about_unnamed(fault.object, Vec::new(), batch),
+            },
             "BOOKMARK" => batch.has_bookmarks = true,
             "ERROR" => return Err(error_event(object)),
             other => return Err(Failure::Garbled(format!("an event {other:.20?}"))),
@@ -414,11 +414,7 @@ impl<'a> Reflector<'a> {
         let read = decoder.decode(self.resource.kind, object);
         let Some(key) = read.key else {
             for diagnostic in read.diagnostics {
-                let about = About::Unnamed(diagnostic.object.clone());
-                self.context
-                    .shared
-                    .diagnostics()
-                    .set(about, vec![diagnostic]);
+                self.about_unnamed(diagnostic.object.clone(), vec![diagnostic], batch);
             }
             return;
         };
@@ -435,11 +431,6 @@ impl<'a> Reflector<'a> {
         batch.changes.push((key, read.value));
     }
 
-    fn forget_unnamed(&self) {
-        let prefix = format!("{} ", self.resource.kind);
-        self.context.shared.diagnostics().forget_unnamed(&prefix);
-    }
-
     fn about(&self, key: &ObjectKey, diagnostics: Vec<Diagnostic>) {
         self.context
             .shared
@@ -447,18 +438,22 @@ impl<'a> Reflector<'a> {
             .set_object(key, diagnostics);
     }
 
-    fn unreadable(&self, why: &str) {
+    fn about_unnamed(&self, object: String, diagnostics: Vec<Diagnostic>, batch: &mut Batch) {
+        if !diagnostics.is_empty() && batch.seen.is_some() {
+            batch.unnamed.insert(object.clone());
+        }
+        let about = About::Unnamed(self.resource.kind, object);
+        self.context.shared.diagnostics().set(about, diagnostics);
+    }
+
+    fn unreadable(&self, why: &str, batch: &mut Batch) {
         let object = format!("{} without a name", self.resource.kind);
         let diagnostic = Diagnostic {
             object: object.clone(),
             field: String::new(),
             message: format!("cannot be read and is ignored: {why}"),
         };
-        let about = About::Unnamed(object);
-        self.context
-            .shared
-            .diagnostics()
-            .set(about, vec![diagnostic]);
+        self.about_unnamed(object, vec![diagnostic], batch);
     }
 
     /// Puts a batch in the store; a list that is complete also removes what it lacks.
@@ -472,6 +467,10 @@ impl<'a> Reflector<'a> {
         let seen = ends_list.then(|| batch.seen.take().unwrap_or_default());
         let changes = std::mem::take(&mut batch.changes);
         let shared = self.context.shared;
+        if let Some(seen) = &seen {
+            let unnamed = std::mem::take(&mut batch.unnamed);
+            shared.diagnostics().keep_listed(kind, seen, &unnamed);
+        }
         let gone = shared.update(|store| {
             let gone = seen.map_or_else(Vec::new, |seen| names_without(store, kind, &seen));
             for key in &gone {
@@ -485,9 +484,6 @@ impl<'a> Reflector<'a> {
             }
             gone
         });
-        for key in &gone {
-            self.about(key, Vec::new());
-        }
         if ends_list {
             tracing::debug!(kind = kind.name(), n_gone = gone.len(), "list is complete");
         }

@@ -14,9 +14,10 @@ use std::sync::Arc;
 
 use super::changes::Changes;
 use super::document::{self, Document};
+use crate::diagnostics::About;
 use crate::model::Diagnostic;
 use crate::model::from_k8s::{Author, Decoder, ObjectKey, ObjectKind, Value};
-use crate::watch::{About, Changed, Shared};
+use crate::watch::{Changed, Shared};
 
 /// The file whose content names the state of the directory.
 const TOKEN: &str = ".token";

@@ -391,3 +391,52 @@ fn a_file_that_was_just_opened_to_be_written_anew_keeps_its_objects() {
     drop(changes.writes_since());
     assert_eq!(look(&mut changes), None);
 }
+
+/// Files with one fault each, and the same files without.
+fn faulty_files() -> Vec<(&'static str, String, String)> {
+    let at = |text: &str, bad: &str| ("b.yaml", text.replace("VALUE", bad), text.to_owned());
+    let good = service("a", 1);
+    let port = "apiVersion: v1\nkind: Service\nmetadata: {name: b}\nspec: {clusterIP: 10.96.0.2, ports: [{port: VALUE}]}\n";
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, labels: {kubernetes.io/service-name: a}}\naddressType: IPv4\nports: [{name: p, port: 80}]\nendpoints: [{addresses: [VALUE]}]\n";
+    let node = "apiVersion: v1\nkind: Node\nmetadata: {name: VALUE}\n";
+    let cidr = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: c}\nspec: {cidrs: [VALUE]}\n";
+    let json = r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "b"}}"#;
+    let mend = |(name, bad, text): (&'static str, String, String), value: &str| {
+        (name, bad, text.replace("VALUE", value))
+    };
+    vec![
+        ("b.yaml", good.clone(), service("b", 2)),
+        ("b.yaml", "][".to_owned(), service("b", 2)),
+        ("b.yaml", service("-b", 2), service("b", 2)),
+        mend(at(port, "0"), "80"),
+        mend(at(slice, "nowhere"), "10.244.1.1"),
+        mend(at(node, "other"), "n"),
+        mend(at(cidr, "nonsense"), "10.97.0.0/16"),
+        ("b.json", "{".to_owned(), json.to_owned()),
+    ]
+}
+
+#[test]
+fn what_is_said_of_a_file_goes_with_its_cause_and_comes_back_with_it() {
+    let directory = Temporary::new();
+    directory.put("a.yaml", &service("a", 1));
+    follow(&directory.0, async |shared| {
+        let mut round = 0;
+        let mut look = async |name: &str, text: Option<&str>| {
+            round += 1;
+            match text {
+                Some(text) => directory.put(name, text),
+                None => fs::remove_file(directory.0.join(name)).expect("removed"),
+            }
+            until_token(&directory, &shared, &format!("t{round}")).await;
+            faults(&shared)
+        };
+        for (name, bad, good) in faulty_files() {
+            let told = look(name, Some(&bad)).await;
+            assert_eq!(told.len(), 1, "{bad}: {told:?}");
+            assert_eq!(look(name, Some(&good)).await, [""; 0], "{bad}");
+            assert_eq!(look(name, Some(&bad)).await.len(), 1, "{bad}");
+            assert_eq!(look(name, None).await, [""; 0], "{bad}");
+        }
+    });
+}

@@ -11,6 +11,7 @@ use proxy_tests::daemon::{Directory, binary};
 use proxy_tests::datapath::{Datapath, Flavour};
 use proxy_tests::flow::{flow, kept, masqueraded};
 use proxy_tests::matrix::{Case, Test};
+use serde_json::{Value, json};
 
 use crate::common::{PORT, foreign, make_foreign, rules, run, run_as, web, works};
 
@@ -71,6 +72,13 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(node_2_the_first_address_of_the_node_is_its_ip)
             .protocols(&[Protocol::Tcp, Protocol::Udp]),
         case!(node_4_a_new_node_ip_takes_the_node_ports).protocols(&[Protocol::Tcp, Protocol::Udp]),
+        case!(node_4_np_4_a_node_that_says_nothing_keeps_its_node_ports)
+            .tcp()
+            .fresh(),
+        case!(node_5_a_node_that_says_nothing_keeps_its_pod_networks)
+            .tcp()
+            .fresh()
+            .flags(&["--detect-local-mode=NodeCIDR"]),
     ]
 }
 
@@ -291,6 +299,68 @@ fn node_4_a_new_node_ip_takes_the_node_ports(t: &mut Test) {
         flow(X, NODE_ALT, PORT).reaches([masqueraded(P2)]),
         flow(X, NODE, PORT).finds_nobody(),
     ]);
+}
+
+/// What a Node says that says nothing of its address in one family.
+fn silent_statuses(t: &Test) -> Vec<Value> {
+    let other = NODE.of(t.family.other()).to_string();
+    let (any, loopback, external) = match t.family {
+        Family::V4 => ("0.0.0.0", "127.0.0.1", "203.0.113.9"),
+        Family::V6 => ("::", "::1", "2001:db8:9::9"),
+    };
+    let internal = |address: &str| json!({"type": "InternalIP", "address": address});
+    [
+        json!([]),
+        Value::Null,
+        json!([{"type": "Hostname", "address": "node-n"}]),
+        json!([{"type": "ExternalIP", "address": external}]),
+        json!([internal(&other)]),
+        json!([internal(any), internal("nonsense"), internal(loopback)]),
+    ]
+    .into_iter()
+    .map(|addresses| json!({"status": {"addresses": addresses}}))
+    .collect()
+}
+
+fn node_4_np_4_a_node_that_says_nothing_keeps_its_node_ports(t: &mut Test) {
+    web(t);
+    let alt = t.ip(NODE_ALT).to_string();
+    for (own, not) in [(NODE, NODE_ALT), (NODE_ALT, NODE)] {
+        if own == NODE_ALT {
+            // Only another address is news.
+            t.node().internal_ips(&[&alt]);
+        }
+        t.check([
+            flow(X, own, PORT).reaches([masqueraded(P2)]),
+            flow(X, not, PORT).finds_nobody(),
+        ]);
+        for status in silent_statuses(t) {
+            t.node().patch(status);
+            t.apply();
+            t.observe([
+                flow(X, own, PORT).reaches([masqueraded(P2)]),
+                flow(P1, own, PORT).reaches([masqueraded(P2)]),
+                flow(X, not, PORT).finds_nobody(),
+            ]);
+        }
+    }
+}
+
+fn node_5_a_node_that_says_nothing_keeps_its_pod_networks(t: &mut Test) {
+    web(t);
+    let flows = || {
+        [
+            flow(P1, VIP, 80).reaches([kept(P2)]),
+            flow(X, VIP, 80).reaches([masqueraded(P2)]),
+        ]
+    };
+    t.check(flows());
+    for networks in [json!([]), Value::Null] {
+        t.node()
+            .patch(json!({"spec": {"podCIDR": null, "podCIDRs": networks}}));
+        t.apply();
+        t.observe(flows());
+    }
 }
 
 fn life_15_a_missing_capability_is_told(t: &mut Test) {

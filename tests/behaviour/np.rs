@@ -30,7 +30,9 @@ pub(crate) fn cases() -> Vec<Case> {
             .protocols(&KERNEL)
             .flags(&["--nodeport-addresses=192.0.2.0/24"]),
         case!(np_3_default_is_the_primary_address).protocols(&KERNEL),
-        case!(np_4_no_node_ports_in_a_family_without_node_ip).protocols(&KERNEL),
+        case!(np_4_no_node_ports_in_a_family_without_node_ip)
+            .protocols(&KERNEL)
+            .fresh(),
         case!(np_5_loopback_is_never_captured)
             .protocols(&KERNEL)
             .flags(&all),

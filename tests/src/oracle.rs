@@ -70,7 +70,7 @@ impl Judgement {
         let addresses: Vec<IpAddr> = drained
             .node
             .iter()
-            .flat_map(|node| node.addresses.iter().copied())
+            .flat_map(|node| node.addresses().collect::<Vec<_>>())
             .collect();
         let own = [NODE, NODE_ALT, POD_GATEWAY, LOOPBACK];
         let environment = Environment {

@@ -79,7 +79,10 @@ fn read(config: &Config) -> Result<Inside, AppError> {
         Arc::clone(&config.node_name),
         config.node_ip_override,
     );
-    let own = drained.node.as_ref().map(|node| node.addresses.to_vec());
+    let own = drained
+        .node
+        .as_ref()
+        .map(|node| node.addresses().collect::<Vec<_>>());
     let loopback = [
         IpAddr::from(Ipv4Addr::LOCALHOST),
         Ipv6Addr::LOCALHOST.into(),

@@ -182,9 +182,7 @@ async fn serve(
     );
     let primary = config
         .node_ip_override
-        .or(node
-            .as_ref()
-            .and_then(|node| node.addresses.first().copied()))
+        .or(node.as_ref().and_then(|node| node.addresses().next()))
         .map_or(IpFamily::V4, IpFamily::of);
     let sync = Sync::new(
         Intake(Arc::clone(shared)),

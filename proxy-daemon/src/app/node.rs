@@ -32,7 +32,8 @@ pub(super) async fn discover(
         tracing::info!("the manifests have no Node of our name: NodePorts need --bind-address");
         return Ok(None);
     }
-    let has_addresses = |store: &Store| store.node().is_some_and(|n| !n.addresses.is_empty());
+    let has_addresses =
+        |store: &Store| store.node().is_some_and(|n| n.addresses().next().is_some());
     if tokio::time::timeout(ADDRESSES, until(shared, has_addresses))
         .await
         .is_err()
@@ -48,15 +49,20 @@ pub(super) async fn discover(
     Ok(now())
 }
 
-/// Waits until our Node's pod networks are not what they were, if that matters. Spec: NODE-5.
+/// Waits until our Node has other pod networks than it had, if that matters. Spec: NODE-5.
+///
+/// A Node that says nothing about them for a while has the old ones still.
 pub(super) async fn pod_cidrs_changed(shared: &Shared, matters: bool) -> AppError {
-    let now = |store: &Store| store.node().map(|node| node.pod_cidrs.clone());
+    let now = |store: &Store| {
+        let networks = store.node().map(|node| node.pod_cidrs.clone());
+        networks.filter(|networks| !networks.is_empty())
+    };
     let before = shared.with(|store| now(store));
     if !matters || before.is_none() {
         return std::future::pending().await;
     }
     let mut bell = shared.subscribe();
-    while shared.with(|store| now(store)) == before {
+    while shared.with(|store| now(store).is_none_or(|now| Some(now) == before)) {
         if bell.changed().await.is_err() {
             return std::future::pending().await;
         }

@@ -227,12 +227,17 @@ impl<I: Intake> Sync<I> {
         let since = self.requested.take().unwrap_or(now);
         let drained = self.intake.take(everything)?;
         self.health.queued(since, &*self.clock);
+        let has_node_news = drained.node.is_some();
         if let Some(node) = &drained.node {
             self.health.set_node_eligible(node.eligible);
         }
         self.source_token = drained.source_token.or(self.source_token.take());
         self.surroundings
             .take_in(drained.node, drained.service_cidrs);
+        if has_node_news {
+            let missing = self.surroundings.diagnostics();
+            self.diagnostics.set(About::Source("our Node"), missing);
+        }
         let environment = self.surroundings.environment();
         let services = drained.services;
         // A panic in compile is a bug of ours: the compiler's memory is no longer to be trusted, so it

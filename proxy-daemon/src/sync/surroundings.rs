@@ -1,6 +1,7 @@
 //! What does `compile` need to know besides Services, and from whom?
 //!
-//! Invariants: pure; the last Node that was seen counts, also after it is deleted (HZ-5, NODE-6).
+//! Invariants: pure; the last Node that was seen counts, also after it is deleted (HZ-5, NODE-6); what a
+//! Node does not say is no news: the last address and the last pod networks that it had stay (NODE-4).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,7 +11,8 @@ use ipnet::IpNet;
 
 use crate::compile::Environment;
 use crate::config::Policy;
-use crate::model::{Node, ServiceCidr};
+use crate::model::{Diagnostic, Node, ServiceCidr};
+use crate::net::IpFamily;
 
 /// The node, its addresses and the settings, as they are now.
 #[derive(Clone, Debug)]
@@ -19,6 +21,8 @@ pub struct Surroundings {
     node_name: Arc<str>,
     node_ip_override: Option<IpAddr>,
     node: Option<Arc<Node>>,
+    addresses: NodeAddresses,
+    pod_cidrs: Box<[IpNet]>,
     local_addresses: BTreeSet<IpAddr>,
     service_cidrs: BTreeSet<IpNet>,
 }
@@ -31,6 +35,8 @@ impl Surroundings {
             node_name,
             node_ip_override,
             node: None,
+            addresses: NodeAddresses::default(),
+            pod_cidrs: Box::default(),
             local_addresses: BTreeSet::new(),
             service_cidrs: BTreeSet::new(),
         }
@@ -50,6 +56,10 @@ impl Surroundings {
         service_cidrs: Option<Vec<Arc<ServiceCidr>>>,
     ) {
         if let Some(node) = node {
+            self.addresses.take_in(&node);
+            if !node.pod_cidrs.is_empty() {
+                self.pod_cidrs.clone_from(&node.pod_cidrs);
+            }
             self.node = Some(node);
         }
         if let Some(cidrs) = service_cidrs {
@@ -58,58 +68,124 @@ impl Surroundings {
         }
     }
 
+    /// What our Node does not say any longer, and what holds instead.
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        let Some(node) = &self.node else {
+            return Vec::new();
+        };
+        let (v4, v6) = self.addresses.node_ips(None);
+        let known = [v4.map(IpAddr::from), v6.map(IpAddr::from)];
+        let is_replaced = |family| self.node_ip_override.map(IpFamily::of) == Some(family);
+        let missing = known.into_iter().flatten().filter(|address| {
+            let family = IpFamily::of(*address);
+            !is_replaced(family) && !node.addresses().any(|now| IpFamily::of(now) == family)
+        });
+        let told = missing.map(|address| Diagnostic {
+            object: format!("Node {}", node.name),
+            field: "status.addresses".to_owned(),
+            message: format!(
+                "has no {} address any longer; {address}, the last known, stays in force until it \
+                 has another one; see kubelet or the cloud's controller",
+                IpFamily::of(address).name()
+            ),
+        });
+        told.collect()
+    }
+
     /// All of it, for `compile`.
     pub fn environment(&self) -> Environment {
-        let addresses = self.node.as_ref().map(|node| &node.addresses[..]);
-        let (node_ip_v4, node_ip_v6) =
-            node_ips(addresses.unwrap_or_default(), self.node_ip_override);
+        let (node_ip_v4, node_ip_v6) = self.addresses.node_ips(self.node_ip_override);
         Environment {
             policy: self.policy.clone(),
             node_name: Arc::clone(&self.node_name),
             zone: self.node.as_ref().and_then(|node| node.zone.clone()),
             node_ip_v4,
             node_ip_v6,
-            pod_cidrs: self
-                .node
-                .as_ref()
-                .map(|node| node.pod_cidrs.clone())
-                .unwrap_or_default(),
+            pod_cidrs: self.pod_cidrs.clone(),
             local_addresses: self.local_addresses.clone(),
             service_cidrs: self.service_cidrs.clone(),
         }
     }
 }
 
-/// The first address of each family; a specific bind address replaces the one of its family.
+/// The first address of each type and family that our Node named last.
 ///
-/// Where nothing is known there is none: kube-proxy's 127.0.0.1 and `::1` would never be served anyway
-/// (NP-5), and `primary` must not widen (NP-4). Spec: NODE-2.
-fn node_ips(
-    addresses: &[IpAddr],
-    specific: Option<IpAddr>,
-) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
-    let in_order = || specific.into_iter().chain(addresses.iter().copied());
-    let v4 = in_order().find_map(|address| match address {
-        IpAddr::V4(address) => Some(address),
+/// The type is kept too: what is left of a status that lost its InternalIPs may be an ExternalIP that is
+/// on no interface, and then there would be no NodePorts either.
+#[derive(Clone, Debug, Default)]
+struct NodeAddresses {
+    internal_v4: Option<Ipv4Addr>,
+    internal_v6: Option<Ipv6Addr>,
+    external_v4: Option<Ipv4Addr>,
+    external_v6: Option<Ipv6Addr>,
+}
+
+impl NodeAddresses {
+    fn take_in(&mut self, node: &Node) {
+        self.internal_v4 = first_v4(&node.internal_ips).or(self.internal_v4);
+        self.internal_v6 = first_v6(&node.internal_ips).or(self.internal_v6);
+        self.external_v4 = first_v4(&node.external_ips).or(self.external_v4);
+        self.external_v6 = first_v6(&node.external_ips).or(self.external_v6);
+    }
+
+    /// The node IP of each family; a specific bind address replaces the one of its family.
+    ///
+    /// Where nothing was ever known there is none: kube-proxy's 127.0.0.1 and `::1` would never be served
+    /// anyway (NP-5), and `primary` must not widen (NP-4). Spec: NODE-2.
+    fn node_ips(&self, specific: Option<IpAddr>) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+        let v4 = self.internal_v4.or(self.external_v4);
+        let v6 = self.internal_v6.or(self.external_v6);
+        match specific {
+            Some(IpAddr::V4(address)) => (Some(address), v6),
+            Some(IpAddr::V6(address)) => (v4, Some(address)),
+            None => (v4, v6),
+        }
+    }
+}
+
+fn first_v4(addresses: &[IpAddr]) -> Option<Ipv4Addr> {
+    addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(*address).filter(|address| !address.is_loopback()),
         IpAddr::V6(_) => None,
-    });
-    let v6 = in_order().find_map(|address| match address {
+    })
+}
+
+fn first_v6(addresses: &[IpAddr]) -> Option<Ipv6Addr> {
+    addresses.iter().find_map(|address| match address {
         IpAddr::V4(_) => None,
-        IpAddr::V6(address) => Some(address),
-    });
-    (v4, v6)
+        IpAddr::V6(address) => Some(*address).filter(|address| !address.is_loopback()),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn ips(addresses: &[&str], specific: &str) -> (String, String) {
-        let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
-        let (v4, v6) = node_ips(&addresses, specific.parse().ok());
+    fn node(internal: &[&str], external: &[&str], pod_cidrs: &[&str]) -> Arc<Node> {
+        let ips = |texts: &[&str]| texts.iter().map(|a| a.parse().unwrap()).collect();
+        Arc::new(Node {
+            name: "n".into(),
+            internal_ips: ips(internal),
+            external_ips: ips(external),
+            zone: None,
+            pod_cidrs: pod_cidrs.iter().map(|n| n.parse().unwrap()).collect(),
+            eligible: true,
+        })
+    }
+
+    fn surroundings(specific: &str) -> Surroundings {
+        Surroundings::new(Policy::default(), "n".into(), specific.parse().ok())
+    }
+
+    fn ips(surroundings: &Surroundings) -> (String, String) {
+        let Environment {
+            node_ip_v4,
+            node_ip_v6,
+            ..
+        } = surroundings.environment();
         (
-            v4.map(|a| a.to_string()).unwrap_or_default(),
-            v6.map(|a| a.to_string()).unwrap_or_default(),
+            node_ip_v4.map(|a| a.to_string()).unwrap_or_default(),
+            node_ip_v6.map(|a| a.to_string()).unwrap_or_default(),
         )
     }
 
@@ -123,8 +199,60 @@ mod tests {
             (&["2001:db8::2"], "", "", "2001:db8::2"),
             (&[], "192.0.2.7", "192.0.2.7", ""),
             (&[], "", "", ""),
+            (&["127.0.0.1", "::1"], "", "", ""),
         ] {
-            assert_eq!(ips(addresses, specific), (v4.to_owned(), v6.to_owned()));
+            let mut surroundings = surroundings(specific);
+            surroundings.take_in(Some(node(addresses, &[], &[])), None);
+            assert_eq!(ips(&surroundings), (v4.to_owned(), v6.to_owned()));
+            assert_eq!(surroundings.diagnostics(), []);
+        }
+    }
+
+    #[test]
+    fn node_4_only_another_address_is_news() {
+        let mut surroundings = surroundings("");
+        // Internal and external addresses, the node IPs then, and how many are told to be missing.
+        for (internal, external, v4, v6, n_missing) in [
+            (&[][..], &[][..], "", "", 0),
+            (&[], &["203.0.113.9"], "203.0.113.9", "", 0),
+            (
+                &["192.0.2.2", "2001:db8::2"],
+                &[],
+                "192.0.2.2",
+                "2001:db8::2",
+                0,
+            ),
+            (&[], &[], "192.0.2.2", "2001:db8::2", 2),
+            (&[], &["203.0.113.9"], "192.0.2.2", "2001:db8::2", 1),
+            (&["127.0.0.1"], &[], "192.0.2.2", "2001:db8::2", 1),
+            (&["192.0.2.2"], &[], "192.0.2.2", "2001:db8::2", 1),
+            (&["2001:db8::3"], &[], "192.0.2.2", "2001:db8::3", 1),
+            (
+                &["192.0.2.3", "2001:db8::3"],
+                &[],
+                "192.0.2.3",
+                "2001:db8::3",
+                0,
+            ),
+        ] {
+            surroundings.take_in(Some(node(internal, external, &[])), None);
+            let what = format!("{internal:?} {external:?}");
+            assert_eq!(ips(&surroundings), (v4.to_owned(), v6.to_owned()), "{what}");
+            assert_eq!(surroundings.diagnostics().len(), n_missing, "{what}");
+        }
+    }
+
+    #[test]
+    fn node_5_a_node_without_pod_networks_has_the_last_ones() {
+        let mut surroundings = surroundings("");
+        for (said, networks) in [("10.244.1.0/24", "10.244.1.0/24"), ("", "10.244.1.0/24")] {
+            let said: Vec<&str> = [said].into_iter().filter(|s| !s.is_empty()).collect();
+            surroundings.take_in(Some(node(&[], &[], &said)), None);
+            let now = surroundings.environment().pod_cidrs;
+            assert_eq!(
+                now.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                [networks]
+            );
         }
     }
 }

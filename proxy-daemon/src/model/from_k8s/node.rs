@@ -14,7 +14,7 @@ use super::intern::Interner;
 use super::service::read_address;
 use super::wire::{Object, Spec, Status};
 use crate::model::{Node, ServiceCidr};
-use crate::net::{holds_loopback, parse_network};
+use crate::net::{holds_loopback, never_unicast, parse_network};
 
 /// A taint that says that the node is about to go. Source: cluster-autoscaler.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
@@ -34,6 +34,8 @@ pub(super) fn read_node(
     let status = faults
         .value(&object.status, format_args!("status"))
         .unwrap_or(&no_status);
+    // Once for both types, so that a fault is told once.
+    faults.list(&status.addresses, "status.addresses");
     let metadata = object.metadata.value();
     let zone = metadata
         .and_then(|m| m.labels.value())
@@ -46,33 +48,42 @@ pub(super) fn read_node(
         .any(|(_, taint)| taint.key.value().is_some_and(|key| key == TO_BE_DELETED));
     Node {
         name: Arc::clone(name),
-        addresses: read_addresses(status, faults),
+        internal_ips: read_addresses(status, "InternalIP", faults),
+        external_ips: read_addresses(status, "ExternalIP", faults),
         zone: zone.map(|zone| interner.get(zone)),
         pod_cidrs: read_pod_cidrs(spec, faults),
         eligible: !deleted && !tainted,
     }
 }
 
-/// The internal ones, then the external ones. Spec: NODE-2.
-fn read_addresses(status: &Status<'_>, faults: &mut Faults<'_>) -> Box<[IpAddr]> {
-    let wire = faults.list(&status.addresses, "status.addresses");
+/// The addresses of one type.
+fn read_addresses(status: &Status<'_>, wanted: &str, faults: &mut Faults<'_>) -> Box<[IpAddr]> {
+    let Some(wire) = status.addresses.value() else {
+        return Box::default();
+    };
     let mut addresses = Vec::new();
-    for wanted in ["InternalIP", "ExternalIP"] {
-        for (index, address) in &wire {
-            if address.kind.value().map_or("", Cow::as_ref) != wanted {
-                continue;
-            }
+    for (index, address) in wire.iter().enumerate() {
+        let Some(address) = address.value() else {
+            continue;
+        };
+        if address.kind.value().map_or("", Cow::as_ref) != wanted {
+            continue;
+        }
+        let path = format_args!("status.addresses[{index}].address");
+        let Some(text) = faults.value(&address.address, path) else {
+            continue;
+        };
+        let path = format_args!("status.addresses[{index}].address");
+        let Some(address) = read_address(text, path, faults) else {
+            continue;
+        };
+        // Clusters of one machine use loopback; it is no fault, although nothing is served there.
+        let special = never_unicast(address).filter(|_| !address.is_loopback());
+        if let Some(what) = special {
             let path = format_args!("status.addresses[{index}].address");
-            if let Some(text) = faults.value(&address.address, path)
-                && let Some(address) = read_address(
-                    text,
-                    format_args!("status.addresses[{index}].address"),
-                    faults,
-                )
-                && !addresses.contains(&address)
-            {
-                addresses.push(address);
-            }
+            faults.add(path, format_args!("{address} is {what}; ignored"));
+        } else if !addresses.contains(&address) {
+            addresses.push(address);
         }
     }
     addresses.into()

@@ -54,7 +54,8 @@ fn slice(of: &str, owner: &str, last: u8) -> Arc<EndpointSlice> {
 fn node(zone: &str) -> Arc<Node> {
     Arc::new(Node {
         name: "n".into(),
-        addresses: Box::default(),
+        internal_ips: Box::default(),
+        external_ips: Box::default(),
         zone: Some(zone.into()),
         pod_cidrs: Box::default(),
         eligible: true,

@@ -26,10 +26,41 @@ fn node(over: &Json) -> Arc<Node> {
 #[test]
 fn node_2_internal_addresses_come_before_external_ones() {
     assert_eq!(
-        addresses(&node(&json!({})).addresses),
+        addresses(&node(&json!({})).addresses().collect::<Vec<_>>()),
         ["192.0.2.2", "2001:db8:2::2", "203.0.113.9"]
     );
-    assert_eq!(node(&json!({"status": null})).addresses.len(), 0);
+    assert_eq!(node(&json!({"status": null})).addresses().count(), 0);
+}
+
+#[test]
+fn node_4_what_is_no_address_of_a_node_is_none() {
+    let read = |status: Json| {
+        let object = json!({"kind": "Node", "metadata": {"name": "n"}, "status": status});
+        let decoded = decode(ObjectKind::Node, &object);
+        let Value::Node(node) = decoded.value else {
+            panic!("{:?}", decoded.value);
+        };
+        let texts = addresses(&node.addresses().collect::<Vec<_>>());
+        (texts, decoded.diagnostics.len())
+    };
+    let internal = |address: &str| json!({"type": "InternalIP", "address": address});
+    for (bad, n_faults) in [
+        (json!([]), 0),
+        (json!(null), 0),
+        (json!({}), 1),
+        (json!([1]), 1),
+        (json!([{"type": "Hostname", "address": "n"}]), 0),
+        (json!([internal("")]), 1),
+        (
+            json!([internal("0.0.0.0"), internal("::"), internal("224.0.0.1")]),
+            3,
+        ),
+    ] {
+        let status = json!({"addresses": bad});
+        assert_eq!(read(status.clone()), (vec![], n_faults), "{status}");
+    }
+    let twice = json!({"addresses": [internal("192.0.2.2"), internal("192.0.2.2")]});
+    assert_eq!(read(twice), (vec!["192.0.2.2".to_owned()], 0));
 }
 
 #[test]

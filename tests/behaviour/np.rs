@@ -26,6 +26,19 @@ pub(crate) fn cases() -> Vec<Case> {
             .protocols(&KERNEL)
             .flags(&second),
         case!(np_2_zero_prefix_accepts_every_address).flags(&all),
+        case!(np_2_words_and_networks_mix_and_silence_opens_nothing)
+            .protocols(&KERNEL)
+            .flags(&["--nodeport-addresses=primary,198.51.100.0/24"]),
+        case!(np_2_the_word_all_accepts_every_address)
+            .tcp()
+            .flags(&["--nodeport-addresses=all,primary"]),
+        case!(np_2_the_word_localhost_accepts_no_other_address)
+            .tcp()
+            .flags(&["--nodeport-addresses=localhost"]),
+        case!(np_2_np_4_words_open_no_family_without_node_ip)
+            .tcp()
+            .fresh()
+            .flags(&["--nodeport-addresses=primary,localhost"]),
         case!(np_2_family_without_prefix_accepts_every_address)
             .protocols(&KERNEL)
             .flags(&["--nodeport-addresses=192.0.2.0/24"]),
@@ -86,6 +99,51 @@ fn np_2_zero_prefix_accepts_every_address(t: &mut Test) {
         works(X, NODE),
         works(P1, NODE_ALT),
         works(HOST_ALT, NODE),
+    ]);
+}
+
+fn np_2_words_and_networks_mix_and_silence_opens_nothing(t: &mut Test) {
+    web(t);
+    t.check([
+        works(X, NODE),
+        works(P1, NODE),
+        match t.family {
+            Family::V4 => works(X, NODE_ALT),
+            Family::V6 => flow(X, NODE_ALT, PORT).finds_nobody(),
+        },
+    ]);
+}
+
+fn np_2_the_word_all_accepts_every_address(t: &mut Test) {
+    web(t);
+    t.check([
+        works(X, NODE),
+        works(X, NODE_ALT),
+        flow(HOST, LOOPBACK, PORT).finds_nobody(),
+    ]);
+}
+
+fn np_2_the_word_localhost_accepts_no_other_address(t: &mut Test) {
+    web(t);
+    t.check([
+        flow(X, NODE, PORT).finds_nobody(),
+        flow(X, NODE_ALT, PORT).finds_nobody(),
+        flow(HOST, LOOPBACK, PORT).finds_nobody(),
+    ]);
+    let log = t.bed().daemon.log();
+    assert!(
+        log.contains("NodePorts are not served on localhost yet"),
+        "{log}"
+    );
+}
+
+fn np_2_np_4_words_open_no_family_without_node_ip(t: &mut Test) {
+    let other = NODE.of(t.family.other()).to_string();
+    web(t);
+    t.node().internal_ips(&[&other]);
+    t.check([
+        flow(X, NODE, PORT).finds_nobody(),
+        flow(X, NODE_ALT, PORT).finds_nobody(),
     ]);
 }
 

@@ -33,6 +33,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(svc_14_the_cluster_ip_beats_external_ips_and_the_older_service_wins),
         case!(svc_14_of_two_node_ports_the_older_service_has_it),
         case!(svc_15_names_may_differ_in_the_last_character_only).tcp(),
+        case!(svc_15_the_longest_names_and_names_that_begin_with_a_digit_are_served).tcp(),
         case!(svc_16_a_service_without_ports_has_no_live_cluster_ip).tcp(),
     ]
 }
@@ -326,6 +327,32 @@ fn svc_15_names_may_differ_in_the_last_character_only(t: &mut Test) {
             .port(&one, TARGET_PORT)
             .port(&two, SECOND_PORT)
             .ready(host);
+    }
+    t.check([
+        flow(P1, VIP, 80).reaches([kept(P2).on(TARGET_PORT)]),
+        flow(P1, VIP, 81).reaches([kept(P2).on(SECOND_PORT)]),
+        flow(P1, VIP2, 80).reaches([kept(R).on(TARGET_PORT)]),
+        flow(P1, VIP2, 81).reaches([kept(R).on(SECOND_PORT)]),
+    ]);
+}
+
+fn svc_15_the_longest_names_and_names_that_begin_with_a_digit_are_served(t: &mut Test) {
+    let in_namespace = |name: &str| json!({"metadata": {"namespace": name}});
+    let long = "9".repeat(63);
+    // The name as a whole is longer than any comment may be, in each mode.
+    let ports = ["p".repeat(15), "q".repeat(63)];
+    for (name, namespace, vip, host) in [(&*long, &*long, VIP, P2), ("1a", "0-0", VIP2, R)] {
+        t.service(name)
+            .cluster_ip(vip)
+            .named_port(&ports[0], 80)
+            .named_port(&ports[1], 81)
+            .affinity(100)
+            .patch(in_namespace(namespace));
+        t.endpoints(name)
+            .port(&ports[0], TARGET_PORT)
+            .port(&ports[1], SECOND_PORT)
+            .ready(host)
+            .patch(in_namespace(namespace));
     }
     t.check([
         flow(P1, VIP, 80).reaches([kept(P2).on(TARGET_PORT)]),

@@ -251,10 +251,14 @@ pub(crate) fn environment<F: Pool>(settings: &Settings) -> Environment {
         2 => DetectLocal::ClusterCidr { v4: None, v6: None },
         _ => DetectLocal::NodeCidr,
     };
-    let node_port_addresses = match settings.node_ports {
-        0 => NodePortAddresses::Primary,
-        1 => NodePortAddresses::Networks(Box::default()),
-        _ => NodePortAddresses::Networks([network([198, 51, 100, 0], 24)].into()),
+    let second = [network([198, 51, 100, 0], 24)];
+    let node_port_addresses = NodePortAddresses {
+        primary: settings.node_ports == 0,
+        networks: second
+            .into_iter()
+            .filter(|_| settings.node_ports > 1)
+            .collect(),
+        silence_is_all: settings.node_ports > 0,
     };
     let node_ip = F::address(UPLINK);
     let v4 = if let IpAddr::V4(a) = node_ip {

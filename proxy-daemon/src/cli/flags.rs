@@ -102,7 +102,7 @@ flags! {
     value pod_bridge_interface: String;
     /// The beginning of interface names of detect-local mode InterfaceNamePrefix
     value pod_interface_name_prefix: String;
-    /// Networks whose local addresses accept NodePort traffic, or "primary" (the default)
+    /// Which local addresses accept NodePort traffic: networks, "primary" (the default), "localhost", "all"
     list nodeport_addresses: String;
     /// Masquerades every ClusterIP connection
     bool masquerade_all: bool;
@@ -130,7 +130,7 @@ flags! {
     value conntrack_udp_timeout_stream: GoDuration;
     /// Our own oom_score_adj [default: -999]
     value oom_score_adj: i32;
-    /// Feature gates: AllowServiceExternalIPs
+    /// Feature gates: AllowServiceExternalIPs; others of kube-proxy are accepted
     list feature_gates: String;
     /// How logs are written: text or json
     value logging_format: String;

@@ -97,17 +97,19 @@ fn node_port_addresses<F: Family>(environment: &Environment) -> BTreeSet<F::Addr
         .copied()
         .filter(|a| !a.is_loopback());
     let local = local.filter_map(F::addr);
-    match &environment.policy.node_port_addresses {
-        NodePortAddresses::Primary => {
-            let node_ip = node_ip::<F>(environment);
-            local.filter(|address| Some(*address) == node_ip).collect()
-        }
-        NodePortAddresses::Networks(networks) => {
-            let networks: Vec<F::Net> = networks.iter().copied().filter_map(F::net).collect();
-            let accepted = |address: &F::Addr| networks.iter().any(|n| F::contains(n, *address));
-            local
-                .filter(|address| networks.is_empty() || accepted(address))
-                .collect()
-        }
-    }
+    let NodePortAddresses {
+        primary,
+        networks,
+        silence_is_all,
+    } = &environment.policy.node_port_addresses;
+    let node_ip = node_ip::<F>(environment).filter(|_| *primary);
+    let networks: Vec<F::Net> = networks.iter().copied().filter_map(F::net).collect();
+    let is_open = *silence_is_all && networks.is_empty();
+    local
+        .filter(|address| {
+            is_open
+                || Some(*address) == node_ip
+                || networks.iter().any(|n| F::contains(n, *address))
+        })
+        .collect()
 }

@@ -28,7 +28,7 @@ impl Default for Policy {
             detect_local: DetectLocal::ClusterCidr { v4: None, v6: None },
             masquerade_all: false,
             masquerade_bit: MarkBit::DEFAULT,
-            node_port_addresses: NodePortAddresses::Primary,
+            node_port_addresses: NodePortAddresses::primary(),
             allow_external_ips: true,
             drop_invalid: true,
         }
@@ -53,11 +53,24 @@ pub enum DetectLocal {
     InterfaceNamePrefix(InterfaceName),
 }
 
-/// Which of the node's addresses accept NodePort traffic.
+/// Which of the node's addresses accept NodePort traffic; never loopback. Spec: NP-2 to NP-5.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodePortAddresses {
-    /// The node IPs. Spec: NP-3.
-    Primary,
-    /// Those in one of these networks; a family without any accepts all but loopback. Spec: NP-2.
-    Networks(Box<[IpNet]>),
+pub struct NodePortAddresses {
+    /// Whether the node IPs do.
+    pub primary: bool,
+    /// The networks whose addresses do, with those that words of the list stand for.
+    pub networks: Box<[IpNet]>,
+    /// Whether all addresses do in a family that the list does not mention.
+    pub silence_is_all: bool,
+}
+
+impl NodePortAddresses {
+    /// The node IPs and nothing else. Spec: NP-3.
+    pub fn primary() -> Self {
+        Self {
+            primary: true,
+            networks: Box::default(),
+            silence_is_all: false,
+        }
+    }
 }

@@ -110,7 +110,7 @@ impl Surroundings {
 
 /// The first address of each type and family that our Node named last.
 ///
-/// The type is kept too: what is left of a status that lost its InternalIPs may be an ExternalIP that is
+/// The type is kept too: what is left of a status that lost its internal addresses may be an external one that is
 /// on no interface, and then there would be no NodePorts either.
 #[derive(Clone, Debug, Default)]
 struct NodeAddresses {

@@ -18,6 +18,15 @@ use super::{
 use crate::forwarding::{InterfaceName, MarkBit};
 use crate::net::{parse_address, parse_network};
 
+/// Gates of kube-proxy that are no reason for a warning: the first decides something here, what the
+/// others switch is here as they say, or never. Spec: CFG-5.
+const KNOWN_GATES: [&str; 4] = [
+    "AllowServiceExternalIPs",
+    "KubeProxyIPVS",
+    "KubeProxyNFTablesLocalhostNodePorts",
+    "NFTablesNetlink",
+];
+
 /// What a configuration has no field for.
 #[derive(Clone, Debug, Default)]
 pub struct Beside {
@@ -380,31 +389,53 @@ impl Resolver {
         DetectLocal::ClusterCidr { v4, v6 }
     }
 
-    /// Spec: NP-2, NP-3, NP-5.
+    /// Networks and words in any mix. Spec: NP-2, NP-3, NP-5, CFG-5.
     fn node_port_addresses(&mut self, texts: Option<&[String]>) -> NodePortAddresses {
-        let field = "nodePortAddresses";
+        const FIELD: &str = "nodePortAddresses";
+        const LOCALHOST: [&str; 2] = ["127.0.0.0/8", "::1/128"];
+        const ALL: [&str; 2] = ["0.0.0.0/0", "::/0"];
         let texts = texts.unwrap_or_default();
-        if texts.is_empty() || matches!(texts, [only] if only == "primary") {
-            return NodePortAddresses::Primary;
+        if texts.is_empty() {
+            return NodePortAddresses::primary();
         }
+        let mut primary = false;
         let mut networks: Vec<IpNet> = Vec::new();
-        for text in texts {
-            match parse_network(text.trim()) {
-                Ok(network) => {
-                    if network.addr().is_loopback() && network.prefix_len() > 0 {
-                        self.warnings.push(format!(
-                            "{field}: {network} is loopback, where NodePorts are never served"
-                        ));
+        // A word speaks for both families, so that silence about one of them opens nothing (NP-4).
+        let mut has_word = false;
+        let mut names_loopback = false;
+        for text in texts.iter().map(|text| text.trim()) {
+            let stands_for: &[&str] = match text {
+                "primary" => &[],
+                "localhost" => &LOCALHOST,
+                "all" => &ALL,
+                network => &[network],
+            };
+            primary |= text == "primary";
+            has_word |= stands_for != [text];
+            for network in stands_for {
+                match parse_network(network) {
+                    Ok(network) => {
+                        names_loopback |= network.addr().is_loopback() && network.prefix_len() > 0;
+                        networks.push(network);
                     }
-                    networks.push(network);
+                    Err(error) => self.fault(
+                        FIELD,
+                        format!("{error}; and it is none of the words primary, localhost, all"),
+                    ),
                 }
-                Err(_) if text == "primary" => {
-                    self.fault(field, "\"primary\" cannot be combined with networks");
-                }
-                Err(error) => self.fault(field, error.to_string()),
             }
         }
-        NodePortAddresses::Networks(networks.into())
+        if names_loopback {
+            self.warnings.push(format!(
+                "{FIELD}: NodePorts are not served on localhost yet: clients on the node must use \
+                 another of its addresses (NP-14)"
+            ));
+        }
+        NodePortAddresses {
+            primary,
+            networks: networks.into(),
+            silence_is_all: !has_word,
+        }
     }
 
     /// Spec: SYNC-1 to SYNC-3, SYNC-14.
@@ -535,10 +566,7 @@ impl Resolver {
         };
         note(localhost(&raw.iptables), "iptables.localhostNodePorts");
         let gates = raw.feature_gates.iter().flatten().map(|(name, _)| name);
-        let gates: Vec<&String> = gates
-            .filter(|name| *name != "AllowServiceExternalIPs")
-            .collect();
-        for gate in gates {
+        for gate in gates.filter(|name| !KNOWN_GATES.contains(&name.as_str())) {
             note(true, &format!("featureGates.{gate}"));
         }
         if raw

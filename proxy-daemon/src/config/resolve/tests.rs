@@ -185,7 +185,9 @@ fn cfg_5_each_bad_value_is_a_fault() {
         "oomScoreAdj: 1001",
         "conntrack: {maxPerCore: -1}",
         "conntrack: {tcpEstablishedTimeout: -1s}",
-        "nodePortAddresses: [primary, 10.0.0.0/8]",
+        "nodePortAddresses: ['']",
+        "nodePortAddresses: [Primary]",
+        "nodePortAddresses: [primary, secondary]",
         "nodePortAddresses: [10.0.0.1]",
         "clusterCIDR: 10.0.0.0/8,11.0.0.0/8",
         "clusterCIDR: ten",
@@ -345,4 +347,90 @@ fn ext_4_the_gate_is_heard() {
             .policy
             .allow_external_ips
     );
+}
+
+#[test]
+fn cfg_5_np_2_networks_and_words_mix_in_node_port_addresses() {
+    const V4: &str = "10.0.0.0/8";
+    const LOOPBACK: &[&str] = &["127.0.0.0/8", "::1/128"];
+    const ALL: &[&str] = &["0.0.0.0/0", "::/0"];
+    // The list, whether it has the node IPs, its networks, whether silence opens, whether it warns.
+    for (list, primary, networks, silence_is_all, warns) in [
+        (&[][..], true, vec![], false, false),
+        (&["primary"], true, vec![], false, false),
+        (&[" primary ", "primary"], true, vec![], false, false),
+        (&["all"], false, vec![ALL], false, false),
+        (&["localhost"], false, vec![LOOPBACK], false, true),
+        (&["primary", "localhost"], true, vec![LOOPBACK], false, true),
+        (
+            &["primary", "localhost", "all"],
+            true,
+            vec![LOOPBACK, ALL],
+            false,
+            true,
+        ),
+        (&[V4, "primary"], true, vec![&[V4][..]], false, false),
+        (
+            &["localhost", V4],
+            false,
+            vec![LOOPBACK, &[V4]],
+            false,
+            true,
+        ),
+        (&[V4], false, vec![&[V4]], true, false),
+        (
+            &["127.0.0.1/32"],
+            false,
+            vec![&["127.0.0.1/32"]],
+            true,
+            true,
+        ),
+        (&["0.0.0.0/0"], false, vec![&["0.0.0.0/0"]], true, false),
+    ] {
+        let yaml = KubeProxyConfiguration {
+            node_port_addresses: Some(list.iter().map(|&text| text.to_owned()).collect()),
+            ..KubeProxyConfiguration::default()
+        };
+        let flag = format!("--nodeport-addresses={}", list.join(","));
+        let flags = (!list.is_empty()).then_some(flag);
+        let words = ["proxy-daemon".to_owned()].into_iter().chain(flags);
+        let cli = crate::cli::Cli::read(words.map(Into::into)).unwrap();
+        let cli = cli.as_configuration().unwrap();
+        for raw in [yaml, cli] {
+            let Resolved { config, warnings } = resolve(&raw, &beside()).unwrap();
+            let expected = NodePortAddresses {
+                primary,
+                networks: networks
+                    .concat()
+                    .iter()
+                    .map(|n| n.parse().unwrap())
+                    .collect(),
+                silence_is_all,
+            };
+            assert_eq!(config.policy.node_port_addresses, expected, "{list:?}");
+            let n_warnings = warnings.iter().filter(|w| w.contains("localhost")).count();
+            assert_eq!(n_warnings, usize::from(warns), "{list:?}: {warnings:?}");
+        }
+    }
+}
+
+#[test]
+fn cfg_5_known_feature_gates_are_accepted_silently_and_others_named() {
+    for (gate, is_named) in [
+        ("AllowServiceExternalIPs", false),
+        ("KubeProxyNFTablesLocalhostNodePorts", false),
+        ("NFTablesNetlink", false),
+        ("KubeProxyIPVS", false),
+        ("SomethingElse", true),
+    ] {
+        for value in [true, false] {
+            let raw = KubeProxyConfiguration {
+                feature_gates: Some([(gate.to_owned(), value)].into()),
+                ..KubeProxyConfiguration::default()
+            };
+            let Resolved { warnings, .. } = resolve(&raw, &beside()).unwrap();
+            let named = warnings.iter().any(|warning| warning.contains(gate));
+            assert_eq!(named, is_named, "{gate}: {warnings:?}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! LIFE: what the process must not wait for, and what it may take from the machine.
 
+use std::fs::File;
 use std::io::{PipeReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -39,7 +40,7 @@ fn unread_log(t: &mut Test) -> PipeReader {
     writer
         .write_all(&vec![b'x'; usize::try_from(size).unwrap()])
         .unwrap();
-    t.bed_mut().daemon.log_to(OwnedFd::from(writer).into());
+    t.bed_mut().daemon.log_to(File::from(OwnedFd::from(writer)));
     reader
 }
 
@@ -58,7 +59,8 @@ fn life_18_a_log_that_nobody_reads_holds_up_nothing(t: &mut Test) {
     assert!(status.success(), "{status}");
     assert!(started.elapsed() < Duration::from_secs(5));
     t.observe(works());
-    // What was not lost is still to be read by one who comes late.
+    // What was not lost is still to be read by one who comes late, up to the end of the pipe.
+    t.bed_mut().daemon.log_to(None);
     let mut text = String::new();
     log.read_to_string(&mut text).unwrap();
     assert!(text.starts_with("xxx"), "{text}");

@@ -141,7 +141,7 @@ pub struct Daemon {
     environment: Vec<(String, String)>,
     child: Option<Child>,
     token: String,
-    /// Where it logs instead of into its file, from the next start on.
+    /// Where it logs, if not into its file.
     log_to: Option<File>,
 }
 
@@ -201,9 +201,9 @@ impl Daemon {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Has it log there, as it is started next, instead of into its file.
-    pub fn log_to(&mut self, log: File) {
-        self.log_to = Some(log);
+    /// Has it log there instead of into its file (`None`); counts from the next start.
+    pub fn log_to(&mut self, log: impl Into<Option<File>>) {
+        self.log_to = log.into();
     }
 
     /// The id of its process.
@@ -250,8 +250,8 @@ impl Daemon {
                 binary.display()
             );
         }
-        let log = match self.log_to.take() {
-            Some(log) => log,
+        let log = match &self.log_to {
+            Some(log) => log.try_clone()?,
             None => File::options()
                 .create(true)
                 .append(true)
@@ -337,7 +337,8 @@ impl Daemon {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    fn log_path(&self) -> PathBuf {
+    /// The file of its log.
+    pub fn log_path(&self) -> PathBuf {
         self.private.path().join("daemon.log")
     }
 }

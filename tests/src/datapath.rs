@@ -11,7 +11,7 @@ use crate::address::Family;
 use crate::netns::Netns;
 
 /// How the names of our chains and sets of iptables and ipset begin.
-const OURS: &str = "PROXYD";
+pub(crate) const OURS: &str = "PROXYD";
 
 /// A datapath that behaviours are shown on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,14 +64,14 @@ pub struct Damage {
 }
 
 impl Damage {
-    fn new(what: impl Into<String>) -> Self {
+    pub(crate) fn new(what: impl Into<String>) -> Self {
         Self {
             what: what.into(),
             commands: Vec::new(),
         }
     }
 
-    fn feed(
+    pub(crate) fn feed(
         mut self,
         program: impl Into<String>,
         arguments: &str,
@@ -83,12 +83,14 @@ impl Damage {
         self
     }
 
-    /// Does it.
-    pub fn inflict(&self, node: &Netns) {
+    /// Does it; whether there was anything to do.
+    pub fn inflict(&self, node: &Netns) -> bool {
+        let mut did_something = false;
         for (program, arguments, input) in &self.commands {
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            let _it_may_be_gone = node.feed(program, &arguments, input);
+            did_something |= node.feed(program, &arguments, input).is_ok();
         }
+        did_something
     }
 }
 
@@ -224,7 +226,8 @@ fn flatten(family: &str, object: &Value, found: &mut BTreeSet<String>) {
             .map(ToString::to_string)
             .unwrap_or_default();
         if let Some(elements) = inner.remove("elem") {
-            for element in elements.as_array().into_iter().flatten() {
+            let elements = elements.as_array().into_iter().flatten();
+            for element in elements.filter(|element| !is_memory(element)) {
                 found.insert(format!("{family} {name} {element}"));
             }
         }
@@ -232,6 +235,12 @@ fn flatten(family: &str, object: &Value, found: &mut BTreeSet<String>) {
     if object.get("metainfo").is_none() {
         found.insert(format!("{family} {object}"));
     }
+}
+
+/// Whether packets made this element: it goes by itself.
+fn is_memory(element: &Value) -> bool {
+    let key = element.get(0).unwrap_or(element);
+    key["elem"].get("expires").is_some()
 }
 
 fn nft_damages() -> Vec<Damage> {
@@ -245,7 +254,7 @@ fn nft_damages() -> Vec<Damage> {
     vec![flush, empty]
 }
 
-fn save(flavour: Flavour, family: Family, node: &Netns) -> String {
+pub(crate) fn save(flavour: Flavour, family: Family, node: &Netns) -> String {
     let output = node.run(&flavour.program(family, "save"), &[]);
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -282,7 +291,7 @@ fn chains(flavour: Flavour, node: &Netns) -> BTreeSet<String> {
     found
 }
 
-/// Sets of ours, without what the kernel chooses and the time that elements have left.
+/// Sets of ours, without what the kernel chooses and the elements that packets made, which go by themselves.
 fn sets(node: &Netns) -> BTreeSet<String> {
     let output = node.run("ipset", &["save"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -292,14 +301,15 @@ fn sets(node: &Netns) -> BTreeSet<String> {
             .nth(1)
             .is_some_and(|set| set.starts_with(OURS))
     };
+    let is_memory = |line: &&str| line.starts_with("add") && line.contains(" timeout ");
     text.lines()
         .filter(ours)
+        .filter(|line| !is_memory(line))
         .map(|line| {
-            let is_element = line.starts_with("add");
             let mut left = Vec::new();
             let mut words = line.split(' ');
             while let Some(word) = words.next() {
-                if chosen.contains(&word) || (is_element && word == "timeout") {
+                if chosen.contains(&word) {
                     words.next();
                 } else {
                     left.push(word);

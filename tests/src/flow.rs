@@ -110,6 +110,8 @@ pub struct Flow {
     pub expect: Expect,
     bytes: usize,
     attempts: Option<usize>,
+    source_port: u16,
+    patience: Option<Duration>,
     pub(crate) protocol: Option<Protocol>,
     pub(crate) family: Option<Family>,
     pub(crate) oracle_knows: bool,
@@ -124,6 +126,8 @@ pub fn flow(client: Host, to: Addr, port: u16) -> Flow {
         expect: Expect::Dropped,
         bytes: 0,
         attempts: None,
+        source_port: 0,
+        patience: None,
         protocol: None,
         family: None,
         oracle_knows: true,
@@ -187,6 +191,24 @@ impl Flow {
     pub fn times(self, attempts: usize) -> Self {
         Self {
             attempts: Some(attempts),
+            ..self
+        }
+    }
+
+    /// It comes from this port each time, as a client does that keeps its socket; not for clients whose source the kernel picks.
+    #[must_use]
+    pub fn from_port(self, source_port: u16) -> Self {
+        Self {
+            source_port,
+            ..self
+        }
+    }
+
+    /// It must be answered within this time.
+    #[must_use]
+    pub fn within(self, patience: Duration) -> Self {
+        Self {
+            patience: Some(patience),
             ..self
         }
     }
@@ -364,10 +386,11 @@ impl Setting<'_> {
         let family = flow.family.unwrap_or(self.family);
         let patience = match flow.expect {
             Expect::Dropped => SILENCE,
+            _ if flow.patience.is_some() => flow.patience.unwrap_or(ANSWER),
             _ if flow.bytes > 100_000 => ANSWER * 5,
             _ => ANSWER,
         };
-        let own = SocketAddr::new(flow.client.addr.of(family), 0);
+        let own = SocketAddr::new(flow.client.addr.of(family), flow.source_port);
         Attempt {
             protocol: flow.protocol.unwrap_or(self.protocol),
             source: (!flow.client.kernel_picks_source).then_some(own),

@@ -262,14 +262,22 @@ fn judged(n: usize) -> Result<Completion, Failed> {
     }
 }
 
-/// Runs the cases as the command line says, and ends the process.
-pub fn main(cases: Vec<Case>) -> ! {
+/// Runs the trials as the command line says, and ends the process; `last` is done when they are over.
+pub fn run(trials: Vec<Trial>, n_threads: usize, last: impl FnOnce()) -> ! {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(THREADS);
+    arguments.test_threads.get_or_insert(n_threads);
     netns::sweep();
     Directory::sweep();
-    report_panics_once();
     leave_nothing_on_signals();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    last();
+    leave_nothing();
+    conclusion.exit()
+}
+
+/// Runs the cases as the command line says, and ends the process.
+pub fn main(cases: Vec<Case>) -> ! {
+    report_panics_once();
     let pool = Arc::new(Pool::default());
     let mut all = Vec::new();
     for case in cases {
@@ -287,6 +295,7 @@ pub fn main(cases: Vec<Case>) -> ! {
         }
     }
     all.sort_by(|a, b| (&a.1, a.0).cmp(&(&b.1, b.0)));
+    let of_run = Arc::clone(&pool);
     let trials = all.into_iter().map(|(_, kind, case, family, protocol)| {
         let (mode, on, over) = (kind.mode, family.label(), protocol.label());
         let bridged = if kind.pods == Pods::Bridge {
@@ -300,10 +309,9 @@ pub fn main(cases: Vec<Case>) -> ! {
             run_case(&case, &kind, &pool, family, protocol)
         })
     });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    pool.idle.lock().unwrap().clear();
-    leave_nothing();
-    conclusion.exit()
+    run(trials.collect(), THREADS, || {
+        of_run.idle.lock().unwrap().clear();
+    })
 }
 
 fn leave_nothing() {

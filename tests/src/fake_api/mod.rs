@@ -196,6 +196,13 @@ impl FakeApi {
         self.state.changed.send_replace(());
     }
 
+    /// Becomes what was restored from a backup: the objects stay, versions go back by so many, and watches from versions that
+    /// are still to come are accepted.
+    pub fn rewind(&self, n_versions: u64) {
+        self.cluster().rewind(n_versions);
+        self.cut();
+    }
+
     /// Makes the tokens for further pages that were given out so far expire.
     pub fn expire_pages(&self) {
         let version = self.version() + 1;

@@ -416,13 +416,13 @@ impl Watch {
             }
             watch.queue.push_back(text.into());
             if query.contains_key("sendInitialEvents") && streaming == Streaming::On {
-                watch.push_bookmark(true);
+                watch.push_bookmark(cluster.version(), true);
             }
         } else {
             let Ok(at) = asked.parse::<u64>() else {
                 return Err(status(400, "the resourceVersion cannot be read").into());
             };
-            if at > cluster.version() {
+            if !cluster.knows(at) {
                 return Err(status(504, "Too large resource version").into());
             }
             watch.at = at;
@@ -431,10 +431,10 @@ impl Watch {
         Ok(watch)
     }
 
-    fn push_bookmark(&mut self, ends_list: bool) {
+    fn push_bookmark(&mut self, version: u64, ends_list: bool) {
         let (api_version, _) = group_of(self.kind);
         let mut object = json!({"kind": self.kind.name(), "apiVersion": api_version,
-            "metadata": {"resourceVersion": self.at.to_string()}});
+            "metadata": {"resourceVersion": version.to_string()}});
         if ends_list {
             object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
@@ -456,7 +456,8 @@ impl Watch {
             let missed = {
                 let cluster = self.state.cluster.lock().unwrap();
                 let missed = cluster.since(self.kind, &self.view, self.at);
-                self.at = cluster.version();
+                // After a restored backup, what a watch asked for may be still to come.
+                self.at = self.at.max(cluster.version());
                 missed
             };
             match missed {
@@ -473,7 +474,8 @@ impl Watch {
                 }
             }
             if std::mem::take(&mut self.owes_bookmark) {
-                self.push_bookmark(false);
+                let version = self.state.cluster.lock().unwrap().version();
+                self.push_bookmark(version.min(self.at), false);
                 continue;
             }
             let wake = self

@@ -2,19 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use proxy_tests::address::{
     EXTERNAL_IP, Family, HOST, Host, LB_VIP, NODE, OUT, P1, P2, Protocol, R, R2, Site, VIP, X,
 };
 use proxy_tests::case;
 use proxy_tests::client::Outcome;
-use proxy_tests::daemon::{Directory, binary};
 use proxy_tests::flow::{Flow, flow, kept};
 use proxy_tests::matrix::{Case, Test};
 use proxy_tests::segment::{Flags, Segment};
 use proxy_tests::world::Endpoint;
-
-use crate::common::rules;
 
 const PORT: u16 = 30_080;
 
@@ -45,21 +41,6 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(ct_7_rej_10_invalid_packets_do_not_leak)
             .kernel()
             .tcp(),
-        case!(ct_8_liberal_mode_is_written)
-            .kernel()
-            .tcp()
-            .v4()
-            .fresh(),
-        case!(ct_10_timeouts_are_written)
-            .kernel()
-            .tcp()
-            .v4()
-            .fresh(),
-        case!(ct_11_a_refused_sysctl_ends_the_daemon)
-            .kernel()
-            .tcp()
-            .v4()
-            .fresh(),
     ]
 }
 
@@ -301,59 +282,4 @@ fn ct_7_rej_10_invalid_packets_do_not_leak(t: &mut Test) {
             .any(|p| p.outgoing && p.is_reset() && p.destination_port == 8080)
     );
     stream.echo().unwrap();
-}
-
-fn ct_8_liberal_mode_is_written(t: &mut Test) {
-    let name = "net.netfilter.nf_conntrack_tcp_be_liberal";
-    t.apply();
-    assert_eq!(t.node_ns().read_sysctl(name).unwrap(), "0");
-    t.restart(Signal::SIGTERM, &["--conntrack-tcp-be-liberal=true"]);
-    assert_eq!(t.node_ns().read_sysctl(name).unwrap(), "1");
-    t.restart(Signal::SIGTERM, &["--conntrack-tcp-be-liberal=false"]);
-    assert_eq!(t.node_ns().read_sysctl(name).unwrap(), "1");
-}
-
-fn ct_10_timeouts_are_written(t: &mut Test) {
-    let read = |t: &Test, name: &str| {
-        t.node_ns()
-            .read_sysctl(&format!("net.netfilter.nf_conntrack_{name}"))
-            .unwrap()
-    };
-    let stream = read(t, "udp_timeout_stream");
-    t.bed_mut().daemon.set_flags(&[
-        "--conntrack-udp-timeout=77s",
-        "--conntrack-udp-timeout-stream=0s",
-    ]);
-    t.bed_mut()
-        .daemon
-        .set_flags(&["--conntrack-tcp-timeout-close-wait=1h30m"]);
-    t.apply();
-    assert_eq!(read(t, "tcp_timeout_established"), "86400");
-    assert_eq!(read(t, "tcp_timeout_close_wait"), "5400");
-    assert_eq!(read(t, "udp_timeout"), "77");
-    assert_eq!(read(t, "udp_timeout_stream"), stream);
-}
-
-fn ct_11_a_refused_sysctl_ends_the_daemon(t: &mut Test) {
-    let manifests = Directory::new().unwrap();
-    let script =
-        "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec \"$@\"";
-    let manifests = format!("--manifests={}", manifests.path().display());
-    let daemon = binary();
-    let daemon = daemon.to_str().unwrap();
-    let flags = [
-        "--hostname-override=node-n",
-        "--conntrack-max-per-core=0",
-        &manifests,
-    ];
-    let mut words = vec!["-m", "timeout", "10", "sh", "-c", script, "sh", daemon];
-    words.extend(flags);
-    words.push("--conntrack-udp-timeout=4321s");
-    let datapath = t.datapath().flags();
-    words.extend(datapath.iter().map(String::as_str));
-    let output = t.node_ns().run("unshare", &words);
-    let log = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{log}");
-    assert!(log.contains("nf_conntrack"), "{log}");
-    assert!(rules(t).is_empty(), "{:#?}", rules(t));
 }

@@ -27,6 +27,7 @@ mod rej;
 mod src;
 mod svc;
 mod sync;
+mod sysctls;
 mod topo;
 mod vip;
 mod xm;
@@ -46,6 +47,7 @@ fn main() {
     cases.extend(eps::cases());
     cases.extend(ds::cases());
     cases.extend(ct::cases());
+    cases.extend(sysctls::cases());
     cases.extend(xm::cases());
     cases.extend(sync::cases());
     cases.extend(life::cases());

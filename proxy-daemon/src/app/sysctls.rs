@@ -89,12 +89,23 @@ fn wanted(settings: &ConntrackSettings) -> impl Iterator<Item = (&'static str, u
         .chain(liberal)
 }
 
+/// Raises the limit, and never lowers it: whoever set a higher one knows this machine better.
+///
 /// The limit is the machine's: network namespaces other than the initial one show it and cannot write
-/// it. There a limit that differs is the business of whoever runs the host, and no reason to leave the
+/// it. There a limit that is too low is the business of whoever runs the host, and no reason to leave the
 /// namespace without Services.
 fn apply_max(sysctls: &Sysctls, max: u64) -> Result<(), AppError> {
+    let current = sysctls.read(MAX).map_err(|source| AppError::Sysctl {
+        name: MAX,
+        value: max,
+        source,
+    })?;
+    if current >= max {
+        // Whoever chose it chose the number of buckets, too.
+        tracing::debug!(current, wanted = max, "nf_conntrack_max is large enough");
+        return Ok(());
+    }
     if sysctls.is_read_only(MAX) {
-        let current = sysctls.read(MAX).ok();
         tracing::info!(
             current,
             wanted = max,
@@ -193,10 +204,13 @@ mod tests {
         ));
         assert!(apply_max(&sysctls, 1).is_err());
         std::fs::write(root.join(MAX), "5\n").unwrap();
+        // CT-9: it is never lowered.
+        apply_max(&sysctls, 4).unwrap();
+        assert_eq!(sysctls.read(MAX).unwrap(), 5);
         let mut permissions = std::fs::metadata(root.join(MAX)).unwrap().permissions();
         permissions.set_readonly(true);
         std::fs::set_permissions(root.join(MAX), permissions).unwrap();
-        apply_max(&sysctls, 1).unwrap();
+        apply_max(&sysctls, 6).unwrap();
         assert_eq!(sysctls.read(MAX).unwrap(), 5);
         std::fs::remove_dir_all(&root).unwrap();
     }

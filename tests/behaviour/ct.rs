@@ -25,9 +25,6 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(ct_2_serving_or_ready_endpoints_keep_their_flows)
             .kernel()
             .udp(),
-        case!(ct_3_without_serving_endpoints_nothing_is_cleaned)
-            .kernel()
-            .udp(),
         case!(ct_4_a_new_frontend_cleans_untranslated_flows)
             .kernel()
             .udp(),
@@ -155,22 +152,6 @@ fn ct_2_serving_or_ready_endpoints_keep_their_flows(t: &mut Test) {
     t.endpoints("web").clear().unready(P2).ready(R);
     t.apply();
     answers_soon(t, &client, R);
-}
-
-fn ct_3_without_serving_endpoints_nothing_is_cleaned(t: &mut Test) {
-    let client = flow(P1, VIP, 80);
-    web(t);
-    t.endpoints("web").ready(P2);
-    t.apply();
-    answers(t, &client, P2);
-    assert_eq!(n_entries(t, t.ip(VIP)), 1);
-    t.endpoints("web").clear();
-    t.apply();
-    assert_eq!(n_entries(t, t.ip(VIP)), 1);
-    answers(t, &client, P2);
-    t.delete_service("web");
-    t.apply();
-    assert_eq!(n_entries(t, t.ip(VIP)), 1);
 }
 
 fn ct_4_a_new_frontend_cleans_untranslated_flows(t: &mut Test) {

@@ -21,14 +21,17 @@ mod harness;
 mod life;
 mod loc;
 mod master;
+mod nowhere;
 mod np;
 mod process;
 mod rej;
+mod senders;
 mod src;
 mod svc;
 mod sync;
 mod sysctls;
 mod topo;
+mod untranslated;
 mod vip;
 mod xm;
 
@@ -47,6 +50,8 @@ fn main() {
     cases.extend(eps::cases());
     cases.extend(ds::cases());
     cases.extend(ct::cases());
+    cases.extend(nowhere::cases());
+    cases.extend(untranslated::cases());
     cases.extend(sysctls::cases());
     cases.extend(xm::cases());
     cases.extend(sync::cases());

@@ -39,6 +39,7 @@ pub mod oracle;
 pub mod reactor;
 pub mod sctp;
 pub mod segment;
+pub mod sender;
 pub mod sniff;
 pub mod test;
 pub mod topology;

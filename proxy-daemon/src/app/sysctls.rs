@@ -43,7 +43,7 @@ pub(super) fn is_liberal(sysctls: &Sysctls) -> bool {
 fn load_conntrack(sysctls: &Sysctls) {
     if sysctls.read(MAX).is_err() {
         let mut table = Netlink::default();
-        if let Err(error) = table.list(&|_: &crate::conntrack::Flow<V4>| false) {
+        if let Err(error) = table.list(0, &|_: &crate::conntrack::Flow<V4>| false) {
             let error = &error as &dyn std::error::Error;
             tracing::debug!(error, "conntrack does not answer yet");
         }

@@ -3,15 +3,20 @@
 //! A UDP client that keeps its source port keeps its conntrack entry, and with it a backend that is
 //! gone, for as long as it sends. Invariants: only UDP flows are ever deleted (CT-6); only after the
 //! rules that would translate them anew are live (CT-13); at most one listing per sync, and where
-//! changes go on and on, about a tenth of the time goes into it.
+//! changes go on and on, about a tenth of the time goes into it; a pass that failed stays owed.
+//!
+//! Each pass is followed by another one second later. A packet that met the former rules may be
+//! confirmed after the listing: its sender was preempted between two hooks, or a program that looks at
+//! packets (NFQUEUE) held it back. Such an entry is as stale as the others and nothing else would find it.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::error::Error;
 use std::time::{Duration, Instant};
 
-use crate::forwarding::{Changes, ForwardingState, ServicePort, ServicePortId};
-use crate::net::{Family, L4Proto};
+use crate::forwarding::{Changes, ForwardingState, Globals};
+use crate::net::Family;
+use former::{Former, can_go_stale};
 
+mod former;
 mod message;
 mod netlink;
 mod plan;
@@ -19,8 +24,12 @@ mod plan;
 pub use netlink::Netlink;
 pub use plan::{Flow, Plan};
 
-/// How long a failed listing is left alone.
+/// How long after a pass everything is looked at once more.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long the table is left alone after a pass that failed.
 const RETRY: Duration = Duration::from_secs(5);
+/// How many flows one pass deletes, so that a change never waits long for it; the rest is the next one's.
+const MOST: usize = 10_000;
 /// How much time each moment of listing has to be paid for with, where passes follow each other: one
 /// walk costs some 10 ms on a machine with 262,144 buckets, however few entries there are.
 const PRICE: u32 = 10;
@@ -31,11 +40,15 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The kernel's table of UDP flows of one family.
 pub trait FlowTable<F: Family>: Send {
-    /// Every UDP flow for which `wanted` says so.
+    /// Every UDP flow for which `wanted` says so, but not more than `most`.
     ///
     /// # Errors
     /// [`ConntrackError`] if the kernel did not list them.
-    fn list(&mut self, wanted: &dyn Fn(&Flow<F>) -> bool) -> Result<Vec<Flow<F>>, ConntrackError>;
+    fn list(
+        &mut self,
+        most: usize,
+        wanted: &dyn Fn(&Flow<F>) -> bool,
+    ) -> Result<Vec<Flow<F>>, ConntrackError>;
 
     /// Forgets a flow; not an error if it is gone already.
     ///
@@ -64,13 +77,19 @@ pub enum ConntrackError {
     },
 }
 
-/// The UDP ServicePorts whose flows must be looked at, and when.
+/// Whether flows must be looked at, and when.
 pub struct StaleFlows<F: Family> {
     table: Box<dyn FlowTable<F>>,
-    changed: BTreeSet<ServicePortId>,
+    former: Former<F>,
+    /// Whether something happened that no pass has followed yet.
+    is_owed: bool,
+    /// When what was looked at is looked at once more.
+    again: Option<Instant>,
     not_before: Option<Instant>,
     /// When what was spent so far is paid for.
     paid: Option<Instant>,
+    /// How many passes failed in a row.
+    n_failures: u32,
 }
 
 /// What one pass did.
@@ -80,7 +99,7 @@ pub struct Pass {
     pub n_deleted: usize,
     /// Flows that are stale and could not be deleted.
     pub n_failed: usize,
-    /// How long it took, most of it the kernel's walk through the table.
+    /// How long it took.
     pub took: Duration,
 }
 
@@ -89,82 +108,114 @@ impl<F: Family> StaleFlows<F> {
     pub fn new(table: Box<dyn FlowTable<F>>) -> Self {
         Self {
             table,
-            changed: BTreeSet::new(),
+            former: Former::default(),
+            is_owed: false,
+            again: None,
             not_before: None,
             paid: None,
+            n_failures: 0,
         }
     }
 
-    /// Takes note of what changed; a change of endpoints or frontends of UDP counts (CT-4).
-    pub fn note(&mut self, changes: &Changes<F>) {
-        for (id, change) in &changes.service_ports {
-            let Some(new) = &change.new else {
-                // A deleted Service's flows run out by themselves (CT-3).
-                self.changed.remove(id);
-                continue;
-            };
-            let all_fresh = change
-                .old
-                .as_ref()
-                .is_some_and(|old| !can_go_stale(old, new));
-            if new.protocol == L4Proto::Udp && !all_fresh {
-                self.changed.insert(id.clone());
-            }
-        }
+    /// Takes note of what changed in the state, and of the globals that it has now.
+    ///
+    /// A change of endpoints or frontends of UDP counts, and so does one of globals: NodePorts may begin
+    /// or end on an address (CT-4).
+    pub fn note(&mut self, changes: &Changes<F>, globals: &Globals<F>) {
+        self.former.note(changes, globals);
+        let mut ports = changes.service_ports.values();
+        self.is_owed |= changes.globals.is_some()
+            || ports.any(|change| can_go_stale(change.old.as_deref(), change.new.as_deref()));
+    }
+
+    /// Takes note that frontends may translate which did not before, although the state says nothing of it.
+    ///
+    /// So it is at the start, after a failure, and after others changed our objects: clients that sent
+    /// meanwhile have flows without a translation, and keep them for as long as they send (CT-4).
+    pub const fn note_resync(&mut self) {
+        self.is_owed = true;
     }
 
     /// When a pass is due; `None` if there is nothing to look at.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
-        (!self.changed.is_empty()).then(|| self.not_before.unwrap_or(now))
+        let due = if self.is_owed { Some(now) } else { self.again };
+        due.map(|due| self.not_before.map_or(due, |soonest| soonest.max(due)))
     }
 
-    /// Deletes the stale flows of what changed, if that is due. Spec: CT-1.
+    /// Deletes the flows that are stale in this state, if that is due. Spec: CT-1, CT-3.
     ///
     /// # Errors
     /// [`ConntrackError`] if they could not be listed; it is tried again later.
     pub fn clean(
         &mut self,
         state: &ForwardingState<F>,
-        local: &BTreeSet<IpAddr>,
         clock: &dyn crate::sys::Clock,
     ) -> Result<Option<Pass>, ConntrackError> {
         let started = clock.now();
         if self.deadline(started).is_none_or(|due| due > started) {
             return Ok(None);
         }
-        let plan = Plan::new(state, &self.changed, local);
+        let plan = Plan::new(state, &self.former);
         if plan.is_empty() {
-            self.changed.clear();
+            self.is_owed = false;
+            self.again = None;
             return Ok(None);
         }
-        let flows = match self.table.list(&|flow| plan.is_stale(flow)) {
-            Ok(flows) => flows,
-            Err(error) => {
-                self.not_before = Some(clock.now() + RETRY);
-                return Err(error);
-            }
-        };
-        let mut pass = Pass {
-            n_deleted: 0,
-            n_failed: 0,
-            took: Duration::ZERO,
-        };
+        let flows = self.table.list(MOST, &|flow| plan.is_stale(flow));
+        let flows = flows.inspect_err(|_| self.failed(clock.now()))?;
+        self.spend(started, clock.now());
+        let (mut n_deleted, mut n_failed) = (0, 0);
         for flow in &flows {
             match self.table.delete(flow) {
-                Ok(()) => pass.n_deleted += 1,
+                Ok(()) => n_deleted += 1,
                 Err(error) => {
-                    pass.n_failed += 1;
-                    tracing::warn!(error = &error as &dyn std::error::Error, "stale flow stays");
+                    // One line for all of them.
+                    if n_failed == 0 && self.n_failures == 0 {
+                        tracing::warn!(error = &error as &dyn Error, "stale flow stays for now");
+                    }
+                    n_failed += 1;
                 }
             }
         }
-        self.changed.clear();
         let ended = clock.now();
-        self.spend(started, ended);
-        pass.took = ended - started;
-        Ok(Some(pass))
+        if n_failed > 0 {
+            self.failed(ended);
+        } else if flows.len() < MOST {
+            self.succeeded(&state.globals, started, ended);
+        }
+        // Else the rest is still owed, and what else is due goes first.
+        Ok(Some(Pass {
+            n_deleted,
+            n_failed,
+            took: ended - started,
+        }))
     }
 
+    fn succeeded(&mut self, globals: &Globals<F>, started: Instant, ended: Instant) {
+        self.n_failures = 0;
+        let again = ended + AGAIN;
+        self.former.looked_at(globals, started, again);
+        if self.is_owed {
+            self.again = Some(again);
+        } else if self.again.is_some_and(|again| started >= again) {
+            self.again = None;
+        }
+        self.is_owed = false;
+    }
+
+    /// Puts the pass off; it stays owed.
+    fn failed(&mut self, now: Instant) {
+        self.not_before = Some(now + RETRY);
+        self.n_failures = self.n_failures.saturating_add(1);
+        self.is_owed = true;
+    }
+
+    /// Whether the last pass failed and the one before did not.
+    pub const fn has_begun_to_fail(&self) -> bool {
+        self.n_failures == 1
+    }
+
+    /// Charges for a listing.
     fn spend(&mut self, started: Instant, ended: Instant) {
         let paid = self.paid.map_or(started, |paid| paid.max(started));
         let paid = paid + (ended - started) * PRICE;
@@ -172,20 +223,6 @@ impl<F: Family> StaleFlows<F> {
         let owed = paid.saturating_duration_since(ended + CREDIT);
         self.not_before = (!owed.is_zero()).then(|| ended + owed.min(PATIENCE));
     }
-}
-
-/// Whether a flow of the old ServicePort can be stale for the new one.
-///
-/// Not if endpoints were only added to live ones, behind the same frontends. This spares the listing,
-/// which walks the machine's whole table, whenever a Deployment grows.
-fn can_go_stale<F: Family>(old: &ServicePort<F>, new: &ServicePort<F>) -> bool {
-    let is_live = |backend| new.live.binary_search(backend).is_ok();
-    let has_frontends = new
-        .frontends
-        .keys()
-        .all(|key| old.frontends.contains_key(key));
-    let only_grew = !old.live.is_empty() && old.live.iter().all(is_live);
-    !(only_grew && has_frontends)
 }
 
 #[cfg(test)]

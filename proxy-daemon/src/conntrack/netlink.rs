@@ -40,6 +40,7 @@ impl Netlink {
     fn list_once<F: Family>(
         socket: &Socket,
         filter: bool,
+        most: usize,
         wanted: &dyn Fn(&Flow<F>) -> bool,
     ) -> io::Result<(Vec<Flow<F>>, bool)> {
         socket.send(&message::list::<F>(filter), 0)?;
@@ -49,7 +50,7 @@ impl Netlink {
             let (datagram, _) = socket.recv_from_full()?;
             for answer in message::answers::<F>(&datagram) {
                 match answer {
-                    Answer::Flow(flow) if wanted(&flow) => flows.push(flow),
+                    Answer::Flow(flow) if flows.len() < most && wanted(&flow) => flows.push(flow),
                     Answer::Flow(_) | Answer::Other => {}
                     Answer::Interrupted => interrupted = true,
                     Answer::Done(0) => return Ok((flows, interrupted)),
@@ -61,12 +62,16 @@ impl Netlink {
 }
 
 impl<F: Family> FlowTable<F> for Netlink {
-    fn list(&mut self, wanted: &dyn Fn(&Flow<F>) -> bool) -> Result<Vec<Flow<F>>, ConntrackError> {
+    fn list(
+        &mut self,
+        most: usize,
+        wanted: &dyn Fn(&Flow<F>) -> bool,
+    ) -> Result<Vec<Flow<F>>, ConntrackError> {
         let socket = self.socket()?;
         let mut filter = true;
         let mut last = Vec::new();
         for _ in 0..LISTINGS {
-            match Self::list_once(socket, filter, wanted) {
+            match Self::list_once(socket, filter, most, wanted) {
                 Ok((flows, false)) => return Ok(flows),
                 Ok((flows, true)) => last = flows,
                 // A kernel that knows the attribute but not this use of it.

@@ -4,8 +4,6 @@
 //! everything is (SYNC-8). What follows a sync follows a successful one only: health, then conntrack
 //! (SYNC-13, CT-13); before these, what other modes left goes, in the step of the first success (LIFE-9).
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -150,13 +148,12 @@ impl<F: Family> Carrier<F> {
         &mut self,
         state: &ForwardingState<F>,
         changes: Option<&Changes<F>>,
-        local: &BTreeSet<IpAddr>,
         clock: &dyn Clock,
         health: &Health,
     ) -> Result<(), DatapathError> {
         let started = clock.now();
         if let Some(changes) = changes {
-            self.stale_flows.note(changes);
+            self.stale_flows.note(changes, &state.globals);
         }
         match self.standing {
             Standing::InSync { full } if started >= full + FULL => {
@@ -188,7 +185,7 @@ impl<F: Family> Carrier<F> {
             }
             (Standing::InSync { .. }, None) => {
                 self.leftovers.remove(started, self.sync_period);
-                self.clean(state, local, clock, health);
+                self.clean(state, clock, health);
                 return Ok(());
             }
         };
@@ -208,9 +205,7 @@ impl<F: Family> Carrier<F> {
                     },
                 };
                 log_success(state, report, reason, took);
-                self.leftovers.remove(started, self.sync_period);
-                health.succeeded(F::FAMILY, started, clock);
-                self.clean(state, local, clock, health);
+                self.follow_up(state, reason, started, clock, health);
             }
             Outcome::Failed(error @ DatapathError::Unusable { .. }) if reason == Reason::Start => {
                 return Err(error);
@@ -236,6 +231,23 @@ impl<F: Family> Carrier<F> {
         Ok(())
     }
 
+    /// What comes after a sync that succeeded, in this order.
+    fn follow_up(
+        &mut self,
+        state: &ForwardingState<F>,
+        reason: Reason,
+        started: Instant,
+        clock: &dyn Clock,
+        health: &Health,
+    ) {
+        self.leftovers.remove(started, self.sync_period);
+        health.succeeded(F::FAMILY, started, clock);
+        if reason != Reason::Change {
+            self.stale_flows.note_resync();
+        }
+        self.clean(state, clock, health);
+    }
+
     fn failed(&mut self, now: Instant) {
         let before = match self.standing {
             Standing::Behind { backoff, .. } => backoff,
@@ -247,14 +259,8 @@ impl<F: Family> Carrier<F> {
         };
     }
 
-    fn clean(
-        &mut self,
-        state: &ForwardingState<F>,
-        local: &BTreeSet<IpAddr>,
-        clock: &dyn Clock,
-        health: &Health,
-    ) {
-        match self.stale_flows.clean(state, local, clock) {
+    fn clean(&mut self, state: &ForwardingState<F>, clock: &dyn Clock, health: &Health) {
+        match self.stale_flows.clean(state, clock) {
             Ok(None) => {}
             Ok(Some(pass)) => {
                 health.cleaned(F::FAMILY, pass.n_deleted, pass.took);
@@ -268,12 +274,12 @@ impl<F: Family> Carrier<F> {
                 }
             }
             Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(
-                    family = F::FAMILY.name(),
-                    error,
-                    "stale UDP flows stay for now"
-                );
+                let (family, error) = (F::FAMILY.name(), &error as &dyn std::error::Error);
+                if self.stale_flows.has_begun_to_fail() {
+                    tracing::warn!(family, error, "stale UDP flows stay for now");
+                } else {
+                    tracing::debug!(family, error, "stale UDP flows still stay");
+                }
             }
         }
     }

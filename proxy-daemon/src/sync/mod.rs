@@ -287,19 +287,18 @@ impl<I: Intake> Sync<I> {
     fn carry(&mut self, news: Option<&Compiled>) -> Result<(), DatapathError> {
         let v4_changes = news.map(|news| &news.v4);
         let v6_changes = news.map(|news| &news.v6);
-        let (Some(compiler), Some(environment)) = (&self.compiler, &self.environment) else {
+        let Some(compiler) = &self.compiler else {
             return Ok(());
         };
-        let local = &environment.local_addresses;
         let (clock, health) = (&*self.clock, &*self.health);
         if let Some(carrier) = &mut self.v4
-            && let Err(error) = carrier.step(compiler.v4(), v4_changes, local, clock, health)
+            && let Err(error) = carrier.step(compiler.v4(), v4_changes, clock, health)
         {
             self.v4 = None;
             give_up(IpFamily::V4, self.primary, health, error)?;
         }
         if let Some(carrier) = &mut self.v6
-            && let Err(error) = carrier.step(compiler.v6(), v6_changes, local, clock, health)
+            && let Err(error) = carrier.step(compiler.v6(), v6_changes, clock, health)
         {
             self.v6 = None;
             give_up(IpFamily::V6, self.primary, health, error)?;

@@ -141,7 +141,11 @@ impl<F: Family> Datapath<F> for Fake {
 }
 
 impl<F: Family> FlowTable<F> for Fake {
-    fn list(&mut self, _: &dyn Fn(&Flow<F>) -> bool) -> Result<Vec<Flow<F>>, ConntrackError> {
+    fn list(
+        &mut self,
+        _: usize,
+        _: &dyn Fn(&Flow<F>) -> bool,
+    ) -> Result<Vec<Flow<F>>, ConntrackError> {
         let at = *self.clock.passed.lock().unwrap();
         self.log.lock().unwrap().calls.push((at, Call::List));
         Ok(Vec::new())
@@ -467,6 +471,36 @@ fn ct_13_stale_flows_are_looked_for_after_a_successful_sync() {
         bench.v4.take(),
         [(ms(100), Call::Resync(1)), (ms(100), Call::List)]
     );
+    bench.wait(ms(60_000));
+    assert_eq!(bench.v4.take(), [(ms(1_100), Call::List)], "and once more");
+}
+
+#[test]
+fn ct_4_every_resync_is_followed_by_a_look_at_the_flows() {
+    let mut bench = Bench::new();
+    bench.cluster.put("dns", L4Proto::Udp, 1);
+    bench.sync.step().unwrap();
+    bench.wait(ms(10_000));
+    bench.v4.take();
+    bench.change("a", 1);
+    assert_eq!(bench.v4.take(), [(ms(10_000), Call::Sync(1))], "no UDP");
+    // Others changed our objects.
+    bench.v4.log.lock().unwrap().foreign = true;
+    bench.wait(ms(10_000));
+    let [resync, list, again] = bench.v4.take()[..] else {
+        panic!("one resync and two looks");
+    };
+    assert_eq!(
+        (resync.1, list.1, again.1),
+        (Call::Resync(2), Call::List, Call::List)
+    );
+    assert_eq!((list.0, again.0), (resync.0, resync.0 + ms(1_000)));
+    // A sync failed, and is made good.
+    bench.v4.answer(&[Answer::Fail]);
+    bench.change("b", 1);
+    bench.wait(ms(500));
+    let calls: Vec<Call> = bench.v4.take().into_iter().map(|(_, call)| call).collect();
+    assert_eq!(calls, [Call::Sync(1), Call::Resync(3), Call::List]);
 }
 
 #[test]

@@ -12,6 +12,7 @@
 mod aff;
 mod api;
 mod common;
+mod crowd;
 mod ct;
 mod dl;
 mod ds;
@@ -57,6 +58,7 @@ fn main() {
     cases.extend(sync::cases());
     cases.extend(life::cases());
     cases.extend(process::cases());
+    cases.extend(crowd::cases());
     cases.extend(api::cases());
     cases.extend(master::cases());
     proxy_tests::matrix::main(cases)

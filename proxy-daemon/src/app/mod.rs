@@ -308,6 +308,9 @@ fn ask(mailbox: &Arc<Mailbox>, shared: &Arc<Shared>) -> Ask {
     Arc::new(move |sender: oneshot::Sender<Inside>| {
         let shared = Arc::clone(&shared);
         mailbox.ask(Box::new(move |view| {
+            if sender.is_closed() {
+                return;
+            }
             let diagnostics = shared.diagnostics().current();
             let inside = Inside {
                 v4: view.compiler.map(|compiler| compiler.v4().clone()),

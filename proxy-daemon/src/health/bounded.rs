@@ -1,140 +1,211 @@
-//! How much of us can strangers hold on to?
+//! How much of us can those who connect hold on to?
 //!
-//! The healthz address is open to whoever reaches the node. Invariants: at most [`CONNECTIONS`] at a
-//! time, none longer than [`LIFETIME`], so that clients that say nothing cost neither the descriptors
-//! that syncs need nor, for long, the answers that others wait for.
+//! Invariants: connections have places ([`Places`]) and a new one always gets one, so that accepting
+//! never stops; each carries one request, whose head must come within [`HEAD`], and is over within
+//! [`LIFETIME`]. So clients that say nothing, talk slowly or do not read cost neither the descriptors
+//! that syncs need nor the answers that others wait for (HZ-9).
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::serve::Listener;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
+use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::errno::Errno;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tower::ServiceExt as _;
 
-const CONNECTIONS: usize = 128;
+use super::places::{Place, Places};
+
+/// How long a client may take to say what it wants.
+const HEAD: Duration = Duration::from_secs(3);
+/// How much it may say.
+const HEAD_SIZE: usize = 16 << 10;
 const LIFETIME: Duration = Duration::from_secs(15);
-/// How long accepting is left alone when the process has no descriptor left.
-const PAUSE: Duration = Duration::from_millis(200);
+/// How many connections the kernel keeps for us until they are accepted; it may have a lower limit.
+const BACKLOG: u32 = 4096;
+/// How long accepting is left alone when the process has no descriptor or memory left.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How many connections are cut before that is worth a line in the log, and how often there is one.
+const MANY: u64 = 100;
+const NEWS: Duration = Duration::from_secs(60);
 
-/// A listener whose connections are few and short.
-pub(super) struct Bounded {
+/// Listens on an address.
+pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Answers all who connect. The places may be those of other listeners, too.
+pub(super) async fn answer_all(
     listener: TcpListener,
-    free: Arc<Semaphore>,
-}
-
-impl Bounded {
-    pub(super) fn new(listener: TcpListener) -> Self {
-        Self {
-            listener,
-            free: Arc::new(Semaphore::new(CONNECTIONS)),
-        }
-    }
-}
-
-impl Listener for Bounded {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        loop {
-            let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else {
-                // Nobody closes the semaphore.
-                return std::future::pending().await;
-            };
-            match self.listener.accept().await {
-                Ok((stream, peer)) => {
-                    let end = Box::pin(tokio::time::sleep(LIFETIME));
-                    let connection = Connection {
-                        stream,
-                        end,
-                        _permit: permit,
-                    };
-                    return (connection, peer);
-                }
-                Err(_) => tokio::time::sleep(PAUSE).await,
+    router: Router,
+    places: Places,
+) -> Infallible {
+    let mut news = News::default();
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                // It is gone already.
+                let Ok(own) = stream.local_addr() else {
+                    continue;
+                };
+                let (place, goes) = places.take(peer, own);
+                tokio::spawn(answer(stream, peer, router.clone(), place, goes));
+                // So that one that has asked already is answered before others can take its place, and
+                // one that was cut is gone before the next comes.
+                tokio::task::yield_now().await;
             }
+            Err(error) if is_shortage(&error) => {
+                places.give_way();
+                news.shortage(&error);
+                tokio::time::sleep(PAUSE).await;
+            }
+            // Of this one connection.
+            Err(_) => {}
         }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        news.cut(&places);
     }
 }
 
-/// A connection that ends by itself.
-pub(super) struct Connection {
+fn is_shortage(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    let shortages = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];
+    errno.is_some_and(|errno| shortages.contains(&errno))
+}
+
+/// Answers one request, unless something ends the connection before.
+async fn answer(
     stream: TcpStream,
-    end: Pin<Box<Sleep>>,
-    _permit: OwnedSemaphorePermit,
+    peer: SocketAddr,
+    router: Router,
+    place: Place,
+    goes: oneshot::Receiver<()>,
+) {
+    let place = Arc::new(place);
+    let service = service_fn(|mut request: hyper::Request<hyper::body::Incoming>| {
+        place.asks();
+        let extensions = request.extensions_mut();
+        extensions.insert(ConnectInfo(peer));
+        extensions.insert(Arc::clone(&place));
+        router.clone().oneshot(request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(HEAD_SIZE)
+        .half_close(true)
+        // The client that keeps a connection for later holds a place meanwhile.
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        // What a client did wrong is told to it, as far as it can be.
+        _ended = connection => {}
+        _cut = goes => {}
+        () = tokio::time::sleep(LIFETIME) => {}
+    }
 }
 
-impl Connection {
-    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        match self.end.as_mut().poll(context) {
-            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
-            Poll::Pending => Ok(()),
+/// What is logged now and then.
+#[derive(Default)]
+struct News {
+    cut: Option<Instant>,
+    shortage: Option<Instant>,
+}
+
+impl News {
+    fn is_due(last: &mut Option<Instant>) -> bool {
+        let now = Instant::now();
+        let is_due = last.is_none_or(|last| now.duration_since(last) >= NEWS);
+        if is_due {
+            *last = Some(now);
+        }
+        is_due
+    }
+
+    fn shortage(&mut self, error: &io::Error) {
+        if Self::is_due(&mut self.shortage) {
+            tracing::warn!(
+                %error,
+                "cannot accept connections; raise the limit of open files, or look who uses them up"
+            );
         }
     }
-}
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.check(context)?;
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.check(context)?;
-        Pin::new(&mut self.stream).poll_write(context, buffer)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check(context)?;
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check(context)?;
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn cut(&mut self, places: &Places) {
+        let n_cut = places.n_cut();
+        if n_cut >= MANY && Self::is_due(&mut self.cut) {
+            places.forget_cut();
+            tracing::warn!(
+                n_cut,
+                "connections were cut because too many came; look who opens them (ss -tn)"
+            );
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
+    fn server() -> SocketAddr {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", get(|| async { "yes" }));
+        tokio::spawn(answer_all(listener, router, Places::default()));
+        address
+    }
+
+    async fn ask(address: SocketAddr, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
     #[tokio::test]
-    async fn a_client_that_says_nothing_is_cut_off() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut bounded = Bounded::new(listener);
-        let address = bounded.local_addr().unwrap();
-        let _client = TcpStream::connect(address).await.unwrap();
-        let (mut connection, _) = bounded.accept().await;
-        assert_eq!(bounded.free.available_permits(), CONNECTIONS - 1);
-        connection.end = Box::pin(tokio::time::sleep(Duration::ZERO));
-        let mut bytes = [0; 1];
-        let mut buffer = ReadBuf::new(&mut bytes);
-        let read = std::future::poll_fn(|context| {
-            Pin::new(&mut connection).poll_read(context, &mut buffer)
-        });
-        assert_eq!(read.await.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        drop(connection);
-        assert_eq!(bounded.free.available_permits(), CONNECTIONS);
+    async fn hz_9_a_connection_carries_one_request() {
+        let address = server();
+        let answer = ask(address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.ends_with("yes"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn hz_9_one_who_says_nothing_or_too_much_is_cut_off() {
+        let address = server();
+        let started = Instant::now();
+        assert_eq!(ask(address, b"").await, "");
+        assert!(started.elapsed() >= HEAD);
+        let long = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(2 * HEAD_SIZE));
+        let answer = tokio::time::timeout(HEAD * 10, ask(address, long.as_bytes())).await;
+        assert!(answer.unwrap().starts_with("HTTP/1.1 431"));
+    }
+
+    #[tokio::test]
+    async fn hz_9_the_half_that_is_open_is_answered() {
+        let mut stream = TcpStream::connect(server()).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("yes"), "{answer}");
     }
 }

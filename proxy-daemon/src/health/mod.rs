@@ -25,6 +25,7 @@ use metrics::{Histogram, Page, timestamp};
 
 mod bounded;
 mod metrics;
+mod places;
 mod rfc3339;
 mod server;
 

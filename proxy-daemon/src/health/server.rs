@@ -5,17 +5,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, RawQuery, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
-use axum::serve::ListenerExt as _;
+use axum::{Extension, Router};
 use tokio::sync::oneshot;
 
-use super::bounded::Bounded;
+use super::bounded;
+use super::places::{Place, Places};
 use super::{Answer, Health};
 use crate::debug::{Inside, Probe, json};
 use crate::sys::Clock;
@@ -52,16 +52,9 @@ pub async fn serve(
     hard_fail: bool,
 ) -> Result<Infallible, BindError> {
     loop {
-        match tokio::net::TcpListener::bind(address).await {
+        match bounded::bind(address) {
             Ok(listener) => {
-                let service = router
-                    .clone()
-                    .into_make_service_with_connect_info::<SocketAddr>();
-                // Tapping makes axum hand on the peer's address.
-                let listener = Bounded::new(listener).tap_io(|_| {});
-                if let Err(error) = axum::serve(listener, service).await {
-                    tracing::warn!(%address, %error, "server ended, starting again");
-                }
+                return Ok(bounded::answer_all(listener, router, Places::default()).await);
             }
             Err(source) if hard_fail => return Err(BindError { address, source }),
             Err(error) => {
@@ -149,17 +142,20 @@ fn is_loopback(address: IpAddr) -> bool {
 /// Answers with what the sync thread shows, given the query.
 fn inside(ask: &Ask, show: fn(&Inside, &str) -> Response) -> MethodRouter<Shared> {
     let ask = Arc::clone(ask);
-    get(move |RawQuery(query): RawQuery| async move {
-        let (sender, receiver) = oneshot::channel();
-        ask(sender);
-        match tokio::time::timeout(LOOK, receiver).await {
-            Ok(Ok(inside)) => show(&inside, query.as_deref().unwrap_or_default()),
-            Ok(Err(_)) | Err(_) => plain(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the sync thread does not answer\n".to_owned(),
-            ),
-        }
-    })
+    get(
+        move |Extension(place): Extension<Arc<Place>>, RawQuery(query): RawQuery| async move {
+            place.is_large();
+            let (sender, receiver) = oneshot::channel();
+            ask(sender);
+            match tokio::time::timeout(LOOK, receiver).await {
+                Ok(Ok(inside)) => show(&inside, query.as_deref().unwrap_or_default()),
+                Ok(Err(_)) | Err(_) => plain(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "the sync thread does not answer\n".to_owned(),
+                ),
+            }
+        },
+    )
 }
 
 fn probe(probe: &Answer) -> Response {

@@ -85,12 +85,15 @@ fn queue() -> io::Result<&'static Queue> {
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let backtrace = Backtrace::capture();
+    let payload = panic.payload();
+    let what = payload.downcast_ref::<String>().map(String::as_str);
+    let what = what.or_else(|| payload.downcast_ref::<&str>().copied());
     tracing::error!(
         thread = thread.name(),
         location = panic.location().map(tracing::field::display),
         backtrace = (backtrace.status() == BacktraceStatus::Captured)
             .then(|| tracing::field::display(&backtrace)),
         "a bug: {}",
-        panic.payload_as_str().unwrap_or("the thread panicked")
+        what.unwrap_or("the thread panicked")
     );
 }

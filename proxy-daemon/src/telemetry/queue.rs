@@ -127,7 +127,7 @@ impl Shared {
 }
 
 fn count(lines: &[u8]) -> u64 {
-    let n = lines.iter().filter(|byte| **byte == b'\n').count();
+    let n = memchr::memchr_iter(b'\n', lines).count();
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 

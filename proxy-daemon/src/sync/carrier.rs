@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
 use super::leftovers::{Former, Leftovers};
+use super::report::{CHANGE, SyncLog};
 use crate::conntrack::StaleFlows;
 use crate::datapath::{Datapath, DatapathError, SyncReport};
 use crate::forwarding::{Changes, ForwardingState};
@@ -33,7 +34,7 @@ impl Reason {
     const fn name(self) -> &'static str {
         match self {
             Self::Start => "start",
-            Self::Change => "change",
+            Self::Change => CHANGE,
             Self::Retry => "retry",
             Self::Foreign => "changed by others",
             Self::Hourly => "hourly",
@@ -55,6 +56,7 @@ pub struct Carrier<F: Family> {
     stale_flows: StaleFlows<F>,
     leftovers: Leftovers<F>,
     standing: Standing,
+    log: SyncLog,
     sync_period: Duration,
 }
 
@@ -74,6 +76,7 @@ impl<F: Family> Carrier<F> {
                 backoff: Backoff::due(now),
                 reason: Reason::Start,
             },
+            log: SyncLog::default(),
             sync_period,
         }
     }
@@ -204,7 +207,7 @@ impl<F: Family> Carrier<F> {
                         Standing::Behind { .. } => started,
                     },
                 };
-                log_success(state, report, reason, took);
+                self.log.note::<F>(reason.name(), report, took);
                 self.follow_up(state, reason, started, clock, health);
             }
             Outcome::Failed(error @ DatapathError::Unusable { .. }) if reason == Reason::Start => {
@@ -259,7 +262,9 @@ impl<F: Family> Carrier<F> {
         };
     }
 
+    /// Does what follows a sync and may be due without one: a line in the log, stale flows.
     fn clean(&mut self, state: &ForwardingState<F>, clock: &dyn Clock, health: &Health) {
+        self.log.write(state, clock.now());
         match self.stale_flows.clean(state, clock) {
             Ok(None) => {}
             Ok(Some(pass)) => {
@@ -298,37 +303,4 @@ fn guarded(work: impl FnOnce() -> Result<SyncReport, DatapathError>) -> Outcome 
         Ok(Err(error)) => Outcome::Failed(error),
         Err(_panic) => Outcome::Panicked,
     }
-}
-
-fn log_success<F: Family>(
-    state: &ForwardingState<F>,
-    report: SyncReport,
-    reason: Reason,
-    took: Duration,
-) {
-    // Counting walks the state, which a sync of one change must not cost at 10,000 Services.
-    let counts = (reason != Reason::Change).then(|| count(state));
-    tracing::info!(
-        family = F::FAMILY.name(),
-        reason = reason.name(),
-        n_service_ports = state.service_ports.len(),
-        n_frontends = counts.map(|(frontends, _)| frontends),
-        n_backends = counts.map(|(_, backends)| backends),
-        n_added = report.n_added,
-        n_removed = report.n_removed,
-        took_ms = took.as_secs_f64() * 1000.0,
-        "synced"
-    );
-}
-
-fn count<F: Family>(state: &ForwardingState<F>) -> (usize, usize) {
-    state
-        .service_ports
-        .values()
-        .fold((0, 0), |(frontends, backends), port| {
-            (
-                frontends + port.frontends.len(),
-                backends + port.cluster.len(),
-            )
-        })
 }

@@ -25,6 +25,7 @@ mod backoff;
 mod carrier;
 mod leftovers;
 mod mailbox;
+mod report;
 mod surroundings;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,8 @@
 //!
 //! Clients ask all of them again and again, in both families and over every protocol, from before the first fault to the end of the
 //! run. Invariants: an answer that is missing is a failure unless somebody else has damaged the rules and the time to repair them
-//! is not over; a client that keeps its UDP port is among them, because conntrack remembers where its packets went.
+//! is not over; a client that keeps its UDP port is among them, because conntrack remembers where its packets went. Clients over TCP
+//! come from new ports: until conntrack forgets one whose packets passed untranslated, it belongs to a connection that failed.
 
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -19,8 +20,8 @@ use crate::cluster::PAIR;
 /// How long answers may take while damage is repaired: long enough for one that comes, so that the time is measured sharply.
 const SHORT: Duration = Duration::from_millis(800);
 
-/// What all clients ask.
-fn flows() -> Vec<Flow> {
+/// What all clients ask; one keeps this UDP port.
+fn flows(kept_port: u16) -> Vec<Flow> {
     let mut flows = Vec::new();
     for family in Family::ALL {
         for protocol in Protocol::ALL {
@@ -52,7 +53,7 @@ fn flows() -> Vec<Flow> {
                 .reaches([kept(R), kept(R2)])
                 .family(family),
         );
-        let keeps_port = flow(P1, VIP, 80).from_port(40_000).reaches([kept(P2)]);
+        let keeps_port = flow(P1, VIP, 80).from_port(kept_port).reaches([kept(P2)]);
         flows.push(keeps_port.over(Protocol::Udp).family(family).times(1));
     }
     flows
@@ -85,11 +86,6 @@ pub(crate) struct Witnesses {
 impl Witnesses {
     /// Asks until told to end.
     pub(crate) fn ask(&self, topology: &Topology) {
-        let flows = flows();
-        let hurried: Vec<Flow> = flows
-            .iter()
-            .map(|flow| flow.clone().within(SHORT))
-            .collect();
         let setting = Setting {
             topology,
             family: Family::V4,
@@ -103,8 +99,13 @@ impl Witnesses {
             if over {
                 return;
             }
+            // One that begins while packets pass untranslated must get answers when they are translated again.
+            let mut flows = flows(40_000 + (epoch % 10_000) as u16);
+            if excused {
+                flows = flows.into_iter().map(|flow| flow.within(SHORT)).collect();
+            }
             let began = Instant::now();
-            let outcome = setting.try_all(if excused { &hurried } else { &flows });
+            let outcome = setting.try_all(&flows);
             let mut state = self.state.lock().unwrap();
             state.n_rounds += 1;
             match &outcome {

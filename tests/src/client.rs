@@ -122,7 +122,7 @@ impl Attempt {
     pub fn open(self, ns: &Netns) -> Opened {
         Opened {
             attempt: self,
-            socket: ns.enter(|| self.socket()),
+            socket: ns.enter(|| self.socket(ns)),
         }
     }
 
@@ -132,7 +132,7 @@ impl Attempt {
         reactor::block(opened.finish())
     }
 
-    fn socket(self) -> Result<OwnedFd, Errno> {
+    fn socket(self, ns: &Netns) -> Result<OwnedFd, Errno> {
         let v4 = self.destination.is_ipv4();
         let domain = if v4 {
             AddressFamily::Inet
@@ -151,13 +151,21 @@ impl Attempt {
             setsockopt(&fd, sockopt::Ipv6RecvErr, &true)?;
         }
         match (self.protocol, self.source) {
-            (Protocol::Udp, source) if source.is_none_or(|source| source.port() == 0) => {
+            (Protocol::Tcp | Protocol::Udp, source)
+                if source.is_none_or(|source| source.port() == 0) =>
+            {
                 let any = if v4 {
                     IpAddr::V4(Ipv4Addr::UNSPECIFIED)
                 } else {
                     IpAddr::V6(Ipv6Addr::UNSPECIFIED)
                 };
-                bind_to_new_port(&fd, source.map_or(any, |source| source.ip()))?;
+                let own = source.map_or(any, |source| source.ip());
+                if self.protocol == Protocol::Tcp {
+                    bind_to_new_port(&fd, own, || ns.new_port())?;
+                } else {
+                    let next = || UDP_PORT.fetch_add(1, Ordering::Relaxed) % 10_000;
+                    bind_to_new_port(&fd, own, || 20_000 + next())?;
+                }
             }
             (_, None) => {}
             (protocol, Some(mut source)) => {
@@ -183,12 +191,15 @@ impl Attempt {
 
 /// Binds to a port that no flow of this run had.
 ///
-/// Kernel: conntrack remembers UDP flows for half a minute and longer, so that a port chosen at random may
-/// continue one that went elsewhere.
-fn bind_to_new_port(fd: &OwnedFd, address: IpAddr) -> Result<(), Errno> {
+/// Kernel: conntrack remembers UDP flows for half a minute and longer, and TCP connections that nobody answered for two minutes,
+/// so that a port chosen at random may continue one that went elsewhere.
+fn bind_to_new_port(
+    fd: &OwnedFd,
+    address: IpAddr,
+    mut next: impl FnMut() -> u16,
+) -> Result<(), Errno> {
     loop {
-        let port = 20_000 + UDP_PORT.fetch_add(1, Ordering::Relaxed) % 10_000;
-        match bind_to(fd, SocketAddr::new(address, port)).map_err(errno_of) {
+        match bind_to(fd, SocketAddr::new(address, next())).map_err(errno_of) {
             Err(Errno::EADDRINUSE) => {}
             bound => return bound,
         }

@@ -26,6 +26,8 @@ static LIVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 pub struct Netns {
     path: PathBuf,
     file: File,
+    /// How many clients were given a port.
+    n_clients: AtomicU32,
 }
 
 impl Netns {
@@ -63,7 +65,11 @@ impl Netns {
         )
         .context("bind")?;
         let file = File::open(&path)?;
-        Ok(Self { path, file })
+        Ok(Self {
+            path,
+            file,
+            n_clients: AtomicU32::new(0),
+        })
     }
 
     /// The name by which `ip netns exec` knows it.
@@ -80,6 +86,12 @@ impl Netns {
         let _back = Back::new();
         setns(&self.file, CloneFlags::CLONE_NEWNET).expect("setns");
         inside()
+    }
+
+    /// A port for a client, which none here had for as long as possible.
+    pub fn new_port(&self) -> u16 {
+        let n = self.n_clients.fetch_add(1, Ordering::Relaxed) % 28_000;
+        33_000 + u16::try_from(n).unwrap_or_default()
     }
 
     /// Runs a program inside the namespace until it ends.

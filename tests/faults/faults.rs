@@ -15,7 +15,7 @@ use proxy_tests::damage;
 use proxy_tests::datapath::{Datapath, Flavour};
 use serde_json::json;
 
-use crate::run::{HEALTH, SYNC_9, Scene};
+use crate::run::{HEALTH, LIFE_3, SYNC_9, Scene};
 use crate::servers;
 
 /// How a fault comes about; it is over when this returns.
@@ -148,6 +148,7 @@ fn node_without_addresses(scene: &mut Scene<'_>) -> Result<()> {
         json!(null),
         json!([{"type": "Hostname", "address": "node-n"}]),
     ]);
+    scene.say(&addresses.to_string());
     scene.cluster.change(|world| {
         world
             .node()
@@ -199,6 +200,10 @@ fn health_port(scene: &mut Scene<'_>) -> Result<()> {
         n_answered += usize::from(matches!(http(scene.node, HEALTH, "/livez"), Ok((200, _))));
         scene.pass(50, 300);
     }
+    scene.say(&format!(
+        "{} connections, {n_answered} answers",
+        silent.len()
+    ));
     ensure!(
         n_answered * 2 > n_asked,
         "beside {} silent connections /livez answered {n_answered} of {n_asked} times",
@@ -208,10 +213,10 @@ fn health_port(scene: &mut Scene<'_>) -> Result<()> {
 }
 
 fn log_unread(scene: &mut Scene<'_>) -> Result<()> {
-    scene.log.hang(true);
-    scene.pass(2000, 4000);
-    let in_step = scene.in_step(Instant::now(), SYNC_9);
-    scene.log.hang(false);
+    scene.log.hang()?;
+    scene.pass(1000, 3000);
+    let in_step = scene.in_step(Instant::now(), LIFE_3);
+    scene.log.go_on();
     in_step.map(drop)
 }
 

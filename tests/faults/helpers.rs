@@ -4,30 +4,34 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use proxy_tests::address::Family;
 use proxy_tests::daemon::{Daemon, Directory};
 use proxy_tests::datapath::Flavour;
 
+/// The pipe's name.
+const PIPE: &str = "log";
+
 /// A pipe from the daemon to its log, so small that a reader who hangs is felt at once.
 pub(crate) struct LogPipe {
     hangs: Arc<(Mutex<bool>, Condvar)>,
-    _directory: Directory,
+    directory: Directory,
 }
 
 impl LogPipe {
     /// Puts itself behind the daemon's output; counts from its next start.
     pub(crate) fn behind(daemon: &mut Daemon) -> Result<Self> {
         let directory = Directory::new()?;
-        let path = directory.path().join("log");
+        let path = directory.path().join(PIPE);
         mkfifo(&path, Mode::S_IRWXU)?;
         // Open both ways, it neither waits for a writer nor ends with one.
         let mut pipe = File::options().read(true).write(true).open(&path)?;
@@ -48,14 +52,35 @@ impl LogPipe {
                 drop(told.1.wait_while(hangs, |hangs| *hangs).unwrap());
             }
         })?;
-        Ok(Self {
-            hangs,
-            _directory: directory,
-        })
+        Ok(Self { hangs, directory })
     }
 
-    /// Makes the reader hang, or go on.
-    pub(crate) fn hang(&self, hang: bool) {
+    /// Makes the reader hang, and the pipe full: whoever writes another line waits.
+    pub(crate) fn hang(&self) -> Result<()> {
+        self.set(true);
+        let mut options = File::options();
+        options.write(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        let mut pipe = options.open(self.directory.path().join(PIPE))?;
+        // The reader takes once more what there is, if it waits for something now.
+        let mut n_full = 0;
+        while n_full < 20 {
+            match pipe.write(b"\n") {
+                Ok(_) => n_full = 0,
+                Err(_) => n_full += 1,
+            }
+            if n_full > 0 {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the reader go on.
+    pub(crate) fn go_on(&self) {
+        self.set(false);
+    }
+
+    fn set(&self, hang: bool) {
         *self.hangs.0.lock().unwrap() = hang;
         self.hangs.1.notify_all();
     }

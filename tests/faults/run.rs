@@ -1,6 +1,6 @@
 //! How does a run go? A fault, then everything must be as it should be, then the next one.
 //!
-//! Invariants: faults and what they are made of come from the seed alone, what they meet does not; one that is not recovered from is
+//! Invariants: which faults come, and when, is decided by the seed alone, what they meet is not; one that is not recovered from is
 //! reported, the node is set up anew, and the run goes on; at the end the kernel holds what a fresh daemon writes into a fresh node.
 
 use std::net::TcpListener;
@@ -58,6 +58,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) log: LogPipe,
     pub(crate) programs: Programs,
     pub(crate) dice: Dice,
+    /// What chance made of the fault.
+    details: Vec<String>,
 }
 
 /// Tries a datapath.
@@ -110,12 +112,13 @@ fn set_up(settings: &Settings) -> Result<()> {
         log,
         programs: Programs::new()?,
         dice,
+        details: Vec::new(),
     };
     thread::scope(|scope| {
         let _ends = Ends(&cluster, &witnesses);
         scope.spawn(|| witnesses.ask(topology));
         scope.spawn(|| cluster.churn(Dice::new(seed ^ 1)));
-        scene.play(settings.duration, &flags)
+        scene.play(settings, &flags)
     })
 }
 
@@ -130,7 +133,8 @@ impl Drop for Ends<'_> {
 }
 
 impl Scene<'_> {
-    fn play(&mut self, duration: Duration, flags: &[String]) -> Result<()> {
+    fn play(&mut self, settings: &Settings, flags: &[String]) -> Result<()> {
+        let &Settings { duration, seed, .. } = settings;
         let started = Instant::now();
         self.witnesses.excuse();
         self.all_answered(started, SYNC_9).context("at the start")?;
@@ -143,15 +147,18 @@ impl Scene<'_> {
             "FAULTS_ONLY={only}: no fault of such a name"
         );
         let mut report = Report::default();
+        let mut order = Dice::new(seed);
         let mut drawn = Vec::new();
         let mut n = 0;
         while started.elapsed() < duration {
             // Each once, in an order of chance, before any of them again.
             if drawn.is_empty() {
-                drawn = self.dice.shuffled(faults.clone());
+                drawn = order.shuffled(faults.clone());
             }
             let Some(fault) = drawn.pop() else { break };
             n += 1;
+            // How much chance the former ones took depends on what they met.
+            self.dice = Dice::new(seed ^ (n << 32));
             self.pass(0, 1000);
             let at = format!(
                 "{} #{n} at {:.1} s: {}",
@@ -163,7 +170,8 @@ impl Scene<'_> {
             match self.undergo(&fault) {
                 Ok(times) => report.add(fault.name, times),
                 Err(error) => {
-                    let failure = format!("{at}: {error:#}");
+                    let details = self.details.join("; ");
+                    let failure = format!("{at} ({details}): {error:#}");
                     eprintln!("{failure}\n{}", self.daemon.log());
                     report.failures.push(failure);
                     self.begin_anew()?;
@@ -187,6 +195,7 @@ impl Scene<'_> {
     fn undergo(&mut self, fault: &Fault) -> Result<Times> {
         self.nothing_was_missing().context("before it")?;
         self.api.clear_requests();
+        self.details.clear();
         let began = Instant::now();
         let inflicted = match fault.what {
             What::Damage(kind) => {
@@ -220,21 +229,25 @@ impl Scene<'_> {
     fn damage(&mut self, kind: damage::Kind) -> Result<()> {
         match self.dice.below(8) {
             0 => {
+                self.say("while the daemon is stopped");
                 self.daemon.pause(true);
                 let damaged = self.do_damage(kind);
                 self.daemon.pause(false);
                 damaged
             }
             1 => {
+                self.say("then SIGKILL");
                 self.do_damage(kind)?;
                 self.restart(Signal::SIGKILL)
             }
             2 => {
+                self.say("after SIGKILL");
                 self.restart(Signal::SIGKILL)?;
                 self.pass(0, 400);
                 self.do_damage(kind)
             }
             3 => {
+                self.say("without an API server");
                 self.api.down();
                 let outcome = self
                     .do_damage(kind)
@@ -258,7 +271,7 @@ impl Scene<'_> {
                 if is_slow {
                     thread::sleep(pause);
                 } else if did_something {
-                    eprintln!("{}: {}", self.datapath.name(), step.what);
+                    self.say(&step.what);
                 }
             }
             if did_something {
@@ -277,6 +290,11 @@ impl Scene<'_> {
     /// Lets a time between these pass, in milliseconds: chance decides how long faults last.
     pub(crate) fn pass(&mut self, from: usize, to: usize) {
         thread::sleep(self.dice.millis(from, to));
+    }
+
+    /// Takes note of what chance made of the fault, for the report of a failure.
+    pub(crate) fn say(&mut self, detail: &str) {
+        self.details.push(detail.to_owned());
     }
 
     fn all_answered(&self, since: Instant, limit: Duration) -> Result<Duration> {

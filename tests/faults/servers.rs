@@ -37,6 +37,7 @@ pub(crate) fn all() -> Vec<Fault> {
 
 /// Makes every answer of a kind go wrong for a while; all connections begin anew before and after it.
 fn for_a_while(scene: &mut Scene<'_>, asks: &[Ask], wrong: &Wrong) {
+    scene.say(&format!("{asks:?}: {wrong:?}"));
     for ask in asks {
         scene.api.faults(None, *ask, wrong.clone(), u32::MAX);
     }

@@ -2,8 +2,8 @@
 //!
 //! A behaviour test states a world (Services, EndpointSlices, a Node) and packets (who sends what to whom, where it ends, source
 //! kept or masqueraded). It never states rules. In reading order: `address` and `topology` are the test bed of SPEC §0, `world`
-//! builds manifests, `daemon` runs the real binary, `datapath` sees what that leaves in the kernel, `damage` breaks it, `echo` answers, `client` asks, `flow` compares, `matrix` runs all of it per
-//! datapath, family and protocol.
+//! builds manifests, `daemon` runs the real binary, `datapath` sees what that leaves in the kernel and `damage` breaks it, `echo`
+//! answers, `client` asks, `flow` compares, `matrix` runs all of it per datapath, family and protocol.
 //!
 //! Invariants: all traffic stays inside namespaces that this process made; they are gone when it ends; silence is believed only
 //! beside a flow that answers.

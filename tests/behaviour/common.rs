@@ -87,7 +87,7 @@ pub(crate) fn foreign(t: &Test) -> String {
     text
 }
 
-fn iptables() -> impl Iterator<Item = (Flavour, Family)> {
+pub(crate) fn iptables() -> impl Iterator<Item = (Flavour, Family)> {
     let both = |flavour| Family::ALL.map(|family| (flavour, family));
     Flavour::ALL.into_iter().flat_map(both)
 }

@@ -13,7 +13,7 @@ use proxy_tests::flow::{flow, kept, masqueraded};
 use proxy_tests::matrix::{Case, Test};
 use serde_json::{Value, json};
 
-use crate::common::{PORT, foreign, make_foreign, rules, run, run_as, web, works};
+use crate::common::{PORT, await_rules, foreign, make_foreign, rules, run, run_as, web, works};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
@@ -170,13 +170,13 @@ fn life_9_a_switch_of_modes_is_not_noticed(t: &mut Test) {
         [flow(P1, VIP, 80), flow(HOST, VIP, 80), flow(X, NODE, PORT)].map(|flow| t.hammer(&flow));
     for other in Datapath::ALL.into_iter().filter(|other| *other != own) {
         switch(t, &other.flags());
-        assert_eq!(carriers(t), [other], "{}", t.bed().daemon.log());
+        await_carriers(t, &[other]);
         for stream in &mut streams {
             stream.echo().unwrap();
         }
         t.observe([flow(P1, VIP2, 80).is_rejected()]);
         switch(t, &own.flags());
-        assert_eq!(rules(t), before, "{}", t.bed().daemon.log());
+        await_rules(t, &before, "the switch back");
         for stream in &mut streams {
             stream.echo().unwrap();
         }
@@ -203,6 +203,24 @@ fn carriers(t: &Test) -> Vec<Datapath> {
         .collect()
 }
 
+/// Waits until these datapaths, and no others, have rules in the kernel.
+#[track_caller]
+fn await_carriers(t: &Test, expected: &[Datapath]) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let now = carriers(t);
+        if now == expected {
+            return;
+        }
+        let log = t.bed().daemon.log();
+        assert!(
+            Instant::now() < deadline,
+            "{now:?}, not {expected:?}: {log}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 fn life_16_kubelet_says_which_iptables_is_used(t: &mut Test) {
     web(t);
     t.apply();
@@ -217,12 +235,7 @@ fn life_16_kubelet_says_which_iptables_is_used(t: &mut Test) {
             tell(t, &format!(":{chain} - [0:0]"));
             switch(t, &auto);
             t.observe(works());
-            assert_eq!(
-                carriers(t),
-                [Datapath::Iptables(flavour)],
-                "{chain} {}",
-                t.bed().daemon.log()
-            );
+            await_carriers(t, &[Datapath::Iptables(flavour)]);
             tell(t, &format!("-X {chain}"));
         }
     }

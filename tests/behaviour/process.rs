@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
-use proxy_tests::address::{P1, P2, R, R2, Site, VIP};
+use proxy_tests::address::{Family, P1, P2, R, R2, Site, VIP};
 use proxy_tests::case;
-use proxy_tests::daemon::http;
+use proxy_tests::daemon::{Directory, http};
+use proxy_tests::datapath::Datapath;
 use proxy_tests::flow::{flow, kept};
 use proxy_tests::matrix::{Case, Test};
 
-use crate::common::{run, web, works};
+use crate::common::{iptables, run, web, works};
 
 /// Where the node answers whoever asks.
 const HEALTHZ: &str = "127.0.0.1:10256";
@@ -26,6 +27,11 @@ pub(crate) fn cases() -> Vec<Case> {
             .v4()
             .fresh(),
         case!(life_18_the_last_lines_are_written_before_the_end)
+            .kernel()
+            .tcp()
+            .v4()
+            .fresh(),
+        case!(life_9_a_program_that_hangs_holds_up_nothing)
             .kernel()
             .tcp()
             .v4()
@@ -91,4 +97,99 @@ fn life_18_the_last_lines_are_written_before_the_end(t: &mut Test) {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// Programs that hang in the place of all that are called iptables, and ipset.
+fn hanging_programs(t: &mut Test, names: &[&str]) -> Directory {
+    let programs = Directory::new().unwrap();
+    for name in names {
+        // The shell stays, so that it has a child of its own.
+        let script = format!(
+            "#!/bin/sh\necho $$ >> {}/pids\nsleep 6000\necho\n",
+            programs.path().display()
+        );
+        programs.write(name, &script).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(programs.path().join(name), mode).unwrap();
+    }
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{}:{path}", programs.path().display());
+    t.bed_mut().daemon.set_variable("PATH", &path);
+    programs
+}
+
+/// The groups of processes that stand-ins were started in.
+fn groups(programs: &Directory) -> Vec<i32> {
+    let pids = std::fs::read_to_string(programs.path().join("pids")).unwrap_or_default();
+    pids.lines().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+fn life_9_a_program_that_hangs_holds_up_nothing(t: &mut Test) {
+    let names: Vec<String> = iptables()
+        .flat_map(|(flavour, family)| ["save", "restore"].map(|what| flavour.program(family, what)))
+        .collect();
+    let own: Vec<String> = match t.datapath() {
+        Datapath::Nftables => Vec::new(),
+        Datapath::Iptables(flavour) => Family::ALL
+            .into_iter()
+            .flat_map(|family| ["save", "restore"].map(|what| flavour.program(family, what)))
+            .collect(),
+    };
+    let names: Vec<&str> = names
+        .iter()
+        .filter(|name| !own.contains(name))
+        .map(String::as_str)
+        .collect();
+    // Something of each other mode is there to be removed.
+    for (flavour, family) in iptables() {
+        let restore = flavour.program(family, "restore");
+        let script = "*nat\n:PROXYD-OLD - [0:0]\nCOMMIT\n";
+        t.node_ns().feed(&restore, &["--noflush"], script).unwrap();
+    }
+    let programs = hanging_programs(t, &names);
+    let (family, other) = (t.family, t.family.other());
+    t.service("web")
+        .families(&[family, other])
+        .cluster_ip(VIP)
+        .port(80);
+    let reaches = |host, family| flow(P1, VIP, 80).family(family).reaches([kept(host)]);
+    for host in [P2, R, R2] {
+        t.endpoints("web").clear().ready(host);
+        t.slice("web", "web-other")
+            .clear()
+            .family(other)
+            .ready(host);
+        t.check([reaches(host, family), reaches(host, other)]);
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while groups(&programs).is_empty() {
+        assert!(Instant::now() < deadline, "no stand-in runs");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let (code, _) = http(t.node_ns(), HEALTHZ, "/livez").unwrap();
+    assert_eq!(code, 200);
+    let started = Instant::now();
+    t.bed_mut().daemon.signal(Signal::SIGTERM).unwrap();
+    assert!(started.elapsed() < Duration::from_secs(5));
+    for group in groups(&programs) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        // Whoever is in the group, dead and not reaped by init yet, or alive.
+        while has_living(group) {
+            assert!(Instant::now() < deadline, "{group} is left behind");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    t.observe([reaches(R2, family), reaches(R2, other)]);
+}
+
+/// Whether a group of processes has one that has not ended.
+fn has_living(group: i32) -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok())
+        .filter_map(|stat| Some(stat.rsplit_once(") ")?.1.to_owned()))
+        .any(|rest| {
+            let fields: Vec<&str> = rest.split(' ').collect();
+            fields[0] != "Z" && fields[2] == group.to_string()
+        })
 }

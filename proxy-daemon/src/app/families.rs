@@ -77,7 +77,7 @@ impl Opening {
                 // Spec: LIFE-9.
                 let others = self.kind.others();
                 let others = others.map(|kind| Former::new(kind.name(), move || kind.open()));
-                Ok(Some(carrier.instead_of(others.collect(), self.now)))
+                Ok(Some(carrier.instead_of(others.collect())))
             }
             Err(source) if is_primary => Err(AppError::Family {
                 family: self.primary,

@@ -16,7 +16,7 @@ use crate::debug::Inside;
 use crate::health::{self, Ask, Health};
 use crate::net::IpFamily;
 use crate::sync::{Mailbox, Surroundings, Sync};
-use crate::sys::{Clock, Sysctls, SystemClock, addresses, capabilities, host};
+use crate::sys::{Clock, Sysctls, SystemClock, addresses, capabilities, host, process};
 use crate::watch::{self, Drained, Shared};
 
 mod cleanup;
@@ -70,6 +70,7 @@ pub fn start(cli: &Cli) -> Result<(), AppError> {
     let outcome = runtime.block_on(run(config));
     // A thread that blocks, such as a look-up of a name, must not keep the process.
     runtime.shutdown_background();
+    process::end_all();
     outcome
 }
 
@@ -193,8 +194,14 @@ async fn serve(
         Arc::clone(&health),
     )
     .with_diagnostics(Arc::clone(shared.diagnostics()));
-    let kind = families::kind(config.mode);
-    let sync = families::open(sync, kind, primary, config.periods.sync, clock.now())?;
+    let (mode, sync_period, now) = (config.mode, config.periods.sync, clock.now());
+    // Programs are run for it, which can hang, and a signal must not wait for them.
+    let opening = tokio::task::spawn_blocking(move || {
+        families::open(sync, families::kind(mode), primary, sync_period, now)
+    });
+    let sync = opening
+        .await
+        .map_err(|error| AppError::Runtime(error.into()))??;
 
     let ask = ask(mailbox, shared);
     let healthz = health::healthz_router(Arc::clone(&health), Arc::clone(&clock));

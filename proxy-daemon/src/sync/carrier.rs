@@ -2,7 +2,7 @@
 //!
 //! Invariants: a change is handed to the datapath only while its last answer was a success; else
 //! everything is (SYNC-8). What follows a sync follows a successful one only: health, then conntrack
-//! (SYNC-13, CT-13); before these, what other modes left goes, in the step of the first success (LIFE-9).
+//! (SYNC-13, CT-13); what other modes left may go from the first success on (LIFE-9).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -71,7 +71,7 @@ impl<F: Family> Carrier<F> {
         Self {
             datapath,
             stale_flows,
-            leftovers: Leftovers::new(Vec::new(), now),
+            leftovers: Leftovers::new(Vec::new()),
             standing: Standing::Behind {
                 backoff: Backoff::due(now),
                 reason: Reason::Start,
@@ -83,9 +83,9 @@ impl<F: Family> Carrier<F> {
 
     /// Takes the place of these, once it is in force.
     #[must_use]
-    pub fn instead_of(self, others: Vec<Former<F>>, now: Instant) -> Self {
+    pub fn instead_of(self, others: Vec<Former<F>>) -> Self {
         Self {
-            leftovers: Leftovers::new(others, now),
+            leftovers: Leftovers::new(others),
             ..self
         }
     }
@@ -100,8 +100,8 @@ impl<F: Family> Carrier<F> {
         match self.standing {
             Standing::Behind { backoff, .. } => backoff.at(),
             Standing::InSync { full } => {
-                let others = [self.stale_flows.deadline(now), self.leftovers.deadline()];
-                others.into_iter().flatten().fold(full + FULL, Instant::min)
+                let flows = self.stale_flows.deadline(now);
+                flows.into_iter().fold(full + FULL, Instant::min)
             }
         }
     }
@@ -187,7 +187,6 @@ impl<F: Family> Carrier<F> {
                 return Ok(());
             }
             (Standing::InSync { .. }, None) => {
-                self.leftovers.remove(started, self.sync_period);
                 self.clean(state, clock, health);
                 return Ok(());
             }
@@ -243,7 +242,7 @@ impl<F: Family> Carrier<F> {
         clock: &dyn Clock,
         health: &Health,
     ) {
-        self.leftovers.remove(started, self.sync_period);
+        self.leftovers.remove(self.sync_period);
         health.succeeded(F::FAMILY, started, clock);
         if reason != Reason::Change {
             self.stale_flows.note_resync();

@@ -1,14 +1,16 @@
 //! What did a run in another mode leave in the kernel, and when does it go?
 //!
-//! Invariants: nothing goes before what replaces it is in force, and then in the same step (LIFE-9); what
-//! cannot be removed never fails a sync, and is tried again ever later, like a sync that fails.
+//! Invariants: nothing goes before what replaces it is in force, and then at once (LIFE-9); it goes on a
+//! thread of its own, because the programs that must be asked can hang, and no sync needs them; what
+//! cannot be removed is tried again ever later, like a sync that fails.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::backoff::Backoff;
 use crate::datapath::{Datapath, DatapathError};
 use crate::net::Family;
+use crate::sys::{Clock as _, SystemClock};
 
 type Open<F> = Box<dyn Fn() -> Result<Box<dyn Datapath<F>>, DatapathError> + Send>;
 
@@ -71,36 +73,107 @@ impl<F: Family> Former<F> {
     }
 }
 
-/// The other carriers of which something may be left.
+/// The other carriers of which something may be left, until they are handed to a thread of their own.
 pub(super) struct Leftovers<F: Family> {
     of: Vec<Former<F>>,
-    backoff: Backoff,
-    has_tried: bool,
 }
 
 impl<F: Family> Leftovers<F> {
     /// Those of these carriers, to be removed as soon as anything is in force.
-    pub(super) const fn new(of: Vec<Former<F>>, now: Instant) -> Self {
-        Self {
-            of,
-            backoff: Backoff::due(now),
-            has_tried: false,
-        }
+    pub(super) const fn new(of: Vec<Former<F>>) -> Self {
+        Self { of }
     }
 
-    /// When to try again, if anything may be left.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        (!self.of.is_empty()).then(|| self.backoff.at())
-    }
-
-    /// Removes what is due; to be called when the family's own carrier is in force.
-    pub(super) fn remove(&mut self, now: Instant, longest: Duration) {
-        if self.deadline().is_none_or(|due| now < due) {
+    /// Has them removed; to be called when the family's own carrier is in force. Waits for nothing.
+    pub(super) fn remove(&mut self, longest: Duration) {
+        let of = std::mem::take(&mut self.of);
+        if of.is_empty() {
             return;
         }
-        let is_first = !self.has_tried;
-        self.has_tried = true;
-        self.of.retain(|former| !former.remove(is_first));
-        self.backoff = self.backoff.failed(now, longest);
+        let thread = std::thread::Builder::new().name("leftovers".to_owned());
+        let spawned = thread.spawn(move || remove_all(of, longest, &std::thread::sleep));
+        if let Err(error) = spawned {
+            tracing::error!(
+                family = F::FAMILY.name(),
+                %error,
+                "there is no thread to remove another mode's rules; run proxy-daemon --cleanup before the next start"
+            );
+        }
+    }
+}
+
+/// Removes them, however long that takes; the process ends without waiting for it.
+fn remove_all<F: Family>(mut of: Vec<Former<F>>, longest: Duration, pause: &dyn Fn(Duration)) {
+    let mut now = SystemClock.now();
+    let mut backoff = Backoff::due(now);
+    let mut is_first = true;
+    loop {
+        of.retain(|former| !former.remove(is_first));
+        if of.is_empty() {
+            return;
+        }
+        is_first = false;
+        backoff = backoff.failed(now, longest);
+        pause(backoff.at() - now);
+        now = backoff.at();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::net::V4;
+
+    const PERIOD: Duration = Duration::from_secs(30);
+
+    fn error(kind: std::io::ErrorKind, is_absent: bool) -> DatapathError {
+        let (operation, source) = ("test", kind.into());
+        if is_absent {
+            DatapathError::Unusable {
+                operation,
+                advice: "none",
+                source,
+            }
+        } else {
+            DatapathError::Refused {
+                operation,
+                object: "test".to_owned(),
+                source,
+            }
+        }
+    }
+
+    /// The pauses between attempts at a carrier that opens with these errors, until it is not to be there.
+    fn pauses(n_failures: usize) -> Vec<Duration> {
+        let n_opened = Arc::new(Mutex::new(0));
+        let counted = Arc::clone(&n_opened);
+        let former = Former::<V4>::new("test", move || {
+            let mut n = counted.lock().unwrap();
+            *n += 1;
+            assert_ne!(*n, 2, "a bug, for the test");
+            let is_absent = *n > n_failures;
+            let kind = std::io::ErrorKind::NotFound;
+            drop(n);
+            Err(error(kind, is_absent))
+        });
+        let pauses = Mutex::new(Vec::new());
+        remove_all(vec![former], PERIOD, &|pause| {
+            n_opened.clear_poison();
+            pauses.lock().unwrap().push(pause);
+        });
+        assert_eq!(*n_opened.lock().unwrap(), n_failures + 1);
+        pauses.into_inner().unwrap()
+    }
+
+    #[test]
+    fn life_9_what_cannot_be_removed_is_tried_ever_later() {
+        assert!(pauses(0).is_empty());
+        let pauses = pauses(20);
+        assert_eq!(pauses.len(), 20);
+        assert!(pauses.is_sorted(), "{pauses:?}");
+        assert_eq!(pauses[0], Duration::from_millis(100));
+        assert_eq!(*pauses.last().unwrap(), PERIOD);
     }
 }

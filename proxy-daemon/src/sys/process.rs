@@ -2,19 +2,24 @@
 //!
 //! Invariants: it gets our `PATH`, the C locale and what the caller names, and nothing else of our
 //! environment; it runs in the network namespace of the calling thread; neither side can block the
-//! other by what it does not read; when a call returns, or panics, the program is gone and reaped; and
-//! however the daemon ends, the program ends with it, so that it cannot write after a successor did.
+//! other by what it does not read; one that hangs is killed after [`IDLE`]; when a call returns, or panics,
+//! the program is gone and reaped, with whatever it started; and however the daemon ends, the program ends
+//! with it, so that it cannot write after a successor did.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Read as _, Write};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use super::{Clock as _, SystemClock};
 
@@ -36,8 +41,37 @@ pub(crate) const SLOW: Duration = Duration::from_secs(2);
 
 /// How often it is logged that a program has not ended.
 const NEWS: Duration = Duration::from_secs(15);
-/// After so long it is killed.
+/// After so long it is killed, even if it works.
 const LIMIT: Duration = Duration::from_secs(600);
+/// After so long it is killed if it neither read, wrote nor computed anything: it hangs.
+///
+/// Longer than a program waits for the lock of iptables-legacy.
+pub(crate) const IDLE: Duration = Duration::from_secs(15);
+/// How long the end of a program that was killed is waited for; the kernel may be busy for it.
+const REAP: Duration = Duration::from_secs(2);
+
+/// The programs that run, each the leader of a group of processes.
+static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+fn running() -> MutexGuard<'static, BTreeSet<u32>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends all programs that run, with what they started; the last thing to happen before the daemon ends.
+pub(crate) fn end_all() {
+    let running = running();
+    for pid in &*running {
+        kill_group(*pid);
+    }
+    // Whoever would start another one now waits for the end of the process.
+    std::mem::forget(running);
+}
+
+fn kill_group(pid: u32) {
+    if let Err(error) = killpg(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL) {
+        tracing::debug!(pid, %error, "a program could not be ended");
+    }
+}
 
 /// The program of this name, if this machine has it.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
@@ -137,7 +171,7 @@ impl Call<'_> {
 fn end_with_us(command: &mut Command) {
     let us = nix::unistd::getpid();
     let ask = move || {
-        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         // We may have ended before that was asked.
         if nix::unistd::getppid() == us {
             Ok(())
@@ -161,6 +195,12 @@ struct Running<'a> {
     stderr: Option<ChildStderr>,
     said: Vec<u8>,
     begun: Instant,
+    /// When it was last seen to do something, and the CPU time that it had used then.
+    active: Instant,
+    cpu_time: u64,
+    /// How long its end is waited for, each time, when it has closed its standard error.
+    pause: Duration,
+    is_reaped: bool,
     /// For how long it has been running when `slow` is called next.
     next: Duration,
     slow: &'a mut dyn FnMut(u32, Duration),
@@ -183,16 +223,27 @@ impl<'a> Running<'a> {
             .envs(call.environment.iter().map(|(name, value)| (name, value)))
             .stdin(stdin)
             .stdout(stdout)
-            .stderr(Stdio::piped());
+            .stderr(Stdio::piped())
+            .process_group(0);
         end_with_us(&mut command);
-        let mut child = command.spawn()?;
+        let mut child = {
+            let mut running = running();
+            let child = command.spawn()?;
+            running.insert(child.id());
+            child
+        };
+        let begun = SystemClock.now();
         Ok(Self {
             name: call.program.display().to_string(),
             news: NEWS,
             stderr: child.stderr.take(),
             child,
             said: Vec::new(),
-            begun: SystemClock.now(),
+            begun,
+            active: begun,
+            cpu_time: 0,
+            pause: Duration::from_millis(1),
+            is_reaped: false,
             next: SLOW,
             slow,
         })
@@ -200,15 +251,26 @@ impl<'a> Running<'a> {
 
     /// Waits until `fd` is ready, which it answers, the program said something, or some time passed.
     fn wait(&mut self, fd: Option<(BorrowedFd<'_>, PollFlags)>) -> io::Result<bool> {
-        let running = SystemClock.now().duration_since(self.begun);
+        let now = SystemClock.now();
+        let running = now.duration_since(self.begun);
         if running >= self.next {
             self.next = running + SLOW;
             (self.slow)(self.child.id(), running);
+            let cpu_time = cpu_time(self.child.id());
+            if cpu_time != self.cpu_time {
+                self.cpu_time = cpu_time;
+                self.active = now;
+            }
         }
-        if running >= LIMIT {
-            let seconds = running.as_secs();
+        let idle = now.duration_since(self.active);
+        if idle >= IDLE || running >= LIMIT {
+            let what = if idle >= IDLE {
+                format!("did nothing for {} s", idle.as_secs())
+            } else {
+                format!("did not end within {} s", running.as_secs())
+            };
             let error = format!(
-                "{} did not end within {seconds} s and was killed",
+                "{} {what} and was killed; run it by hand to see why",
                 self.name
             );
             return Err(io::Error::new(io::ErrorKind::TimedOut, error));
@@ -219,7 +281,11 @@ impl<'a> Running<'a> {
             tracing::warn!(program, pid, seconds = running.as_secs(), "still running");
         }
         // One more millisecond, since a timeout is rounded down.
-        let timeout = self.next.saturating_sub(running) + Duration::from_millis(1);
+        let mut timeout = self.next.saturating_sub(running) + Duration::from_millis(1);
+        if self.stderr.is_none() && fd.is_none() {
+            timeout = timeout.min(self.pause);
+            self.pause = (self.pause * 2).min(Duration::from_millis(50));
+        }
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
         let (has_said, is_ready) = {
             let stderr = self.stderr.as_ref();
@@ -237,10 +303,37 @@ impl<'a> Running<'a> {
                 ready.next() == Some(true),
             )
         };
+        if has_said || is_ready {
+            self.active = SystemClock.now();
+        }
         if has_said {
             self.hear()?;
         }
         Ok(is_ready)
+    }
+
+    /// How it ended, if it did.
+    fn reap(&mut self) -> io::Result<Option<ExitStatus>> {
+        let mut running = running();
+        let status = self.child.try_wait()?;
+        if status.is_some() && !self.is_reaped {
+            self.is_reaped = true;
+            running.remove(&self.child.id());
+        }
+        Ok(status)
+    }
+
+    /// Whether there is something to hear.
+    fn has_said(&self) -> io::Result<bool> {
+        let Some(pipe) = &self.stderr else {
+            return Ok(false);
+        };
+        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::ZERO) {
+            Ok(n) => Ok(n > 0),
+            Err(nix::Error::EINTR) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Takes what the program has said on its standard error.
@@ -265,23 +358,75 @@ impl<'a> Running<'a> {
     ///
     /// Its standard error is closed when it ends, so there is nothing to look at again and again.
     fn end(mut self) -> io::Result<Ended> {
-        while self.stderr.is_some() {
+        loop {
+            if let Some(status) = self.reap()? {
+                while self.has_said()? {
+                    self.hear()?;
+                }
+                return Ok(Ended {
+                    status,
+                    said: String::from_utf8_lossy(&self.said).into_owned(),
+                });
+            }
             self.wait(None)?;
         }
-        Ok(Ended {
-            status: self.child.wait()?,
-            said: String::from_utf8_lossy(&self.said).into_owned(),
-        })
+    }
+
+    /// Ends it, and waits a moment for that.
+    fn kill(&mut self) -> io::Result<()> {
+        kill_group(self.child.id());
+        let begun = SystemClock.now();
+        while self.reap()?.is_none() {
+            if SystemClock.now().duration_since(begun) >= REAP {
+                let (program, pid) = (&self.name, self.child.id());
+                tracing::warn!(
+                    program,
+                    pid,
+                    "was killed and has not ended: the kernel does not let it go; look what it waits for in /proc/PID/stack"
+                );
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
     }
 }
 
 impl Drop for Running<'_> {
-    /// Ends and reaps the program if that has not happened; otherwise nothing happens.
+    /// Ends and reaps the program if that has not happened.
     fn drop(&mut self) {
-        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+        if !self.is_reaped
+            && let Err(error) = self.kill()
+        {
             tracing::debug!(%error, "a program could not be ended");
         }
     }
+}
+
+/// The CPU time that the processes of a group have used, in ticks of the kernel's clock.
+///
+/// Kernel: in /proc/PID/stat the name comes second, in brackets; then, from 0: 2 the group, 11 to 14 the
+/// times of the process and of its children that ended.
+fn cpu_time(group: u32) -> u64 {
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return 0;
+    };
+    let times = processes.flatten().filter_map(|entry| {
+        let name = entry.file_name();
+        name.to_str()?.parse::<u32>().ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let (_, rest) = stat.rsplit_once(") ")?;
+        let fields: Vec<&str> = rest.split(' ').collect();
+        let is_meant = fields.get(2)?.parse() == Ok(group);
+        let times = fields.get(11..15).filter(|_| is_meant)?;
+        Some(
+            times
+                .iter()
+                .filter_map(|time| time.parse::<u64>().ok())
+                .sum::<u64>(),
+        )
+    });
+    times.sum()
 }
 
 /// The standard input of a program, as its writer sees it.
@@ -322,7 +467,10 @@ impl Write for Input<'_, '_> {
                     self.is_lost = error.kind() == io::ErrorKind::BrokenPipe;
                     return Err(error);
                 }
-                Ok(n) => return Ok(n),
+                Ok(n) => {
+                    self.running.active = SystemClock.now();
+                    return Ok(n);
+                }
             }
         }
     }
@@ -520,5 +668,29 @@ mod tests {
         assert!(find("sh").is_some());
         assert_eq!(find("no-such-program-here"), None);
         assert_eq!(find(""), None);
+    }
+
+    #[test]
+    fn life_19_one_that_hangs_is_killed_and_one_that_works_is_not() {
+        let started = SystemClock.now();
+        let error = feed("exec 2>&-; sleep 600 & wait", |_| Ok(())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        let took = SystemClock.now().duration_since(started);
+        assert!(took >= IDLE && took < IDLE * 4, "{took:?}");
+        // A child of its own that computes is no reason to think that it hangs.
+        let script = "(end=$(($(cut -d. -f1 /proc/uptime)+20)); while [ $(cut -d. -f1 /proc/uptime) -lt $end ]; do :; done) & wait; echo done >&2";
+        let ended = feed(script, |_| Ok(())).expect("it works");
+        assert_eq!(ended.said, "done\n");
+    }
+
+    #[test]
+    fn life_19_what_a_program_started_ends_with_it() {
+        let mut pid = 0;
+        let error = shell(&["-c", "sleep 600 & echo $!; wait"])
+            .read(&mut |line| pid = line.parse().expect("a number"))
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        assert!(stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z ")));
     }
 }

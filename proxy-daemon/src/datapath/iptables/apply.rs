@@ -450,12 +450,16 @@ pub(crate) fn cleanup<F: Family>(tools: &Tools) -> Result<(), DatapathError> {
     // Kernel: what iptables-nft removed lets go of its sets a little later, in a work queue.
     let mut attempts_left = if n_removed > 0 { RELEASE_ATTEMPTS } else { 0 };
     loop {
-        let (unused, used) = readback::sets_by_use::<F>(tools)?;
-        let mut lines = Lines::default();
-        for name in unused {
-            lines.push(format_args!("destroy {name}"));
-        }
-        tools.ipset_lines(&lines)?;
+        let used = {
+            let _sets = super::sets_of::<F>();
+            let (unused, used) = readback::sets_by_use::<F>(tools)?;
+            let mut lines = Lines::default();
+            for name in unused {
+                lines.push(format_args!("destroy {name}"));
+            }
+            tools.ipset_lines(&lines)?;
+            used
+        };
         if used.is_empty() || attempts_left == 0 {
             return Ok(());
         }

@@ -33,11 +33,13 @@ impl Flavour {
     ///
     /// Changes nothing. If the programs of neither can be used, the answer is one whose opening says so.
     pub fn detect() -> (Self, Because) {
-        decide(
-            Signs::of(Self::Nft),
-            Signs::of(Self::Legacy),
-            n_foreign_rules,
-        )
+        // At the same time, so that one that hangs takes its time once.
+        let (nft, legacy) = std::thread::scope(|threads| {
+            let nft = threads.spawn(|| Signs::of(Self::Nft));
+            let legacy = Signs::of(Self::Legacy);
+            (nft.join().unwrap_or_default(), legacy)
+        });
+        decide(nft, legacy, n_foreign_rules)
     }
 }
 

@@ -33,10 +33,11 @@ mod tree;
 pub use flavour::{Because, Flavour};
 
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Datapath, DatapathError, SyncReport};
 use crate::forwarding::{Changes, ForwardingState};
-use crate::net::Family;
+use crate::net::{Family, IpFamily};
 use crate::sys::capabilities;
 use apply::Installed;
 use tool::Tools;
@@ -70,27 +71,47 @@ impl<F: Family> Iptables<F> {
     }
 }
 
+impl<F: Family> Iptables<F> {
+    fn write_all(&mut self, desired: &ForwardingState<F>) -> Result<SyncReport, DatapathError> {
+        self.installed = None;
+        let (installed, report) = apply::resync(&self.tools, desired)?;
+        self.installed = Some(installed);
+        Ok(report)
+    }
+}
+
+/// Keeps the other flavour's removal from destroying sets that are made and not used by a rule yet: both
+/// flavours have the same sets.
+fn sets_of<F: Family>() -> MutexGuard<'static, ()> {
+    static V4: Mutex<()> = Mutex::new(());
+    static V6: Mutex<()> = Mutex::new(());
+    let sets = match F::FAMILY {
+        IpFamily::V4 => &V4,
+        IpFamily::V6 => &V6,
+    };
+    sets.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl<F: Family> Datapath<F> for Iptables<F> {
     fn sync(
         &mut self,
         desired: &ForwardingState<F>,
         changes: &Changes<F>,
     ) -> Result<SyncReport, DatapathError> {
+        let _sets = sets_of::<F>();
         match self.installed.take() {
             Some(mut installed) if installed.can_follow(desired) => {
                 let report = installed.follow(&self.tools, desired, changes)?;
                 self.installed = Some(installed);
                 Ok(report)
             }
-            Some(_) | None => self.resync(desired),
+            Some(_) | None => self.write_all(desired),
         }
     }
 
     fn resync(&mut self, desired: &ForwardingState<F>) -> Result<SyncReport, DatapathError> {
-        self.installed = None;
-        let (installed, report) = apply::resync(&self.tools, desired)?;
-        self.installed = Some(installed);
-        Ok(report)
+        let _sets = sets_of::<F>();
+        self.write_all(desired)
     }
 
     fn changed_by_others(&mut self) -> Result<bool, DatapathError> {

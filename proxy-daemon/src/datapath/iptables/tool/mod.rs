@@ -16,8 +16,9 @@ use crate::datapath::DatapathError;
 use crate::net::IpFamily;
 use crate::sys::process::{Call, Ended, find};
 
-/// How long a program waits for the lock of iptables-legacy.
-const LOCK_WAIT: Duration = Duration::from_secs(60);
+/// How long a program waits for the lock of iptables-legacy, as with kube-proxy; the other family is served
+/// between the attempts.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How often it is said who holds the lock.
 const LOCK_NEWS: Duration = Duration::from_secs(30);
 /// The first version of iptables-restore that waits for the lock.

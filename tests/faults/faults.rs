@@ -167,33 +167,36 @@ fn service_cidrs(scene: &mut Scene<'_>) -> Result<()> {
     const N: usize = 4;
     let name = |n: usize| format!("more-{n}");
     let cidrs = |n: usize| [format!("10.100.{n}.0/24"), format!("fd00:100:0:{n}::/64")];
-    for _ in 0..=scene.dice.below(4) {
-        let wanted: Vec<bool> = (0..N).map(|_| scene.dice.percent(60)).collect();
+    for _ in 0..=scene.dice.below(3) {
         scene.cluster.change(|world| {
-            for (n, wanted) in wanted.iter().enumerate() {
+            for n in 0..N {
                 let [v4, v6] = cidrs(n);
                 world.service_cidr(&name(n), &[&v4, &v6]);
-                if !wanted {
-                    world.delete_service_cidr(&name(n));
-                }
             }
         });
-        scene.pass(0, 600);
+        scene.pass(0, 1500);
+        let stays: Vec<bool> = (0..N).map(|_| scene.dice.percent(60)).collect();
+        scene.say(&format!("{stays:?} stay"));
+        scene.cluster.change(|world| {
+            for n in (0..N).filter(|n| !stays[*n]) {
+                world.delete_service_cidr(&name(n));
+            }
+        });
+        scene.pass(0, 1500);
     }
     Ok(())
 }
 
 /// Strangers connect to the health port and say nothing; kubelet must get its answers.
 fn health_port(scene: &mut Scene<'_>) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_millis(300);
+    const PATIENCE: Duration = Duration::from_secs(1);
     let n = scene.dice.pick(&[160, 400]);
-    let strangers = scene.topology.site(Site::X);
-    let to = |n: usize| SocketAddr::new(NODE.of(Family::ALL[n % 2]), 10_256);
-    let silent: Vec<_> = strangers.enter(|| {
-        (0..n)
-            .map_while(|n| TcpStream::connect_timeout(&to(n), PATIENCE).ok())
-            .collect()
-    });
+    let to = SocketAddr::new(NODE.of(Family::V4), 10_256);
+    let connect = |_| TcpStream::connect_timeout(&to, PATIENCE).ok();
+    let silent: Vec<_> = scene
+        .topology
+        .site(Site::X)
+        .enter(|| (0..n).map_while(connect).collect());
     let n_asked = 10;
     let mut n_answered = 0;
     for _ in 0..n_asked {

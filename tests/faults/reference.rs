@@ -36,7 +36,7 @@ impl Contents {
     /// In what this one differs.
     pub(crate) fn differs(&self, wanted: &Self) -> String {
         let list = |sign: &str, from: &Self, without: &Self| {
-            let lines = from.0.difference(&without.0).take(30);
+            let lines = from.0.difference(&without.0).take(10);
             let lines: Vec<String> = lines.map(|line| format!("  {sign} {line}")).collect();
             lines.join("\n")
         };

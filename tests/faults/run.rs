@@ -174,7 +174,7 @@ impl Scene<'_> {
                     let failure = format!("{at} ({details}): {error:#}");
                     eprintln!("{failure}\n{}", self.daemon.log());
                     report.failures.push(failure);
-                    self.begin_anew()?;
+                    self.begin_anew(flags)?;
                 }
             }
         }
@@ -336,7 +336,7 @@ impl Scene<'_> {
     }
 
     /// Makes the node as good as new after something that was not recovered from.
-    fn begin_anew(&mut self) -> Result<()> {
+    fn begin_anew(&mut self, flags: &[String]) -> Result<()> {
         self.witnesses.excuse();
         self.api.clear_faults();
         self.api.down();
@@ -348,6 +348,8 @@ impl Scene<'_> {
         // Not all: of a TCP connection that it does not know, conntrack takes the next packet for the first one.
         self.node.run("conntrack", &["-D", "-p", "udp"]);
         self.daemon.start(self.node)?;
+        // What it was given may be too much for it as well.
+        self.reference = Reference::new(self.datapath.name(), flags)?;
         self.all_answered(Instant::now(), SYNC_9)
             .context("a new start after a failure")?;
         self.witnesses.expect();

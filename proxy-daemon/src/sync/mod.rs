@@ -18,7 +18,7 @@ use crate::datapath::DatapathError;
 use crate::diagnostics::{About, Diagnostics};
 use crate::health::Health;
 use crate::net::{IpFamily, V4, V6};
-use crate::sys::Clock;
+use crate::sys::{Clock, memory};
 use crate::watch::Drained;
 
 mod backoff;
@@ -40,6 +40,9 @@ pub use surroundings::Surroundings;
 /// The question is one small message to the kernel, so that there is no reason to leave Services broken
 /// for the 30 s that SYNC-9 allows.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// After how many changed ServicePorts memory is given back: enough that it is worth the milliseconds.
+const GIVE_BACK_AFTER: usize = 5_000;
 
 /// Where changes of the cluster come from.
 pub trait Intake: Send {
@@ -80,6 +83,8 @@ pub struct Sync<I: Intake> {
     next_look: Option<Instant>,
     /// What the source calls the newest state that was taken in.
     source_token: Option<Arc<str>>,
+    /// How many ServicePorts changed since memory was given back.
+    n_changed: usize,
 }
 
 impl<I: Intake> Sync<I> {
@@ -110,6 +115,7 @@ impl<I: Intake> Sync<I> {
             not_before: None,
             next_look: None,
             source_token: None,
+            n_changed: 0,
         }
     }
 
@@ -220,6 +226,10 @@ impl<I: Intake> Sync<I> {
             carrier.look(now);
         }
         self.next_look = Some(now + self.periods.sync.min(LOOK));
+        if self.n_changed >= GIVE_BACK_AFTER {
+            self.n_changed = 0;
+            memory::give_back();
+        }
     }
 
     /// Drains and compiles; `None` if there is nothing to compile yet.
@@ -262,6 +272,7 @@ impl<I: Intake> Sync<I> {
         };
         self.compiler = Some(compiler);
         self.environment = Some(environment);
+        self.n_changed += news.v4.service_ports.len() + news.v6.service_ports.len();
         for (service, found) in std::mem::take(&mut news.diagnostics) {
             self.diagnostics.set(About::Frontends(service), found);
         }
@@ -284,6 +295,11 @@ impl<I: Intake> Sync<I> {
         }
     }
 
+    fn is_in_sync(&self) -> bool {
+        self.v4.as_ref().is_none_or(Carrier::is_in_sync)
+            && self.v6.as_ref().is_none_or(Carrier::is_in_sync)
+    }
+
     /// Lets each family do what is due for it.
     fn carry(&mut self, news: Option<&Compiled>) -> Result<(), DatapathError> {
         let v4_changes = news.map(|news| &news.v4);
@@ -291,6 +307,7 @@ impl<I: Intake> Sync<I> {
         let Some(compiler) = &self.compiler else {
             return Ok(());
         };
+        let was_in_sync = self.is_in_sync();
         let (clock, health) = (&*self.clock, &*self.health);
         if let Some(carrier) = &mut self.v4
             && let Err(error) = carrier.step(compiler.v4(), v4_changes, clock, health)
@@ -304,9 +321,11 @@ impl<I: Intake> Sync<I> {
             self.v6 = None;
             give_up(IpFamily::V6, self.primary, health, error)?;
         }
-        let in_sync = self.v4.as_ref().is_none_or(Carrier::is_in_sync)
-            && self.v6.as_ref().is_none_or(Carrier::is_in_sync);
-        if in_sync {
+        if self.is_in_sync() {
+            if !was_in_sync {
+                // A resync rendered everything.
+                self.n_changed = GIVE_BACK_AFTER;
+            }
             self.health.programmed(self.source_token.as_ref());
             let look = self.clock.now() + self.periods.sync.min(LOOK);
             self.next_look.get_or_insert(look);

@@ -1,6 +1,6 @@
 //! What does the machine we run on offer?
 //!
-//! Clock, limiter, capabilities, sysctls, addresses, name, programs. Invariants: nothing here knows Services or a
+//! Clock, limiter, memory, capabilities, sysctls, addresses, name, programs. Invariants: nothing here knows Services or a
 //! datapath; whoever needs the time asks a [`Clock`].
 
 pub mod addresses;
@@ -8,6 +8,7 @@ pub mod capabilities;
 mod clock;
 pub mod host;
 mod limiter;
+pub(crate) mod memory;
 pub(crate) mod process;
 mod sysctl;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use proxy_daemon::watch::Kind;
-use proxy_tests::fake_api::{Ask, Fault as Wrong, Streaming};
+use proxy_tests::fake_api::{Ahead, Ask, Fault as Wrong, Streaming};
 use serde_json::json;
 
 use crate::faults::{Fault, fault};
@@ -67,7 +67,11 @@ fn history_forgotten(scene: &mut Scene<'_>) -> Result<()> {
 
 fn history_rewritten(scene: &mut Scene<'_>) -> Result<()> {
     let n_versions = 100 + scene.dice.below(2000) as u64;
-    scene.api.rewind(n_versions);
+    let ahead = [Ahead::Refused, Ahead::Accepted, Ahead::Silent][scene.dice.below(3)];
+    scene.api.down();
+    let version = scene.api.version().saturating_sub(n_versions).max(1);
+    scene.api.rewind(version, ahead);
+    scene.api.up();
     Ok(())
 }
 

@@ -2,17 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use proxy_daemon::watch::Kind;
 use proxy_daemon::watch::kubernetes::Timing;
-use proxy_daemon::watch::{Kind, Store};
 use proxy_tests::fake_api::{Ask, FakeApi, Fault, Streaming};
 use serde_json::json;
 
-use crate::follow::{
-    Followed, get, has_slice, is_at, run, service, slice, small, timing, until_asked,
-};
+use crate::follow::{Followed, get, has_slice, is_at, run, service, slice, small, until_asked};
 
 /// Waits until changes still arrive after whatever was done.
-async fn check_alive(api: &FakeApi, followed: &Followed) {
+pub(crate) async fn check_alive(api: &FakeApi, followed: &Followed) {
     api.put(service("alive", 77));
     api.put(slice("alive-1", "alive", 77));
     followed
@@ -198,38 +196,6 @@ fn life_3_slow_answers_are_answers() {
 }
 
 #[test]
-fn life_3_a_peer_that_fell_silent_is_left() {
-    run(async {
-        let api = small();
-        // Without bookmarks, what was asked for bounds the wait.
-        let short = Timing {
-            watch: (Duration::from_secs(1), Duration::from_secs(1)),
-            ..timing()
-        };
-        let followed = Followed::start_with(&api, short).await;
-        followed.complete().await;
-        api.faults(Kind::Service, Ask::Watch, Fault::Silent, 1);
-        api.cut();
-        check_alive(&api, &followed).await;
-        drop(followed);
-        // With bookmarks, their absence is noticed.
-        api.bookmark_every(Duration::from_millis(100));
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
-        api.clear_requests();
-        tokio::time::timeout(Duration::from_millis(900), std::future::pending::<()>())
-            .await
-            .unwrap_err();
-        assert_eq!(
-            api.n_requests(Kind::Service, Ask::Watch),
-            0,
-            "bookmarks keep a watch"
-        );
-        check_alive(&api, &followed).await;
-    });
-}
-
-#[test]
 fn life_3_garbage_is_survived() {
     run(async {
         for garbage in [
@@ -349,31 +315,5 @@ fn sync_12_a_withheld_list_keeps_the_store_incomplete() {
         api.clear_faults();
         followed.complete().await;
         check_alive(&api, &followed).await;
-    });
-}
-
-#[test]
-fn life_3_a_server_that_was_restored_from_a_backup_is_listed_again() {
-    run(async {
-        let api = small();
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
-        let message = "{\"kind\":\"Status\",\"code\":504,\"message\":\"Too large resource version: 9, current: 3\"}";
-        api.faults(Kind::Service, Ask::Watch, Fault::Status(504, None), 2);
-        api.fault(
-            Kind::Service,
-            Ask::Watch,
-            Fault::Before(format!("{{\"type\":\"ERROR\",\"object\":{message}}}\n")),
-        );
-        api.clear_requests();
-        api.cut();
-        until_asked(&api, "a list", |api| {
-            api.n_requests(Kind::Service, Ask::StreamingList) > 0
-        })
-        .await;
-        check_alive(&api, &followed).await;
-        followed
-            .shared
-            .with(|store: &mut Store| assert_eq!(store.service_names().count(), 3));
     });
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use proxy_daemon::model::{Service, ServiceName, SliceName};
-use proxy_daemon::watch::kubernetes::{ApiServer, Kubernetes, Timing};
+use proxy_daemon::watch::kubernetes::{ApiServer, Kubernetes, Pace, Timing};
 use proxy_daemon::watch::{Drained, Shared, Store};
 use proxy_tests::fake_api::FakeApi;
 use serde_json::{Value, json};
@@ -20,13 +20,29 @@ pub(crate) fn timing() -> Timing {
     Timing {
         watch: (Duration::from_secs(20), Duration::from_secs(30)),
         slack: Duration::from_millis(300),
-        silence: Duration::from_millis(600),
+        plain_watch: (Duration::from_secs(20), Duration::from_secs(30)),
+        silence: Duration::from_secs(20),
+        ping: (Duration::from_millis(300), Duration::from_millis(300)),
+        head: Duration::from_millis(500),
         answer: Duration::from_secs(2),
-        stream: Duration::from_millis(800),
+        piece: Duration::from_millis(800),
         first_wait: Duration::from_millis(5),
         longest_wait: Duration::from_millis(100),
         denied_wait: Duration::from_millis(100),
+        asked_wait: Duration::from_secs(8),
         absent_wait: Duration::from_millis(300),
+        lists: brisk(),
+        watches: brisk(),
+    }
+}
+
+/// A pace that a test is not held up by.
+fn brisk() -> Pace {
+    Pace {
+        burst: 5,
+        first: Duration::from_millis(10),
+        longest: Duration::from_millis(100),
+        cooling: Duration::from_millis(100),
     }
 }
 
@@ -65,13 +81,13 @@ impl Followed {
     }
 
     pub(crate) async fn start_at(server: &ApiServer, timing: Timing) -> Self {
-        let source = Kubernetes::open(server, NODE.into())
+        let source = Kubernetes::open(server.clone(), NODE.into(), timing)
             .await
             .expect("a client");
         let shared = Arc::new(Shared::default());
         let followed = Arc::clone(&shared);
         let task = tokio::spawn(async move {
-            source.with_timing(timing).run(followed).await;
+            source.run(followed).await;
         });
         Self { shared, task }
     }

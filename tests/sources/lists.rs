@@ -205,9 +205,9 @@ fn api_4_a_watch_goes_on_where_a_bookmark_said() {
             let asked = |api: &FakeApi| api.n_requests(Kind::EndpointSlice, Ask::Watch) > 0;
             until_asked(&api, "a watch", asked).await;
             let requests = api.requests();
-            let watch = requests
-                .iter()
-                .find(|request| request.kind == Some(Kind::EndpointSlice));
+            let watch = requests.iter().find(|request| {
+                request.kind == Some(Kind::EndpointSlice) && request.ask == Some(Ask::Watch)
+            });
             if watch.expect("a watch").query["resourceVersion"] >= version {
                 break;
             }

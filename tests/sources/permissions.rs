@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use proxy_daemon::watch::Kind;
-use proxy_daemon::watch::kubernetes::{ApiServer, ConnectError, Kubernetes, Timing};
+use proxy_daemon::watch::kubernetes::{ApiServer, ConnectError, Kubernetes};
 use proxy_tests::fake_api::{Ask, FakeApi, Fault};
 
 use crate::follow::{
@@ -62,12 +62,7 @@ fn api_4_retry_after_is_honoured() {
             Fault::Status(429, Some(1)),
         );
         let began = Instant::now();
-        // The longest wait of a refusal is bounded by what absent kinds wait.
-        let patient = Timing {
-            absent_wait: Duration::from_secs(60),
-            ..timing()
-        };
-        let followed = Followed::start_with(&api, patient).await;
+        let followed = Followed::start(&api).await;
         followed.complete().await;
         assert!(began.elapsed() >= Duration::from_secs(1));
         assert_eq!(api.n_requests(Kind::Service, Ask::StreamingList), 2);
@@ -143,7 +138,7 @@ fn api_1_a_kubeconfig_that_is_none_is_an_error() {
                 kubeconfig: Some(path.clone()),
                 master: None,
             };
-            let error = Kubernetes::open(&server, NODE.into()).await.err();
+            let error = Kubernetes::open(server, NODE.into(), timing()).await.err();
             assert!(
                 matches!(error, Some(ConnectError::Kubeconfig { .. })),
                 "{text}: {error:?}"

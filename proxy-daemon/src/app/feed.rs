@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::AppError;
 use crate::config::{Config, Source};
 use crate::watch::Shared;
-use crate::watch::kubernetes::{ApiServer, Kubernetes};
+use crate::watch::kubernetes::{ApiServer, Kubernetes, Timing};
 use crate::watch::manifests::Manifests;
 
 /// A source that is ready to be read.
@@ -33,7 +33,7 @@ pub(super) async fn open(config: &Config) -> Result<Feed, AppError> {
                 kubeconfig: kubeconfig.clone(),
                 master: master.clone(),
             };
-            let source = Kubernetes::open(&server, node).await;
+            let source = Kubernetes::open(server, node, Timing::default()).await;
             source.map(Feed::Kubernetes).map_err(AppError::ApiServer)
         }
     }

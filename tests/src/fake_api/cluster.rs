@@ -43,8 +43,6 @@ struct Collection {
 #[derive(Debug)]
 pub(super) struct Cluster {
     version: u64,
-    /// Whether versions went back: then nobody knows which ones are still to come.
-    was_rewound: bool,
     collections: BTreeMap<Kind, Collection>,
 }
 
@@ -81,7 +79,6 @@ impl Cluster {
         let collections = Kind::ALL.map(|kind| (kind, Collection::default()));
         Self {
             version: 1000,
-            was_rewound: false,
             collections: collections.into(),
         }
     }
@@ -146,20 +143,14 @@ impl Cluster {
         }
     }
 
-    /// Goes back by so many versions, without any memory of what happened since.
-    pub(super) fn rewind(&mut self, n_versions: u64) {
-        self.version = self.version.saturating_sub(n_versions).max(1);
-        self.was_rewound = true;
-        let version = self.version;
+    /// Goes back to a version, as after a restore from a backup: what happened since is forgotten, but
+    /// objects stay as they are. The next changes get versions from there on.
+    pub(super) fn rewind(&mut self, version: u64) {
+        self.version = version;
         for collection in self.collections.values_mut() {
             collection.log.clear();
-            collection.compacted = version;
+            collection.compacted = 0;
         }
-    }
-
-    /// Whether a watch may begin at this version.
-    pub(super) fn knows(&self, version: u64) -> bool {
-        version <= self.version || self.was_rewound
     }
 
     pub(super) fn keys(&self, kind: Kind) -> Vec<String> {

@@ -8,6 +8,7 @@
 
 mod cluster;
 mod load;
+mod relay;
 mod script;
 mod selector;
 mod serve;
@@ -23,11 +24,16 @@ use anyhow::{Context, Result};
 use proxy_daemon::watch::Kind;
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use cluster::Cluster;
 pub use load::{generate, read_directory};
+pub use relay::Relay;
 use script::Script;
-pub use script::{Ask, Fault, Request, Streaming};
+pub use script::{Ahead, Ask, Fault, Request, Streaming};
 
 /// What the connections share.
 struct State {
@@ -47,6 +53,7 @@ struct State {
 pub struct FakeApi {
     state: Arc<State>,
     address: SocketAddr,
+    has_tls: bool,
     /// Ends the server's thread when dropped.
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -58,7 +65,15 @@ impl FakeApi {
     /// # Errors
     /// When there is none.
     pub fn start() -> Result<Self> {
-        Self::start_at(|address| TcpListener::bind(address.unwrap_or(([127, 0, 0, 1], 0).into())))
+        Self::start_at(anywhere)
+    }
+
+    /// Starts a server on a free port of 127.0.0.1 that speaks TLS, and HTTP/2 where it is asked for.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn start_tls() -> Result<Self> {
+        Self::launch(anywhere, Some(tls()?))
     }
 
     /// Starts a server on a listener that is made by `bind`: at first anywhere, later, after [`FakeApi::down`], where it was before.
@@ -69,6 +84,14 @@ impl FakeApi {
     pub fn start_at(
         bind: impl Fn(Option<SocketAddr>) -> io::Result<TcpListener> + Send + 'static,
     ) -> Result<Self> {
+        Self::launch(bind, None)
+    }
+
+    fn launch(
+        bind: impl Fn(Option<SocketAddr>) -> io::Result<TcpListener> + Send + 'static,
+        tls: Option<TlsAcceptor>,
+    ) -> Result<Self> {
+        let has_tls = tls.is_some();
         let listener = bind(None).context("the API server cannot listen")?;
         let address = listener.local_addr()?;
         let state = Arc::new(State {
@@ -90,7 +113,7 @@ impl FakeApi {
                     .expect("a runtime");
                 runtime.block_on(async {
                     tokio::select! {
-                        () = serve::accept(served, listener, bind, address) => {}
+                        () = serve::accept(served, listener, bind, address, tls) => {}
                         _ = stopped => {}
                     }
                 });
@@ -98,6 +121,7 @@ impl FakeApi {
         Ok(Self {
             state,
             address,
+            has_tls,
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -110,7 +134,13 @@ impl FakeApi {
 
     /// Its URL.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.url_through(self.address)
+    }
+
+    /// Its URL if it is reached through another address.
+    pub fn url_through(&self, address: SocketAddr) -> String {
+        let scheme = if self.has_tls { "https" } else { "http" };
+        format!("{scheme}://{address}")
     }
 
     /// Writes a kubeconfig that leads here.
@@ -118,10 +148,25 @@ impl FakeApi {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_kubeconfig(&self, path: &Path) -> Result<()> {
-        let url = self.url();
+        self.write_kubeconfig_through(self.address, path)
+    }
+
+    /// Writes a kubeconfig that leads here through another address.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_kubeconfig_through(&self, address: SocketAddr, path: &Path) -> Result<()> {
+        let url = self.url_through(address);
+        let authority = path.with_extension("crt");
+        let mut trust = String::new();
+        if self.has_tls {
+            std::fs::write(&authority, CERTIFICATE)
+                .with_context(|| format!("{}", authority.display()))?;
+            trust = format!(", certificate-authority: \"{}\"", authority.display());
+        }
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: fake\n\
-             clusters:\n- name: fake\n  cluster: {{server: \"{url}\"}}\n\
+             clusters:\n- name: fake\n  cluster: {{server: \"{url}\"{trust}}}\n\
              users:\n- name: fake\n  user: {{token: fake}}\n\
              contexts:\n- name: fake\n  context: {{cluster: fake, user: fake}}\n"
         );
@@ -196,11 +241,11 @@ impl FakeApi {
         self.state.changed.send_replace(());
     }
 
-    /// Becomes what was restored from a backup: the objects stay, versions go back by so many, and watches from versions that
-    /// are still to come are accepted.
-    pub fn rewind(&self, n_versions: u64) {
-        self.cluster().rewind(n_versions);
-        self.cut();
+    /// Goes back to a version, as after a restore from a backup, for which it must be [`FakeApi::down`]; the
+    /// objects stay. Watches from later versions are then treated like this.
+    pub fn rewind(&self, version: u64, ahead: Ahead) {
+        self.script().ahead = ahead;
+        self.cluster().rewind(version);
     }
 
     /// Makes the tokens for further pages that were given out so far expire.
@@ -301,6 +346,24 @@ impl FakeApi {
     pub fn events(&self) -> Vec<Value> {
         self.script().events.clone()
     }
+}
+
+/// Of 127.0.0.1, signed by itself, valid for a hundred years; both are for tests only.
+const CERTIFICATE: &str = include_str!("certificate.pem");
+const KEY: &str = include_str!("key.pem");
+
+fn anywhere(address: Option<SocketAddr>) -> io::Result<TcpListener> {
+    TcpListener::bind(address.unwrap_or(([127, 0, 0, 1], 0).into()))
+}
+
+fn tls() -> Result<TlsAcceptor> {
+    let certificate = CertificateDer::from_pem_slice(CERTIFICATE.as_bytes())?;
+    let key = PrivateKeyDer::from_pem_slice(KEY.as_bytes())?;
+    let mut config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 impl Drop for FakeApi {

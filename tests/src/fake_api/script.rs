@@ -19,6 +19,8 @@ pub enum Ask {
     Watch,
     /// A watch that begins with a list.
     StreamingList,
+    /// A list of one object: what is asked for is the newest version.
+    Check,
 }
 
 /// How an answer goes wrong.
@@ -28,6 +30,8 @@ pub enum Fault {
     Status(u16, Option<u64>),
     /// No answer at all; the connection stays open.
     Withhold,
+    /// The answer begins so late.
+    Late(Duration),
     /// The connection breaks after so many bytes of the answer.
     Cut(usize),
     /// The answer comes in pieces of so many bytes, with a pause after each.
@@ -40,6 +44,22 @@ pub enum Fault {
     Silent,
     /// A watch begins with an event of type ERROR and this code.
     ErrorEvent(u16),
+    /// A watch ends after one bookmark.
+    OneBookmark,
+    /// This status and message instead of an answer.
+    Says(u16, String),
+}
+
+/// What happens to a watch from a version that the server has not reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ahead {
+    /// It is refused with 504, as where the server waits for its cache.
+    #[default]
+    Refused,
+    /// It is accepted, and events and bookmarks carry the versions that there are.
+    Accepted,
+    /// It is accepted and silent until it ends, as with the API server's cache.
+    Silent,
 }
 
 /// How the server treats streaming lists.
@@ -74,6 +94,7 @@ pub(super) struct Script {
     /// Kind and ask (any if `None`), what goes wrong, and how often.
     faults: Vec<(Option<Kind>, Option<Ask>, Fault, u32)>,
     pub(super) streaming: Streaming,
+    pub(super) ahead: Ahead,
     /// Kinds that the server does not have.
     pub(super) absent: Vec<(Kind, String)>,
     pub(super) requests: Vec<Request>,

@@ -12,15 +12,16 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream, StreamExt};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use proxy_daemon::watch::Kind;
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
+use tokio_rustls::TlsAcceptor;
 
 use super::State;
 use super::cluster::{View, group_of, line};
-use super::script::{Ask, Fault, Request, Streaming};
+use super::script::{Ahead, Ask, Fault, Request, Streaming};
 use super::selector::Selector;
 use super::single::{other, single, status, status_body};
 
@@ -33,6 +34,7 @@ pub(super) async fn accept(
     listener: TcpListener,
     bind: impl Fn(Option<SocketAddr>) -> io::Result<TcpListener>,
     address: SocketAddr,
+    tls: Option<TlsAcceptor>,
 ) {
     let mut generation = state.generation.subscribe();
     let mut open = Some(listener);
@@ -59,7 +61,7 @@ pub(super) async fn accept(
                 accepted = listener.accept() => {
                     if let Ok((stream, _)) = accepted {
                         stream.set_nodelay(true).expect("a socket");
-                        tokio::spawn(connection(Arc::clone(&state), stream));
+                        tokio::spawn(connection(Arc::clone(&state), stream, tls.clone()));
                     }
                 }
             }
@@ -67,16 +69,35 @@ pub(super) async fn accept(
     }
 }
 
-async fn connection(state: Arc<State>, stream: tokio::net::TcpStream) {
+async fn connection(state: Arc<State>, stream: tokio::net::TcpStream, tls: Option<TlsAcceptor>) {
     let mut generation = state.generation.subscribe();
     let router = axum::Router::new().fallback(move |method, uri, headers, body| {
         answer(Arc::clone(&state), method, uri, headers, body)
     });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let service = TowerToHyperService::new(router);
+    // Whether a connection ended well is the client's business.
+    let connection = async {
+        let Some(tls) = tls else {
+            let stream = TokioIo::new(stream);
+            let http = hyper::server::conn::http1::Builder::new();
+            drop(http.serve_connection(stream, service).await);
+            return;
+        };
+        let Ok(stream) = tls.accept(stream).await else {
+            return;
+        };
+        let has_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let stream = TokioIo::new(stream);
+        if has_http2 {
+            let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            drop(http.serve_connection(stream, service).await);
+        } else {
+            let http = hyper::server::conn::http1::Builder::new();
+            drop(http.serve_connection(stream, service).await);
+        }
+    };
     tokio::select! {
-        // Whether a connection ended well is the client's business.
-        _ = connection => {}
+        () = connection => {}
         _ = generation.changed() => {}
     }
 }
@@ -175,7 +196,9 @@ async fn answer(
             }
             return response;
         }
+        Some(Fault::Says(code, message)) => return status(*code, message),
         Some(Fault::Withhold) => std::future::pending().await,
+        Some(Fault::Late(time)) => sleep_until(Instant::now() + *time).await,
         Some(Fault::Instead(text)) => return text.clone().into_response(),
         _ => {}
     }
@@ -205,6 +228,8 @@ fn ask_of(query: &BTreeMap<String, String>) -> Ask {
         Ask::Watch
     } else if query.contains_key("continue") {
         Ask::Page
+    } else if query.get("limit").is_some_and(|limit| limit == "1") {
+        Ask::Check
     } else {
         Ask::List
     }
@@ -219,7 +244,7 @@ fn pieces(
     query: &BTreeMap<String, String>,
     fault: Option<&Fault>,
 ) -> Result<Pieces, Box<Response>> {
-    if matches!(ask, Ask::List | Ask::Page) {
+    if matches!(ask, Ask::List | Ask::Page | Ask::Check) {
         let text = list(state, target, &view, query)?;
         return Ok(Box::pin(stream::once(async { Ok(text) })));
     }
@@ -230,7 +255,11 @@ fn pieces(
             watch.queue = [error].into();
             watch.until = Instant::now();
         }
-        Some(Fault::Silent) => watch.is_silent = true,
+        Some(Fault::Silent) => watch.course = Course::Silent,
+        Some(Fault::OneBookmark) => {
+            watch.push_bookmark(false);
+            watch.until = Instant::now();
+        }
         _ => {}
     }
     Ok(Box::pin(stream::unfold(watch, Watch::next)))
@@ -347,6 +376,17 @@ fn list(
     Ok(text.into())
 }
 
+/// What becomes of a watch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Course {
+    /// It is sent.
+    Sent,
+    /// Nothing comes, as if the peer were gone.
+    Silent,
+    /// It was asked from a version that does not exist yet: nothing comes, and it ends in time.
+    Ahead,
+}
+
 /// A watch that is being sent.
 struct Watch {
     state: Arc<State>,
@@ -359,7 +399,7 @@ struct Watch {
     next_bookmark: Option<Instant>,
     /// Whether a bookmark is due as soon as everything before it was sent.
     owes_bookmark: bool,
-    is_silent: bool,
+    course: Course,
     /// Of which generation of connections it is: a later one has cut it already.
     generation: u64,
     wants_bookmarks: bool,
@@ -381,9 +421,9 @@ impl Watch {
         let asked = query.get("resourceVersion").map_or("", String::as_str);
         // Listening begins before looking, so that nothing is missed between.
         let (changed, bookmark) = (state.changed.subscribe(), state.bookmark.subscribe());
-        let (every, streaming) = {
+        let (every, streaming, ahead) = {
             let script = state.script.lock().unwrap();
-            (script.bookmark_every, script.streaming)
+            (script.bookmark_every, script.streaming, script.ahead)
         };
         let mut watch = Self {
             state: Arc::clone(state),
@@ -394,7 +434,7 @@ impl Watch {
             until: Instant::now() + Duration::from_secs(seconds),
             next_bookmark: every.map(|every| Instant::now() + every),
             owes_bookmark: false,
-            is_silent: false,
+            course: Course::Sent,
             generation: *state.generation.borrow(),
             wants_bookmarks: query
                 .get("allowWatchBookmarks")
@@ -416,25 +456,29 @@ impl Watch {
             }
             watch.queue.push_back(text.into());
             if query.contains_key("sendInitialEvents") && streaming == Streaming::On {
-                watch.push_bookmark(cluster.version(), true);
+                watch.push_bookmark(true);
             }
         } else {
             let Ok(at) = asked.parse::<u64>() else {
                 return Err(status(400, "the resourceVersion cannot be read").into());
             };
-            if !cluster.knows(at) {
-                return Err(status(504, "Too large resource version").into());
-            }
             watch.at = at;
+            if at > cluster.version() {
+                match ahead {
+                    Ahead::Refused => return Err(status(504, "Too large resource version").into()),
+                    Ahead::Accepted => watch.at = cluster.version(),
+                    Ahead::Silent => watch.course = Course::Ahead,
+                }
+            }
         }
         drop(cluster);
         Ok(watch)
     }
 
-    fn push_bookmark(&mut self, version: u64, ends_list: bool) {
+    fn push_bookmark(&mut self, ends_list: bool) {
         let (api_version, _) = group_of(self.kind);
         let mut object = json!({"kind": self.kind.name(), "apiVersion": api_version,
-            "metadata": {"resourceVersion": version.to_string()}});
+            "metadata": {"resourceVersion": self.at.to_string()}});
         if ends_list {
             object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
@@ -447,17 +491,20 @@ impl Watch {
             if let Some(piece) = self.queue.pop_front() {
                 return Some((Ok(piece), self));
             }
-            if self.is_silent || self.generation != *self.state.generation.borrow() {
+            if self.course == Course::Silent || self.generation != *self.state.generation.borrow() {
                 std::future::pending::<()>().await;
             }
             if self.until <= Instant::now() {
                 return None;
             }
+            if self.course == Course::Ahead {
+                sleep_until(self.until).await;
+                return None;
+            }
             let missed = {
                 let cluster = self.state.cluster.lock().unwrap();
                 let missed = cluster.since(self.kind, &self.view, self.at);
-                // After a restored backup, what a watch asked for may be still to come.
-                self.at = self.at.max(cluster.version());
+                self.at = cluster.version();
                 missed
             };
             match missed {
@@ -474,8 +521,7 @@ impl Watch {
                 }
             }
             if std::mem::take(&mut self.owes_bookmark) {
-                let version = self.state.cluster.lock().unwrap().version();
-                self.push_bookmark(version.min(self.at), false);
+                self.push_bookmark(false);
                 continue;
             }
             let wake = self

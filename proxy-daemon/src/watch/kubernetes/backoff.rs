@@ -6,45 +6,6 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-/// Times that tests make shorter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// The shortest and the longest time that the server is asked to keep a watch open.
-    pub watch: (Duration, Duration),
-    /// How much longer than asked a watch may last.
-    pub slack: Duration,
-    /// How long a server that sends bookmarks may send nothing. It sends one a minute.
-    pub silence: Duration,
-    /// How long an answer, or the next part of a list, may take.
-    pub answer: Duration,
-    /// How long a streaming list may pause before it is taken for none.
-    pub stream: Duration,
-    /// The first wait after a failure.
-    pub first_wait: Duration,
-    /// The longest wait after failures. LIFE-3 allows 10 s for the whole way back.
-    pub longest_wait: Duration,
-    /// The longest wait after the server refused for lack of permission.
-    pub denied_wait: Duration,
-    /// The wait for a kind that the server does not have. Spec: REJ-7.
-    pub absent_wait: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            watch: (Duration::from_secs(300), Duration::from_secs(600)),
-            slack: Duration::from_secs(30),
-            silence: Duration::from_secs(150),
-            answer: Duration::from_secs(30),
-            stream: Duration::from_secs(5),
-            first_wait: Duration::from_millis(100),
-            longest_wait: Duration::from_secs(4),
-            denied_wait: Duration::from_secs(15),
-            absent_wait: Duration::from_secs(60),
-        }
-    }
-}
-
 /// Waits that grow while nothing works.
 #[derive(Debug)]
 pub(super) struct Backoff {

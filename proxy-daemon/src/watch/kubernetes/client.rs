@@ -1,36 +1,32 @@
-//! How do we speak HTTP with the API server?
+//! Where is the API server, and how do we connect to it?
 //!
 //! `kube` reads kubeconfigs, tokens and certificates; the connections are ours, so that a peer that is
-//! gone is noticed in seconds. Invariants: a request either has a successful answer or is a
-//! [`Failure`] that says what to do; nothing waits for ever.
+//! gone is noticed in seconds. Invariants: HTTP/2 where the server offers it, so that one connection
+//! serves all watches and can be pinged; the files are read anew for each client, because they are
+//! rotated.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::{Request, Response, StatusCode, Uri, header};
-use http_body_util::BodyExt;
+use http::Uri;
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::Client;
 use kube::client::{Body, ConfigExt};
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use tower::ServiceExt;
 use tower::util::MapErrLayer;
 
-use crate::model::from_k8s::wire::Object;
+use super::timing::Timing;
 
 /// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(4);
 
 /// How long an idle peer is trusted before the kernel asks it, how often, and how many times.
 ///
-/// A cut is noticed after 20 s; kube-proxy's HTTP/2 pings take 45 s.
+/// A cut is noticed after 20 s.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 2);
-
-/// How much of a refusal is read.
-///
-/// Unit: bytes.
-const MAX_REFUSAL: usize = 64 * 1024;
 
 /// Where the API server is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,42 +70,29 @@ pub enum ConnectError {
     },
 }
 
-/// Why a request had no successful answer, or an answer no good end.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
-    /// The server answered with an error.
-    #[error("the API server answers {status}: {message}")]
-    Refused {
-        /// Its status.
-        status: StatusCode,
-        /// How long it asks us to wait.
-        retry_after: Option<Duration>,
-        /// What it says, quoted and cut.
-        message: String,
-    },
-    /// The server no longer has the version that we continue from.
-    #[error("the API server no longer has the version that the watch would continue from")]
-    Gone,
-    /// The connection could not be made or broke.
-    #[error("the connection to the API server failed")]
-    Connection(#[source] Box<kube::Error>),
-    /// Nothing came for too long.
-    #[error("the API server sent nothing for {0:?}")]
-    Silence(Duration),
-    /// The answer ended before it was complete.
-    #[error("the API server's answer ended too early")]
-    Cut,
-    /// The answer is not what an API server sends.
-    #[error("the API server's answer cannot be read: {0}")]
-    Garbled(String),
-}
-
 impl ApiServer {
     /// Makes a client; nothing is sent yet.
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub(super) async fn client(&self) -> Result<Client, ConnectError> {
+    pub(super) async fn client(&self, timing: &Timing) -> Result<Client, ConnectError> {
+        let config = self.config().await?;
+        // A credential plugin may take its time, and so may reading the system's certificates.
+        let timing = timing.clone();
+        let server = config.cluster_url.clone();
+        let client = tokio::task::spawn_blocking(move || connect(&config, &timing));
+        let client = client.await.unwrap_or_else(|error| {
+            let stopped = Box::new(error);
+            Err(kube::Error::Service(stopped))
+        });
+        client.map_err(|source| ConnectError::Credentials {
+            server,
+            source: Box::new(source),
+        })
+    }
+
+    /// Reads what says where the server is and who we are, as it is now.
+    async fn config(&self) -> Result<kube::Config, ConnectError> {
         let mut config = match (&self.kubeconfig, &self.master) {
             (Some(path), _) => read_kubeconfig(path).await?,
             (None, Some(_)) => kube::Config::new(Uri::default()),
@@ -129,11 +112,7 @@ impl ApiServer {
                     text: master.clone(),
                 })?;
         }
-        let server = config.cluster_url.clone();
-        connect(&config).map_err(|source| ConnectError::Credentials {
-            server,
-            source: Box::new(source),
-        })
+        Ok(config)
     }
 }
 
@@ -164,7 +143,10 @@ fn parse_master(text: &str, has_tls: bool) -> Option<Uri> {
     (is_web && has_host).then_some(uri)
 }
 
-fn connect(config: &kube::Config) -> Result<Client, kube::Error> {
+/// Makes connections as they are needed, each with these credentials.
+///
+/// Blocks while a credential plugin of the kubeconfig runs.
+fn connect(config: &kube::Config, timing: &Timing) -> Result<Client, kube::Error> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
@@ -174,9 +156,23 @@ fn connect(config: &kube::Config) -> Result<Client, kube::Error> {
     connector.set_keepalive_interval(Some(interval));
     connector.set_keepalive_retries(Some(n_probes));
     connector.set_tcp_user_timeout(Some(idle + interval * n_probes));
-    let connector = config.rustls_https_connector_with_connector(connector)?;
+    let mut builder = HttpsConnectorBuilder::new()
+        .with_tls_config(config.rustls_client_config()?)
+        .https_or_http();
+    if let Some(name) = &config.tls_server_name {
+        let name = name
+            .clone()
+            .try_into()
+            .map_err(|error| kube::Error::Service(Box::new(error)))?;
+        builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
+    }
+    // Kernel: TCP keep-alive only says that the peer's kernel lives; pings ask the server itself.
+    let (interval, timeout) = timing.ping;
     let client = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
-        .build::<_, Body>(connector);
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(interval)
+        .http2_keep_alive_timeout(timeout)
+        .build::<_, Body>(builder.enable_all_versions().wrap_connector(connector));
     let service = tower::ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
@@ -187,70 +183,6 @@ fn connect(config: &kube::Config) -> Result<Client, kube::Error> {
         service.boxed(),
         config.default_namespace.clone(),
     ))
-}
-
-/// Asks for something and returns the answer if it is a success.
-pub(super) async fn get(
-    client: &Client,
-    url: &str,
-    patience: Duration,
-) -> Result<Response<Body>, Failure> {
-    let request = Request::get(url)
-        .header(header::ACCEPT, "application/json")
-        .header(
-            header::USER_AGENT,
-            concat!("proxy-daemon/", env!("CARGO_PKG_VERSION")),
-        )
-        .body(Body::empty())
-        .map_err(|error| Failure::Connection(Box::new(kube::Error::HttpError(error))))?;
-    let response = tokio::time::timeout(patience, client.send(request))
-        .await
-        .map_err(|_elapsed| Failure::Silence(patience))?
-        .map_err(|error| Failure::Connection(Box::new(error)))?;
-    if response.status().is_success() {
-        return Ok(response);
-    }
-    Err(refusal(response, patience).await)
-}
-
-/// What a server's error says.
-async fn refusal(response: Response<Body>, patience: Duration) -> Failure {
-    let status = response.status();
-    if status == StatusCode::GONE {
-        return Failure::Gone;
-    }
-    // Compat: seconds only; the API server writes no dates.
-    let retry_after = response
-        .headers()
-        .get(header::RETRY_AFTER)
-        .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-        .map(Duration::from_secs);
-    let body = http_body_util::Limited::new(response.into_body(), MAX_REFUSAL).collect();
-    let message = match tokio::time::timeout(patience, body).await {
-        Ok(Ok(body)) => message(&body.to_bytes()),
-        Ok(Err(_)) | Err(_) => String::new(),
-    };
-    Failure::Refused {
-        status,
-        retry_after,
-        message,
-    }
-}
-
-/// The message of a `Status`, or the beginning of whatever it is.
-fn message(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    let said = serde_json::from_str::<Object<'_>>(&text)
-        .ok()
-        .and_then(|status| {
-            status
-                .message
-                .value()
-                .map(|message| message.clone().into_owned())
-        });
-    let said = said.unwrap_or_else(|| text.into_owned());
-    let line = said.lines().next().unwrap_or_default();
-    line.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
 #[cfg(test)]
@@ -286,7 +218,10 @@ mod tests {
             kubeconfig: Some("/nonexistent/kubeconfig".into()),
             master: Some("https://192.0.2.1".to_owned()),
         };
-        let error = runtime.block_on(server.client()).err().expect("an error");
+        let error = runtime
+            .block_on(server.client(&Timing::default()))
+            .err()
+            .expect("an error");
         assert_eq!(
             error.to_string(),
             "the kubeconfig /nonexistent/kubeconfig cannot be used"
@@ -302,22 +237,10 @@ mod tests {
         runtime.block_on(async {
             let mut config = kube::Config::new(Uri::from_static("https://127.0.0.1:1"));
             config.accept_invalid_certs = true;
-            let client = connect(&config).expect("a client");
-            let failure = get(&client, "/version", CONNECT).await.err();
-            assert!(
-                matches!(failure, Some(Failure::Connection(_))),
-                "{failure:?}"
-            );
+            let client = connect(&config, &Timing::default()).expect("a client");
+            let request = http::Request::get("/version").body(Body::empty());
+            let answer = client.send(request.expect("a request")).await;
+            assert!(answer.is_err(), "{answer:?}");
         });
-    }
-
-    #[test]
-    fn a_refusal_is_quoted_in_one_line() {
-        assert_eq!(
-            message(br#"{"kind":"Status","message":"no\u0007 way\nat all"}"#),
-            "no way"
-        );
-        assert_eq!(message(b"<html>\nbad gateway"), "<html>");
-        assert_eq!(message(&b"x".repeat(10_000)).len(), 300);
     }
 }

@@ -6,29 +6,33 @@
 
 mod backoff;
 mod client;
+mod failure;
 mod lines;
+mod link;
+mod pace;
 mod page;
 mod reflect;
 mod report;
 mod resource;
+mod timing;
+mod version;
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
-use kube::Client;
-
-pub use backoff::Timing;
 pub use client::{ApiServer, ConnectError};
+use link::Link;
+pub use pace::Pace;
 use reflect::{Context, Reflector};
+pub use timing::Timing;
 
 use super::Shared;
 use crate::model::from_k8s::{Author, Decoder, ObjectKind};
 
 /// An API server that is ready to be followed.
 pub struct Kubernetes {
-    client: Client,
+    link: Link,
     node: Arc<str>,
-    timing: Timing,
 }
 
 impl Kubernetes {
@@ -38,32 +42,24 @@ impl Kubernetes {
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub async fn open(server: &ApiServer, node: Arc<str>) -> Result<Self, ConnectError> {
+    pub async fn open(
+        server: ApiServer,
+        node: Arc<str>,
+        timing: Timing,
+    ) -> Result<Self, ConnectError> {
         Ok(Self {
-            client: server.client().await?,
+            link: Link::new(server, timing).await?,
             node,
-            timing: Timing::default(),
         })
-    }
-
-    /// With other times, for tests.
-    pub fn with_timing(self, timing: Timing) -> Self {
-        Self { timing, ..self }
-    }
-
-    /// The client, for events and for what else is asked of the server.
-    pub fn client(&self) -> &Client {
-        &self.client
     }
 
     /// Keeps the store equal to the server's objects until the future is dropped.
     pub async fn run(self, shared: Arc<Shared>) -> Infallible {
         let decoder = Mutex::new(Decoder::new(Author::ApiServer));
         let context = Context {
-            client: &self.client,
+            link: &self.link,
             shared: &shared,
             decoder: &decoder,
-            timing: &self.timing,
             node: &self.node,
         };
         let follow = |kind| Reflector::new(&context, kind).follow();

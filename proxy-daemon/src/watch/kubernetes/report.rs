@@ -1,14 +1,20 @@
 //! What is a person told when the API server does not do what we ask?
 //!
 //! Invariants: a failure is told once when it begins and its end once, however often it is repeated;
-//! what only a person can mend says how.
+//! whatever the server says, lines of one sort come at a limited rate, with the number of what was left
+//! out; what only a person can mend says how.
 
 use std::error::Error;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use http::StatusCode;
+use tokio::time::Instant;
 
-use super::client::Failure;
+use super::failure::Failure;
+
+/// How long a sort of line is not written again: at first, and at most while it goes on.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(120));
 
 /// What was told about one kind.
 #[derive(Debug)]
@@ -16,12 +22,63 @@ pub(super) struct Reports {
     plural: &'static str,
     /// What was told last, if it has not ended.
     told: Option<String>,
+    failures: Limit,
+    rewinds: Limit,
+    hurries: Limit,
+    deletions: Limit,
+    asked: Asked,
+}
+
+/// How many requests there were since that was told last.
+#[derive(Debug)]
+struct Asked {
+    n_lists: u32,
+    n_watches: u32,
+    since: Option<Instant>,
+}
+
+/// When a line of one sort may be written again.
+#[derive(Debug, Default)]
+struct Limit {
+    /// When, and how long the pause before was.
+    next: Option<(Instant, Duration)>,
+    /// How many lines were left out since.
+    n_unsaid: u32,
+}
+
+impl Limit {
+    /// Whether a line may be written now, and how many were left out before it.
+    fn take(&mut self, now: Instant) -> Option<u32> {
+        let pause = match self.next {
+            Some((at, _)) if now < at => {
+                self.n_unsaid = self.n_unsaid.saturating_add(1);
+                return None;
+            }
+            // After a quiet time the next pause is a short one again.
+            Some((at, pause)) if now < at + pause => (pause * 2).min(PAUSE.1),
+            Some(_) | None => PAUSE.0,
+        };
+        self.next = Some((now + pause, pause));
+        Some(std::mem::take(&mut self.n_unsaid))
+    }
 }
 
 impl Reports {
     /// Nothing yet about this kind.
     pub(super) fn new(plural: &'static str) -> Self {
-        Self { plural, told: None }
+        Self {
+            plural,
+            told: None,
+            failures: Limit::default(),
+            rewinds: Limit::default(),
+            hurries: Limit::default(),
+            deletions: Limit::default(),
+            asked: Asked {
+                n_lists: 0,
+                n_watches: 0,
+                since: None,
+            },
+        }
     }
 
     /// Tells of something that is part of ordinary life.
@@ -34,9 +91,11 @@ impl Reports {
         let text = sentence(failure, self.plural);
         if self.told.as_ref() == Some(&text) {
             tracing::debug!(kind = self.plural, "{text}");
-        } else {
-            tracing::warn!(kind = self.plural, "{text}");
+        } else if let Some(n_unsaid) = self.failures.take(Instant::now()) {
+            tracing::warn!(kind = self.plural, n_unsaid, "{text}");
             self.told = Some(text);
+        } else {
+            tracing::debug!(kind = self.plural, "{text}");
         }
     }
 
@@ -45,6 +104,72 @@ impl Reports {
         if self.told.take().is_some() {
             tracing::info!(kind = self.plural, "the API server can be followed again");
         }
+    }
+
+    /// Tells that the server's state was replaced by an older one.
+    pub(super) fn rewound(&mut self, failure: &Failure) {
+        if let Some(n_unsaid) = self.rewinds.take(Instant::now()) {
+            tracing::warn!(
+                kind = self.plural,
+                n_unsaid,
+                "{failure}; all {} are listed anew, and what is not among them is removed",
+                self.plural
+            );
+        }
+    }
+
+    /// Tells that our Node was deleted.
+    pub(super) fn node_deleted(&mut self) {
+        if let Some(n_unsaid) = self.deletions.take(Instant::now()) {
+            tracing::warn!(
+                n_unsaid,
+                "our Node was deleted; what it said last stays in force"
+            );
+        }
+    }
+
+    /// Counts a request, which is not told.
+    pub(super) fn asked(&mut self, is_list: bool, now: Instant) {
+        let asked = &mut self.asked;
+        asked.since.get_or_insert(now);
+        let n = if is_list {
+            &mut asked.n_lists
+        } else {
+            &mut asked.n_watches
+        };
+        *n = n.saturating_add(1);
+    }
+
+    /// Tells that the server lets us ask again and again without an error of which something was told.
+    pub(super) fn hurried(&mut self, now: Instant) {
+        if self.told.is_some() {
+            return;
+        }
+        let Some(_) = self.hurries.take(now) else {
+            return;
+        };
+        let Asked {
+            n_lists,
+            n_watches,
+            since,
+        } = std::mem::replace(
+            &mut self.asked,
+            Asked {
+                n_lists: 0,
+                n_watches: 0,
+                since: None,
+            },
+        );
+        let seconds = since.map_or(0, |since| (now - since).as_secs());
+        tracing::warn!(
+            kind = self.plural,
+            n_lists,
+            n_watches,
+            seconds,
+            "the API server ends what it is asked for {} soon after it began: it is asked less often, \
+             and changes arrive some seconds late; look at its log and at what is between it and us",
+            self.plural
+        );
     }
 }
 
@@ -74,6 +199,7 @@ fn sentence(failure: &Failure, plural: &str) -> String {
         }
         Failure::Refused { .. }
         | Failure::Gone
+        | Failure::Rewound { .. }
         | Failure::Connection(_)
         | Failure::Silence(_)
         | Failure::Cut
@@ -117,5 +243,40 @@ mod tests {
         assert_eq!(reports.told, told);
         reports.success();
         assert_eq!(reports.told, None);
+    }
+
+    #[test]
+    fn life_3_lines_come_at_a_limited_rate_whatever_they_say() {
+        let mut reports = Reports::new("nodes");
+        let garbled = |n: u32| Failure::Garbled(format!("text {n}"));
+        reports.failure(&garbled(0));
+        for n in 1..1000 {
+            reports.failure(&garbled(n));
+            reports.success();
+        }
+        assert_eq!(reports.failures.n_unsaid, 999);
+    }
+
+    #[test]
+    fn a_limit_lets_lines_through_ever_more_seldom_and_recovers_when_it_is_quiet() {
+        let began = Instant::now();
+        let mut limit = Limit::default();
+        let mut times = Vec::new();
+        let mut n_unsaid = 0;
+        for second in 0..3600 {
+            if let Some(n) = limit.take(began + Duration::from_secs(second)) {
+                times.push(second);
+                n_unsaid += n;
+            }
+        }
+        assert_eq!(times[..5], [0, 10, 30, 70, 150]);
+        assert!(times.len() < 40, "{times:?}");
+        let last = times.last().copied().unwrap_or_default();
+        let n_lines = u32::try_from(times.len()).unwrap_or_default();
+        let n_after = 3600 - 1 - u32::try_from(last).unwrap_or_default();
+        assert_eq!(n_unsaid, 3600 - n_lines - n_after);
+        let later = began + Duration::from_secs(7200);
+        assert!(limit.take(later).is_some());
+        assert!(limit.take(later + PAUSE.0).is_some());
     }
 }

@@ -91,6 +91,13 @@ impl Resource {
         url
     }
 
+    /// The smallest list: its version is that of the server's newest state.
+    ///
+    /// Source: "Kubernetes API Concepts": a list without a resourceVersion is consistent.
+    pub(super) fn newest(&self) -> String {
+        self.url(format_args!("limit=1"))
+    }
+
     /// A watch from a version on.
     pub(super) fn watch(&self, version: &str, seconds: u64) -> String {
         self.url(format_args!(

@@ -1,0 +1,326 @@
+//! How does one kind in the store stay equal to what the API server has?
+//!
+//! Invariants: the version moves only past what the store has taken in; a list replaces what was there
+//! by difference, so that unchanged objects are not touched (LIFE-4); nothing is removed unless a
+//! complete list lacks it; whatever happens, the store keeps its last good state and we ask again, but
+//! neither lists nor watches more often than [`Pace`](super::Pace) allows.
+
+mod read;
+mod take;
+
+use std::convert::Infallible;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+use super::backoff::{Backoff, random_within};
+use super::failure::Failure;
+use super::link::Link;
+use super::pace::Paced;
+use super::report::Reports;
+use super::resource::Resource;
+use crate::model::from_k8s::{Decoder, ObjectKind};
+use crate::watch::Shared;
+
+/// A watch that ends sooner than this counts as a failure.
+const HASTY: Duration = Duration::from_secs(1);
+
+/// What all kinds have in common.
+pub(super) struct Context<'a> {
+    pub(super) link: &'a Link,
+    pub(super) shared: &'a Shared,
+    /// One for all kinds, so that they share names.
+    pub(super) decoder: &'a Mutex<Decoder>,
+    pub(super) node: &'a str,
+}
+
+/// Follows one kind.
+pub(super) struct Reflector<'a> {
+    context: &'a Context<'a>,
+    resource: Resource,
+    /// Where the next watch continues; `None` asks for a list.
+    version: Option<String>,
+    /// The newest version that we had, also while a list is asked for.
+    newest: Option<String>,
+    /// Whether `version` may be one that the server never reached, because its state was replaced.
+    is_doubtful: bool,
+    /// Whether the last answer came over HTTP/2, where a silent peer is pinged.
+    is_multiplexed: bool,
+    /// How the next list is asked for.
+    style: ListStyle,
+    course: Course,
+    /// Whether a list was ever complete.
+    was_listed: bool,
+    lists: Paced,
+    watches: Paced,
+    /// How often in a row an answer could not be read.
+    n_garbled: u32,
+    /// How often in a row a streaming list did not come to its end.
+    n_broken_streams: u32,
+    reports: Reports,
+}
+
+/// How far the last request came, however it ended.
+#[derive(Debug, Default)]
+struct Course {
+    /// Whether anything came that could be read.
+    has_progress: bool,
+    /// Whether the store was up to date then.
+    is_watching: bool,
+    /// Whether there was a successful answer.
+    is_answered: bool,
+}
+
+/// How a list is asked for; each is the way out if the one before it fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ListStyle {
+    /// As the beginning of a watch.
+    Streaming,
+    /// Page by page.
+    Pages,
+    /// In one piece, once.
+    Whole,
+}
+
+/// What ended as it should.
+enum Ended {
+    /// A list was read to its end.
+    List,
+    /// The server ended a watch.
+    Watch,
+}
+
+impl<'a> Reflector<'a> {
+    /// Follows the objects of a kind.
+    pub(super) fn new(context: &'a Context<'a>, kind: ObjectKind) -> Self {
+        let resource = Resource::of(kind, context.node);
+        let (timing, now) = (context.link.timing(), Instant::now());
+        Self {
+            context,
+            reports: Reports::new(resource.plural),
+            resource,
+            version: None,
+            newest: None,
+            is_doubtful: false,
+            is_multiplexed: false,
+            style: ListStyle::Streaming,
+            course: Course::default(),
+            was_listed: false,
+            lists: Paced::new(&timing.lists, now),
+            watches: Paced::new(&timing.watches, now),
+            n_garbled: 0,
+            n_broken_streams: 0,
+        }
+    }
+
+    /// Lists and watches for ever.
+    pub(super) async fn follow(mut self) -> Infallible {
+        let timing = self.context.link.timing();
+        let mut backoff = Backoff::new(timing.first_wait);
+        let mut wait = Duration::ZERO;
+        loop {
+            let wait_at_least = self.pace();
+            let wait_now = wait.max(wait_at_least);
+            if !wait_now.is_zero() {
+                tokio::time::sleep(wait_now).await;
+            }
+            let began = Instant::now();
+            self.course = Course::default();
+            let result = self.ask().await;
+            let lasted = self.course.has_progress || began.elapsed() >= HASTY;
+            if lasted && self.course.is_answered {
+                backoff.reset();
+            }
+            wait = match result {
+                Ok(Ended::List) => Duration::ZERO,
+                Ok(Ended::Watch) => {
+                    // The server sends a bookmark before it ends a watch: one that was silent may
+                    // have been asked from a version that does not exist any more.
+                    self.is_doubtful |= !self.course.has_progress;
+                    if lasted {
+                        Duration::ZERO
+                    } else {
+                        backoff.next(timing.longest_wait)
+                    }
+                }
+                Err(failure) => {
+                    self.is_doubtful = true;
+                    let wait = self.mend(&failure, &mut backoff);
+                    self.reread(&failure).await;
+                    wait
+                }
+            };
+        }
+    }
+
+    /// Asks for what is needed next.
+    async fn ask(&mut self) -> Result<Ended, Failure> {
+        let Some(version) = self.version.clone() else {
+            return match self.style {
+                ListStyle::Streaming => self.watch(None).await,
+                ListStyle::Pages | ListStyle::Whole => self.list().await,
+            };
+        };
+        if self.is_doubtful {
+            self.check(&version).await?;
+        }
+        self.watch(Some(&version)).await
+    }
+
+    /// How long the next request has to wait because of those before it.
+    fn pace(&mut self) -> Duration {
+        let now = Instant::now();
+        let is_list = self.version.is_none();
+        self.reports.asked(is_list, now);
+        let paced = if is_list {
+            &mut self.lists
+        } else {
+            &mut self.watches
+        };
+        let wait = paced.next(now);
+        if paced.is_exhausted() {
+            self.reports.hurried(now);
+        }
+        wait
+    }
+
+    /// What we know of the server and of ourselves may be out of date if nothing works.
+    async fn reread(&self, failure: &Failure) {
+        let is_denied = matches!(failure, Failure::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED);
+        let is_cut_off = matches!(failure, Failure::Connection(_)) && !self.course.is_answered;
+        if is_denied || is_cut_off {
+            let link = self.context.link;
+            if tokio::time::timeout(link.timing().head, link.reread())
+                .await
+                .is_err()
+            {
+                tracing::debug!("reading the credentials again takes long");
+            }
+        }
+    }
+
+    /// Decides what to do after a failure, and how long to wait before it.
+    fn mend(&mut self, failure: &Failure, backoff: &mut Backoff) -> Duration {
+        let timing = self.context.link.timing();
+        let is_streaming = self.version.is_none() && self.style == ListStyle::Streaming;
+        match failure {
+            Failure::Gone => {
+                self.reports.note(failure);
+                // A token of a page that ran out: the next list comes in one piece.
+                if self.version.take().is_none() && self.style == ListStyle::Pages {
+                    self.style = ListStyle::Whole;
+                }
+                if self.course.has_progress {
+                    Duration::ZERO
+                } else {
+                    backoff.next(timing.longest_wait)
+                }
+            }
+            // What we have is of a history that is no longer the server's.
+            Failure::Rewound { .. } => {
+                self.reports.rewound(failure);
+                self.version = None;
+                self.newest = None;
+                Duration::ZERO
+            }
+            Failure::Refused {
+                status,
+                retry_after,
+                message,
+            } => {
+                let wait = self.refused(failure, *status, message, backoff);
+                let longest = timing.asked_wait;
+                wait.max(match *retry_after {
+                    // Nobody can ask us to stay away for longer than LIFE-3 allows.
+                    Some(asked) if asked > longest => random_within((longest * 3 / 4, longest)),
+                    Some(asked) => asked,
+                    None => Duration::ZERO,
+                })
+            }
+            Failure::Garbled(_) => {
+                self.reports.failure(failure);
+                self.n_garbled += 1;
+                // Perhaps one object cannot be read: a list reads each for itself.
+                if self.n_garbled >= 2 {
+                    self.version = None;
+                    self.style = ListStyle::Pages;
+                }
+                backoff.next(timing.longest_wait)
+            }
+            Failure::Connection(_) | Failure::Silence(_) | Failure::Cut => {
+                // A server that ignores what it does not know never ends a streaming list.
+                let is_endless = self.course.is_answered && matches!(failure, Failure::Silence(_));
+                if is_streaming && is_endless {
+                    self.reports.note(failure);
+                    self.style = ListStyle::Pages;
+                    return Duration::ZERO;
+                }
+                if is_streaming {
+                    self.n_broken_streams += 1;
+                    if self.n_broken_streams >= 3 {
+                        self.style = ListStyle::Pages;
+                    }
+                }
+                // Watches break now and then; only if the next one fails is there something to tell.
+                if self.course.is_watching {
+                    self.reports.note(failure);
+                } else {
+                    self.reports.failure(failure);
+                }
+                backoff.next(timing.longest_wait)
+            }
+        }
+    }
+
+    /// The same for an error of the server.
+    fn refused(
+        &mut self,
+        failure: &Failure,
+        status: StatusCode,
+        message: &str,
+        backoff: &mut Backoff,
+    ) -> Duration {
+        let timing = self.context.link.timing();
+        let is_optional = self.resource.kind == ObjectKind::ServiceCidr;
+        let is_busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
+        let is_streaming = self.version.is_none() && self.style == ListStyle::Streaming;
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                self.reports.failure(failure);
+                backoff.next(if is_optional {
+                    timing.absent_wait
+                } else {
+                    timing.denied_wait
+                })
+            }
+            StatusCode::NOT_FOUND => {
+                self.version = None;
+                if self.resource.older_version() {
+                    return Duration::ZERO;
+                }
+                self.reports.failure(failure);
+                // What was there once comes back: a server that starts does not know all kinds yet.
+                if is_optional && !self.was_listed {
+                    timing.absent_wait
+                } else {
+                    backoff.next(timing.longest_wait)
+                }
+            }
+            _ if is_streaming && !is_busy => {
+                self.reports.note(failure);
+                self.style = ListStyle::Pages;
+                Duration::ZERO
+            }
+            _ => {
+                // A server that was restored from a backup has not reached our version yet.
+                if !is_busy || message.contains("Too large resource version") {
+                    self.version = None;
+                }
+                self.reports.failure(failure);
+                backoff.next(timing.longest_wait)
+            }
+        }
+    }
+}

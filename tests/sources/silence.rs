@@ -1,0 +1,194 @@
+//! A server, or what is between it and us, says nothing any more.
+
+use std::time::{Duration, Instant};
+
+use proxy_daemon::watch::kubernetes::{ApiServer, Timing};
+use proxy_daemon::watch::{Kind, Store};
+use proxy_tests::fake_api::{Ask, FakeApi, Fault, Relay, Streaming};
+
+use crate::failures::check_alive;
+use crate::follow::{
+    Followed, NODE, Temporary, is_at, node, run, service, service_cidr, slice, small, timing,
+    until_asked,
+};
+
+/// LIFE-3 allows so long.
+const SOON: Duration = Duration::from_secs(10);
+
+/// The small cluster over TLS, which makes it HTTP/2.
+fn small_tls() -> FakeApi {
+    let api = FakeApi::start_tls().expect("a server");
+    api.put_all([
+        service("a", 1),
+        service("b", 2),
+        slice("a-1", "a", 11),
+        slice("b-1", "b", 12),
+        node(NODE, "zone-a"),
+        service_cidr("kubernetes", "10.96.0.0/16"),
+    ]);
+    api
+}
+
+/// Follows a server through a relay.
+async fn through(api: &FakeApi, relay: &Relay, timing: Timing) -> (Followed, Temporary) {
+    let directory = Temporary::new();
+    let path = directory.path().join("kubeconfig");
+    api.write_kubeconfig_through(relay.address(), &path)
+        .expect("written");
+    let server = ApiServer {
+        kubeconfig: Some(path),
+        master: None,
+    };
+    (Followed::start_at(&server, timing).await, directory)
+}
+
+/// Puts a change where only a new connection finds it, and waits for it.
+async fn check_found_again(api: &FakeApi, followed: &Followed, within: Duration) {
+    let began = Instant::now();
+    api.put(service("a", 99));
+    followed.until("a", |store| is_at(store, "a", 99)).await;
+    let took = began.elapsed();
+    assert!(took < within, "{took:?}");
+}
+
+#[test]
+fn life_3_over_http_2_all_watches_share_a_connection_that_is_pinged() {
+    run(async {
+        let api = small_tls();
+        let relay = Relay::to(api.address()).await.expect("a relay");
+        let (followed, _directory) = through(&api, &relay, timing()).await;
+        followed.complete().await;
+        check_alive(&api, &followed).await;
+        // The peer is stopped and its connection stays up: only an unanswered ping tells. No watch ends
+        // for 20 s.
+        relay.freeze();
+        api.put(service("b", 88));
+        relay.lead_to(api.address());
+        check_found_again(&api, &followed, SOON).await;
+    });
+}
+
+#[test]
+fn life_3_over_http_1_a_watch_that_does_not_end_in_time_is_left() {
+    run(async {
+        for streaming in [Streaming::On, Streaming::Refused] {
+            let api = small();
+            api.set_streaming(streaming);
+            let relay = Relay::to(api.address()).await.expect("a relay");
+            let short = Timing {
+                plain_watch: (Duration::from_secs(1), Duration::from_secs(1)),
+                ..timing()
+            };
+            let (followed, _directory) = through(&api, &relay, short).await;
+            followed.complete().await;
+            until_asked(&api, "a watch of its own", |api| {
+                api.n_requests(Kind::Service, Ask::Watch) > 0
+            })
+            .await;
+            relay.freeze();
+            relay.lead_to(api.address());
+            check_found_again(&api, &followed, SOON).await;
+        }
+    });
+}
+
+#[test]
+fn life_3_a_quiet_cluster_is_not_taken_for_a_silent_server() {
+    run(async {
+        for api in [small_tls(), small()] {
+            let directory = Temporary::new();
+            let path = directory.path().join("kubeconfig");
+            api.write_kubeconfig(&path).expect("written");
+            let server = ApiServer {
+                kubeconfig: Some(path),
+                master: None,
+            };
+            let quiet = Timing {
+                plain_watch: (Duration::from_secs(1), Duration::from_secs(1)),
+                ..timing()
+            };
+            let followed = Followed::start_at(&server, quiet).await;
+            followed.complete().await;
+            followed
+                .until("the rest", |store: &Store| store.node().is_some())
+                .await;
+            api.clear_requests();
+            // Several pings, and over HTTP/1 several watches that end without an event.
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            for ask in [Ask::List, Ask::StreamingList] {
+                assert_eq!(api.n_requests(Kind::Service, ask), 0);
+            }
+            assert!(api.n_requests(Kind::Service, Ask::Watch) <= 5);
+            check_alive(&api, &followed).await;
+        }
+    });
+}
+
+#[test]
+fn life_3_a_watch_without_bookmarks_is_left_and_asked_for_again() {
+    run(async {
+        let api = small_tls();
+        let relay = Relay::to(api.address()).await.expect("a relay");
+        let short = Timing {
+            silence: Duration::from_millis(600),
+            ..timing()
+        };
+        // Who answers pings is not the one who sends events.
+        api.faults(Kind::Service, Ask::Watch, Fault::Silent, 2);
+        let (followed, _directory) = through(&api, &relay, short).await;
+        followed.complete().await;
+        api.put(service("a", 99));
+        followed.until("a", |store| is_at(store, "a", 99)).await;
+        drop(followed);
+        // Bookmarks keep a watch.
+        let kept = Timing {
+            silence: Duration::from_secs(2),
+            ..timing()
+        };
+        api.bookmark_every(Duration::from_millis(100));
+        let (followed, _directory) = through(&api, &relay, kept).await;
+        followed.complete().await;
+        api.clear_requests();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(api.n_requests(Kind::Service, Ask::Watch), 0);
+        check_alive(&api, &followed).await;
+    });
+}
+
+#[test]
+fn life_3_a_server_that_accepts_and_never_answers_is_replaced_by_one_that_does() {
+    run(async {
+        for api in [small_tls(), small()] {
+            // The times as shipped: they are what is tested.
+            let relay = Relay::to(api.address()).await.expect("a relay");
+            relay.freeze();
+            let (followed, _directory) = through(&api, &relay, Timing::default()).await;
+            let hung = Duration::from_secs(7);
+            tokio::time::timeout(hung, followed.complete())
+                .await
+                .unwrap_err();
+            relay.lead_to(api.address());
+            let began = Instant::now();
+            followed.complete().await;
+            assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+        }
+    });
+}
+
+#[test]
+fn life_3_a_server_that_needs_long_for_each_answer_is_waited_for() {
+    run(async {
+        let api = small();
+        // Longer than a new connection is tried, shorter than a server may take.
+        api.faults(
+            None,
+            Ask::StreamingList,
+            Fault::Late(Duration::from_millis(1200)),
+            u32::MAX,
+        );
+        let followed = Followed::start(&api).await;
+        followed.complete().await;
+        check_alive(&api, &followed).await;
+        assert_eq!(api.n_requests(Kind::Service, Ask::List), 0);
+    });
+}

@@ -82,6 +82,23 @@ impl Changes {
         std::mem::take(&mut self.written)
     }
 
+    /// Whether something happened that asks for a look.
+    pub(super) fn is_due(&self) -> bool {
+        self.due
+    }
+
+    /// What a wait does before it returns.
+    #[cfg(test)]
+    pub(super) fn forget_due(&mut self) {
+        self.take_events();
+        self.due = false;
+    }
+
+    /// Asks for a look.
+    pub(super) fn set_due(&mut self) {
+        self.due = true;
+    }
+
     /// Waits until the directory may have changed.
     pub(super) fn wait(&mut self, path: &Path, stop: &UnixStream) -> Result<(), Stopped> {
         loop {

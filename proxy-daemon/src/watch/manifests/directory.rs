@@ -2,18 +2,18 @@
 //!
 //! Invariants: only files whose identity, size or time changed are read again; a document that cannot
 //! be read keeps its last good state; of two objects of one name the first counts, in the order of file
-//! names and documents; the store sees one look as a whole; nothing in the directory can make us wait,
-//! take more memory than [`MAX_FILE`], or put a line of its own into the log.
+//! names and documents; the store sees one look as a whole; an object is gone only if a look lacks it
+//! during which nothing happened; nothing in the directory can make us wait, take more memory than
+//! [`MAX_FILE`], or put a line of its own into the log.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File as OpenFile, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::changes::Changes;
 use super::document::{self, Document};
+use super::held::{Found, Held, Identity};
 use crate::diagnostics::About;
 use crate::model::Diagnostic;
 use crate::model::from_k8s::{Author, Decoder, ObjectKey, ObjectKind, Value};
@@ -32,6 +32,11 @@ const MAX_TOKEN: u64 = 256;
 /// Unit: bytes.
 const MAX_FILE: u64 = 1 << 30;
 
+/// How many disturbed looks in a row may lack an object before it is gone all the same.
+///
+/// Kernel: a list of names that is read while files are renamed may lack both names of one.
+const MAX_DISTURBED: u32 = 3;
+
 /// A directory of manifests and what was read from it.
 pub(super) struct Directory {
     path: PathBuf,
@@ -40,6 +45,8 @@ pub(super) struct Directory {
     files: BTreeMap<String, File>,
     /// What the store holds because of us; `None` before the first look.
     told: Option<BTreeSet<ObjectKey>>,
+    /// What is still in the store although so many looks in a row lacked it, because they were disturbed.
+    missing: BTreeMap<ObjectKey, u32>,
 }
 
 /// A file as it was last read.
@@ -63,32 +70,14 @@ struct Good {
     objects: Vec<(ObjectKey, Value)>,
 }
 
-/// What changes when a file's content does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-}
-
-impl Identity {
-    fn of(metadata: &std::fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        }
-    }
-}
-
 /// What a look found, before it counts.
 pub(super) struct Look {
     token: Option<Arc<str>>,
     files: BTreeMap<String, Seen>,
     /// Whether no file was being written, so that the token's state is the one that was read.
     is_whole: bool,
+    /// Whether nothing happened meanwhile, so that what was not seen is not there.
+    is_calm: bool,
 }
 
 enum Seen {
@@ -106,6 +95,11 @@ impl Look {
             self.is_whole = false;
         }
     }
+
+    /// Says that something happened meanwhile.
+    pub(super) fn disturb(&mut self) {
+        self.is_calm = false;
+    }
 }
 
 impl Directory {
@@ -117,6 +111,7 @@ impl Directory {
             decoder: Decoder::new(Author::File),
             files: BTreeMap::new(),
             told: None,
+            missing: BTreeMap::new(),
         }
     }
 
@@ -125,19 +120,22 @@ impl Directory {
         &self.path
     }
 
+    /// Whether another look must decide what is gone.
+    pub(super) fn is_undecided(&self) -> bool {
+        !self.missing.is_empty()
+    }
+
     /// Reads what changed; files that are being written are not looked at.
     ///
     /// # Errors
     /// When the directory itself cannot be read.
     pub(super) fn look(&mut self, changes: &Changes) -> io::Result<Look> {
+        let held = Held::open(&self.path)?;
         // The token is read first: what it names is in the files that are read after it.
-        let token = read_token(&self.path.join(TOKEN));
+        let token = read_token(&held);
         let mut files = BTreeMap::new();
         let mut is_whole = true;
-        for entry in std::fs::read_dir(&self.path)? {
-            let Ok(name) = entry?.file_name().into_string() else {
-                continue;
-            };
+        for name in held.names()? {
             if !is_manifest(&name) {
                 continue;
             }
@@ -145,7 +143,7 @@ impl Directory {
                 is_whole = false;
                 self.files.contains_key(&name).then_some(Seen::Same)
             } else {
-                self.look_at(&name)
+                self.look_at(&held, &name)
             };
             let had_objects = self
                 .files
@@ -168,24 +166,22 @@ impl Directory {
             token,
             files,
             is_whole,
+            is_calm: held.is_at(&self.path),
         })
     }
 
     /// `None` if the file is gone or is no file.
-    fn look_at(&mut self, name: &str) -> Option<Seen> {
-        let path = self.path.join(name);
+    fn look_at(&mut self, held: &Held, name: &str) -> Option<Seen> {
         let old = self.files.get(name);
-        let metadata = match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.is_file() => metadata,
-            Ok(_) => return None,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        match held.find(name) {
+            Ok(Found::File(identity)) if old.is_some_and(|old| old.identity == Some(identity)) => {
+                return Some(Seen::Same);
+            }
+            Ok(Found::File(_)) => {}
+            Ok(Found::Other | Found::Nothing) => return None,
             Err(error) => return Some(self.unreadable(name, &error)),
-        };
-        let identity = Identity::of(&metadata);
-        if old.is_some_and(|old| old.identity == Some(identity)) {
-            return Some(Seen::Same);
         }
-        match read_file(&path) {
+        match read_file(held, name) {
             Ok(None) => None,
             Ok(Some((identity, text))) => {
                 let documents = document::read(&shown(name), &text, &mut self.decoder);
@@ -214,10 +210,10 @@ impl Directory {
 
     /// Makes a look count: the store and the diagnostics now say what it found.
     pub(super) fn tell(&mut self, look: Look, shared: &Shared) -> Changed {
-        let token = look.is_whole.then_some(look.token);
+        let mut token = look.is_whole.then_some(look.token);
         let is_same = look.files.len() == self.files.len()
             && look.files.values().all(|seen| matches!(seen, Seen::Same));
-        if is_same && self.told.is_some() {
+        if is_same && self.told.is_some() && !self.is_undecided() {
             return shared.update(|store| token.map_or(Changed::No, |t| store.set_source_token(t)));
         }
         let mut told = self.told.take().unwrap_or_default();
@@ -236,11 +232,23 @@ impl Directory {
             objects,
             diagnostics,
         } = self.merged();
-        let gone: Vec<_> = told
-            .iter()
-            .filter(|key| !objects.contains_key(key))
-            .cloned()
-            .collect();
+        let mut missing = BTreeMap::new();
+        let mut gone = Vec::new();
+        for key in told.iter().filter(|key| !objects.contains_key(key)) {
+            let n_looks = self.missing.get(key).map_or(1, |n| n + 1);
+            if look.is_calm || n_looks > MAX_DISTURBED {
+                gone.push(key.clone());
+            } else {
+                missing.insert(key.clone(), n_looks);
+            }
+        }
+        if !missing.is_empty() {
+            token = None;
+        }
+        if objects.is_empty() && !gone.is_empty() {
+            let path = self.path.display();
+            tracing::warn!(%path, n_gone = gone.len(), "there is no object in the manifests any more");
+        }
         // Who hears of the state can ask what is wrong with it.
         shared
             .diagnostics()
@@ -274,6 +282,7 @@ impl Directory {
             "manifests were read"
         );
         self.told = Some(told);
+        self.missing = missing;
         changed
     }
 
@@ -400,37 +409,27 @@ fn shown(name: &str) -> String {
     name.escape_debug().to_string()
 }
 
-/// Opens a file without waiting for anybody, as one would who opens a pipe; `None` if it is no file.
-fn open(path: &Path) -> io::Result<Option<(OpenFile, std::fs::Metadata)>> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
-        .open(path)?;
-    let metadata = file.metadata()?;
-    Ok(metadata.is_file().then_some((file, metadata)))
-}
-
 /// What a file holds; `None` if it is no file.
-fn read_file(path: &Path) -> io::Result<Option<(Identity, Vec<u8>)>> {
-    let Some((file, metadata)) = open(path)? else {
+fn read_file(held: &Held, name: &str) -> io::Result<Option<(Identity, Vec<u8>)>> {
+    let Some((file, identity)) = held.open_file(name)? else {
         return Ok(None);
     };
     let mut text = Vec::new();
     let too_large = || io::Error::other(format!("it is larger than {MAX_FILE} bytes"));
-    if metadata.len() > MAX_FILE {
+    if identity.size > MAX_FILE {
         return Err(too_large());
     }
-    text.try_reserve_exact(usize::try_from(metadata.len()).unwrap_or(0))?;
+    text.try_reserve_exact(usize::try_from(identity.size).unwrap_or(0))?;
     // One byte more says that it grew beyond.
     let n_bytes = file.take(MAX_FILE + 1).read_to_end(&mut text)?;
     if u64::try_from(n_bytes).is_ok_and(|n| n > MAX_FILE) {
         return Err(too_large());
     }
-    Ok(Some((Identity::of(&metadata), text)))
+    Ok(Some((identity, text)))
 }
 
-fn read_token(path: &Path) -> Option<Arc<str>> {
-    let (file, _) = open(path).ok()??;
+fn read_token(held: &Held) -> Option<Arc<str>> {
+    let (file, _) = held.open_file(TOKEN).ok()??;
     let mut bytes = Vec::new();
     file.take(MAX_TOKEN).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);

@@ -4,11 +4,13 @@
 //! documents in a file, lists of objects, as `kubectl get services,endpointslices,nodes -A -o yaml`
 //! writes them. Selectors hold as they would on the server, so that what is hidden there is hidden here.
 //! Invariants: a file that is being written is not looked at; what cannot be read keeps its last good
-//! state; the content of the file `.token`, read before the manifests, names the state that they make.
+//! state, and so does everything while the directory is not there; an empty directory is a cluster
+//! without objects; the content of the file `.token`, read before the manifests, names the state that they make.
 
 mod changes;
 mod directory;
 mod document;
+mod held;
 
 #[cfg(test)]
 mod tests;
@@ -111,7 +113,13 @@ impl Manifests {
                     for name in self.changes.writes_since() {
                         look.doubt(&name);
                     }
+                    if self.changes.is_due() {
+                        look.disturb();
+                    }
                     self.directory.tell(look, shared);
+                    if self.directory.is_undecided() {
+                        self.changes.set_due();
+                    }
                 }
                 Err(error) => {
                     if !faulty {

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::changes::Changes;
@@ -438,5 +438,167 @@ fn what_is_said_of_a_file_goes_with_its_cause_and_comes_back_with_it() {
             assert_eq!(look(name, Some(&bad)).await.len(), 1, "{bad}");
             assert_eq!(look(name, None).await, [""; 0], "{bad}");
         }
+    });
+}
+
+/// Reads a directory many times while somebody does something to it, and says how few objects there ever were.
+fn least_seen(path: &Path, n_looks: usize, mut disturb: impl FnMut() + Send) -> usize {
+    let shared = Arc::new(Shared::default());
+    let mut reader = Directory::new(path.to_owned(), "n".into());
+    let mut changes = Changes::of(path).expect("a watch");
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let over = Over(&is_over);
+        scope.spawn(|| {
+            let _over = Over(&is_over);
+            while !is_over.load(Ordering::Relaxed) {
+                disturb();
+            }
+        });
+        let mut least = usize::MAX;
+        let mut n_read = 0;
+        while n_read < n_looks && !is_over.load(Ordering::Relaxed) {
+            // While the directory is away, its last state stays.
+            if let Ok(mut look) = reader.look(&changes) {
+                changes.looked();
+                for name in changes.writes_since() {
+                    look.doubt(&name);
+                }
+                if changes.is_due() {
+                    look.disturb();
+                }
+                let _changed = reader.tell(look, &shared);
+                least = least.min(shared.with(|store| store.service_names().count()));
+                n_read += 1;
+            }
+            changes.forget_due();
+        }
+        drop(over);
+        least
+    })
+}
+
+/// Ends a thread when dropped, also by a panic.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_directory_that_is_moved_or_exchanged_during_a_look_loses_nothing() {
+    let parent = Temporary::new();
+    let (path, other) = (parent.0.join("manifests"), parent.0.join("other"));
+    let fill = |directory: &Path| {
+        fs::create_dir(directory).expect("a directory");
+        for n in 0..50_u8 {
+            let name = format!("s{n}");
+            fs::write(directory.join(format!("{name}.yaml")), service(&name, n)).expect("written");
+        }
+    };
+    fill(&path);
+    let least = least_seen(&path, 300, || {
+        fs::rename(&path, &other).expect("moved");
+        fs::rename(&other, &path).expect("moved back");
+    });
+    assert_eq!(least, 50);
+    fill(&other);
+    let link = parent.0.join("link");
+    std::os::unix::fs::symlink(&path, &link).expect("a link");
+    let mut is_other = false;
+    let least = least_seen(&link, 300, || {
+        let beside = parent.0.join("beside");
+        is_other = !is_other;
+        let target = if is_other { &other } else { &path };
+        std::os::unix::fs::symlink(target, &beside).expect("a link");
+        fs::rename(&beside, &link).expect("pointed elsewhere");
+    });
+    assert_eq!(least, 50);
+}
+
+#[test]
+fn files_that_are_renamed_or_replaced_during_a_look_lose_nothing() {
+    let directory = Temporary::new();
+    for n in 0..50_u8 {
+        let name = format!("s{n}");
+        directory.put(&format!("{name}.yaml"), &service(&name, n));
+    }
+    let path = |name: &str| directory.0.join(name);
+    let mut n = 0_u32;
+    let least = least_seen(&directory.0, 300, || {
+        // One goes to another name and back, and one is replaced.
+        n += 1;
+        let name = format!("s{}.yaml", n % 25);
+        let beside = format!("z{n}.yml");
+        fs::rename(path(&name), path(&beside)).expect("renamed");
+        fs::rename(path(&beside), path(&name)).expect("renamed back");
+        let number = u8::try_from(n % 25).expect("small") + 25;
+        let name = format!("s{number}");
+        directory.put(&format!("{name}.yaml"), &service(&name, number));
+        std::thread::yield_now();
+    });
+    assert_eq!(least, 50);
+}
+
+#[test]
+fn what_is_missing_for_good_is_gone_also_among_much_traffic() {
+    let directory = Temporary::new();
+    directory.put("a.yaml", &service("a", 1));
+    directory.put("b.yaml", &service("b", 1));
+    follow(&directory.0, async |shared| {
+        until(&shared, "b", |s| cluster_ip(s, "b").is_some()).await;
+        fs::remove_file(directory.0.join("b.yaml")).expect("removed");
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = Over(&is_over);
+        let (told, path) = (Arc::clone(&is_over), directory.0.clone());
+        let thread = std::thread::spawn(move || {
+            // Files come and go without a pause, and none of them is a manifest.
+            while !told.load(Ordering::Relaxed) && fs::write(path.join("x.new"), "x").is_ok() {
+                let _renamed = fs::rename(path.join("x.new"), path.join("x.old"));
+            }
+        });
+        until(&shared, "b gone", |s| cluster_ip(s, "b").is_none()).await;
+        drop(over);
+        thread.join().expect("the thread");
+    });
+}
+
+#[test]
+fn a_directory_that_is_away_keeps_its_state_and_an_empty_one_has_none() {
+    let parent = Temporary::new();
+    let path = parent.0.join("manifests");
+    fs::create_dir(&path).expect("a directory");
+    fs::write(path.join("a.yaml"), service("a", 1)).expect("written");
+    let shared = Arc::new(Shared::default());
+    let mut reader = Directory::new(path.clone(), "n".into());
+    let changes = Changes::of(&path).expect("a watch");
+    let mut look = || {
+        let look = reader.look(&changes).map(|look| reader.tell(look, &shared));
+        let ip = shared.with(|store| cluster_ip(store, "a"));
+        (look.is_ok(), ip.is_some())
+    };
+    assert_eq!(look(), (true, true));
+    fs::rename(&path, parent.0.join("old")).expect("moved");
+    assert_eq!(look(), (false, true));
+    fs::create_dir(&path).expect("a directory");
+    assert_eq!(look(), (true, false));
+}
+
+#[test]
+fn a_link_that_leads_nowhere_for_a_moment_keeps_its_objects() {
+    let (directory, elsewhere) = (Temporary::new(), Temporary::new());
+    elsewhere.put("target", &service("a", 1));
+    std::os::unix::fs::symlink(elsewhere.0.join("target"), directory.0.join("a.yaml"))
+        .expect("a link");
+    follow(&directory.0, async |shared| {
+        until_token(&directory, &shared, "1").await;
+        fs::remove_file(elsewhere.0.join("target")).expect("removed");
+        until_token(&directory, &shared, "2").await;
+        shared.with(|store| assert!(cluster_ip(store, "a").is_some()));
+        fs::remove_file(directory.0.join("a.yaml")).expect("removed");
+        until_token(&directory, &shared, "3").await;
+        shared.with(|store| assert!(cluster_ip(store, "a").is_none()));
     });
 }

@@ -1,22 +1,79 @@
 //! Did somebody change the configuration file under us?
 //!
 //! Its directory is watched, since editors and `ConfigMap`s replace files rather than write them; only a
-//! change of content counts. Spec: CFG-3.
+//! change of content counts. Invariants: what is compared was read before the configuration was, so that
+//! no change is missed; a directory that was replaced is found again within [`POLL`]. Spec: CFG-3.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use inotify::{Inotify, WatchMask};
 
 use super::AppError;
 
-/// Waits until the file's content is another than now.
-pub(super) async fn changed(file: Option<PathBuf>) -> AppError {
-    let Some(file) = file else {
+/// How often the file is looked at without any event: its directory, or what a link leads to, may be
+/// another than the one that is watched.
+const POLL: Duration = Duration::from_secs(10);
+
+/// What makes us look.
+const EVENTS: WatchMask = WatchMask::CLOSE_WRITE
+    .union(WatchMask::MOVED_TO)
+    .union(WatchMask::CREATE)
+    .union(WatchMask::MOVE_SELF);
+
+/// A configuration file and what was in it.
+pub(super) struct Watched {
+    file: PathBuf,
+    inotify: Inotify,
+    before: Vec<u8>,
+}
+
+impl Watched {
+    /// Begins to watch a file; to be called before it is read for its meaning.
+    ///
+    /// # Errors
+    /// When it cannot be read or watched.
+    pub(super) fn new(file: &Path) -> io::Result<Self> {
+        let inotify = Inotify::init()?;
+        inotify.watches().add(directory(file), EVENTS)?;
+        Ok(Self {
+            file: file.to_owned(),
+            inotify,
+            before: std::fs::read(file)?,
+        })
+    }
+
+    /// Waits until the content is another.
+    async fn changed(self, poll: Duration) -> io::Result<()> {
+        let mut stream = self.inotify.into_event_stream([0; 1024])?;
+        loop {
+            // No event for so long is a reason to look, too.
+            if let Ok(event) = tokio::time::timeout(poll, stream.next()).await {
+                event.ok_or(io::ErrorKind::UnexpectedEof)??;
+            }
+            // A directory that is away for a moment is being replaced, as is a file.
+            if let Err(error) = stream.watches().add(directory(&self.file), EVENTS) {
+                tracing::debug!(%error, "the directory of the configuration file is not there");
+            }
+            if std::fs::read(&self.file).is_ok_and(|now| now != self.before) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Waits until the file's content is another than it was.
+pub(super) async fn changed(watched: Option<io::Result<Watched>>) -> AppError {
+    let Some(watched) = watched else {
         return std::future::pending().await;
     };
-    match wait(&file).await {
+    let changed = match watched {
+        Ok(watched) => watched.changed(POLL).await,
+        Err(error) => Err(error),
+    };
+    match changed {
         Ok(()) => AppError::ConfigChanged,
         Err(error) => {
             tracing::warn!(%error, "the configuration file is not watched for changes");
@@ -25,24 +82,10 @@ pub(super) async fn changed(file: Option<PathBuf>) -> AppError {
     }
 }
 
-async fn wait(file: &Path) -> io::Result<()> {
-    let directory = file
-        .parent()
+fn directory(file: &Path) -> &Path {
+    file.parent()
         .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let inotify = Inotify::init()?;
-    let events = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::CREATE;
-    inotify.watches().add(directory, events)?;
-    let before = std::fs::read(file)?;
-    let mut stream = inotify.into_event_stream([0; 1024])?;
-    while let Some(event) = stream.next().await {
-        event?;
-        // A file that is away for a moment is being replaced.
-        if std::fs::read(file).is_ok_and(|now| now != before) {
-            return Ok(());
-        }
-    }
-    Err(io::ErrorKind::UnexpectedEof.into())
+        .unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
@@ -55,8 +98,9 @@ mod tests {
         std::fs::create_dir_all(&directory).unwrap();
         let file = directory.join("config.yaml");
         std::fs::write(&file, "a").unwrap();
-        let mut waiting = std::pin::pin!(wait(&file));
-        let millisecond = std::time::Duration::from_millis(1);
+        let watched = Watched::new(&file).unwrap();
+        let mut waiting = std::pin::pin!(watched.changed(POLL));
+        let millisecond = Duration::from_millis(1);
         assert!(
             tokio::time::timeout(millisecond, &mut waiting)
                 .await
@@ -73,5 +117,26 @@ mod tests {
         std::fs::rename(directory.join("new"), &file).unwrap();
         waiting.await.unwrap();
         std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[tokio::test]
+    async fn cfg_3_a_change_before_the_wait_and_another_directory_are_noticed() {
+        let parent = std::env::temp_dir().join(format!("pd-{}-cfg-3b", std::process::id()));
+        let directory = parent.join("etc");
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("config.yaml");
+        std::fs::write(&file, "a").unwrap();
+        let poll = Duration::from_millis(20);
+        let watched = Watched::new(&file).unwrap();
+        std::fs::write(&file, "b").unwrap();
+        watched.changed(POLL).await.unwrap();
+        let watched = Watched::new(&file).unwrap();
+        std::fs::rename(&directory, parent.join("old")).unwrap();
+        let mut waiting = std::pin::pin!(watched.changed(poll));
+        assert!(tokio::time::timeout(poll * 3, &mut waiting).await.is_err());
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::write(&file, "c").unwrap();
+        waiting.await.unwrap();
+        std::fs::remove_dir_all(&parent).unwrap();
     }
 }

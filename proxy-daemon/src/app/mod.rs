@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use config_file::Watched;
+
 use crate::cli::Cli;
 use crate::config::{Beside, Config, DetectLocal, LogSettings, Resolved, Source, raw, resolve};
 use crate::debug::Inside;
@@ -49,6 +51,8 @@ pub fn start(cli: &Cli) -> Result<(), AppError> {
         check_privilege()?;
         return cleanup::run();
     }
+    // Before the configuration is read, so that no change of it is missed.
+    let watched = cli.flags.config.as_deref().map(Watched::new);
     let Resolved { config, warnings } = read_config(cli)?;
     if let Some(command) = &cli.command {
         return inspect::run(&config, command);
@@ -67,7 +71,7 @@ pub fn start(cli: &Cli) -> Result<(), AppError> {
         .enable_all()
         .build()
         .map_err(AppError::Runtime)?;
-    let outcome = runtime.block_on(run(config));
+    let outcome = runtime.block_on(run(config, watched));
     // A thread that blocks, such as a look-up of a name, must not keep the process.
     runtime.shutdown_background();
     process::end_all();
@@ -119,7 +123,7 @@ fn read_config(cli: &Cli) -> Result<Resolved, AppError> {
 }
 
 /// The daemon, from the first connection to the last signal.
-async fn run(config: Config) -> Result<(), AppError> {
+async fn run(config: Config, watched: Option<std::io::Result<Watched>>) -> Result<(), AppError> {
     let _lock = lock::take().await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -134,7 +138,7 @@ async fn run(config: Config) -> Result<(), AppError> {
     let shared = Arc::new(Shared::default());
     let feed = feed::open(&config).await?;
     let mailbox = Arc::new(Mailbox::default());
-    let mut config_changed = std::pin::pin!(config_file::changed(config.file.clone()));
+    let mut config_changed = std::pin::pin!(config_file::changed(watched));
     let ended = tokio::select! {
         signal = end_signal() => signal,
         Err(error) = feed.run(Arc::clone(&shared)) => Err(error),

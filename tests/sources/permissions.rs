@@ -146,3 +146,22 @@ fn api_1_a_kubeconfig_that_is_none_is_an_error() {
         }
     });
 }
+
+#[test]
+fn api_1_a_kubeconfig_that_changes_while_the_server_cannot_be_reached_is_read_again() {
+    run(async {
+        let (gone, api) = (FakeApi::start_tls().expect("a server"), small());
+        let directory = Temporary::new();
+        let path = directory.path().join("kubeconfig");
+        gone.write_kubeconfig(&path).expect("written");
+        gone.down();
+        let server = ApiServer {
+            kubeconfig: Some(path.clone()),
+            master: None,
+        };
+        let followed = Followed::start_at(&server, timing()).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        api.write_kubeconfig(&path).expect("written");
+        followed.complete().await;
+    });
+}

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
+use super::doubt::Doubt;
 use super::leftovers::{Former, Leftovers};
 use super::report::{CHANGE, SyncLog};
 use crate::conntrack::StaleFlows;
@@ -57,6 +58,7 @@ pub struct Carrier<F: Family> {
     leftovers: Leftovers<F>,
     standing: Standing,
     log: SyncLog,
+    doubt: Doubt,
     sync_period: Duration,
 }
 
@@ -77,6 +79,7 @@ impl<F: Family> Carrier<F> {
                 reason: Reason::Start,
             },
             log: SyncLog::default(),
+            doubt: Doubt::default(),
             sync_period,
         }
     }
@@ -121,9 +124,15 @@ impl<F: Family> Carrier<F> {
         let Standing::InSync { .. } = self.standing else {
             return;
         };
+        if self.doubt.waits(now) {
+            return;
+        }
         let datapath = &mut self.datapath;
         let reason = match catch_unwind(AssertUnwindSafe(|| datapath.changed_by_others())) {
-            Ok(Ok(false)) => return,
+            Ok(Ok(false)) => {
+                self.doubt.is_over();
+                return;
+            }
             Ok(Ok(true)) => Reason::Foreign,
             Ok(Err(error)) => {
                 let error = &error as &dyn std::error::Error;
@@ -158,21 +167,7 @@ impl<F: Family> Carrier<F> {
         if let Some(changes) = changes {
             self.stale_flows.note(changes, &state.globals);
         }
-        match self.standing {
-            Standing::InSync { full } if started >= full + FULL => {
-                self.standing = Standing::Behind {
-                    backoff: Backoff::due(started),
-                    reason: Reason::Hourly,
-                };
-            }
-            Standing::Behind { backoff, reason } if changes.is_some() => {
-                self.standing = Standing::Behind {
-                    backoff: backoff.hurry(started),
-                    reason,
-                };
-            }
-            Standing::InSync { .. } | Standing::Behind { .. } => {}
-        }
+        self.reconsider(started, changes.is_some());
         let datapath = &mut self.datapath;
         let (reason, outcome) = match (self.standing, changes) {
             (Standing::Behind { backoff, reason }, _) if backoff.at() <= started => {
@@ -207,6 +202,9 @@ impl<F: Family> Carrier<F> {
                     },
                 };
                 self.log.note::<F>(reason.name(), report, took);
+                if matches!(reason, Reason::Foreign | Reason::Retry) {
+                    self.doubt.led_to(report, clock.now(), self.sync_period);
+                }
                 self.follow_up(state, reason, started, clock, health);
             }
             Outcome::Failed(error @ DatapathError::Unusable { .. }) if reason == Reason::Start => {
@@ -248,6 +246,25 @@ impl<F: Family> Carrier<F> {
             self.stale_flows.note_resync();
         }
         self.clean(state, clock, health);
+    }
+
+    /// What is due by now, and sooner if something changed.
+    fn reconsider(&mut self, started: Instant, has_changed: bool) {
+        match self.standing {
+            Standing::InSync { full } if started >= full + FULL => {
+                self.standing = Standing::Behind {
+                    backoff: Backoff::due(started),
+                    reason: Reason::Hourly,
+                };
+            }
+            Standing::Behind { backoff, reason } if has_changed => {
+                self.standing = Standing::Behind {
+                    backoff: backoff.hurry(started),
+                    reason,
+                };
+            }
+            Standing::InSync { .. } | Standing::Behind { .. } => {}
+        }
     }
 
     fn failed(&mut self, now: Instant) {

@@ -23,6 +23,7 @@ use crate::watch::Drained;
 
 mod backoff;
 mod carrier;
+mod doubt;
 mod leftovers;
 mod mailbox;
 mod report;

@@ -44,7 +44,13 @@ pub struct Nftables<F: Family> {
     ///
     /// Kernel: `nf_tables_commit()` adds one to the namespace's generation.
     others: Option<u32>,
+    /// Questions in a row that the generation alone answered.
+    n_unseen: u32,
 }
+
+/// So many questions may the generation alone answer: a transaction of ours that changed nothing would
+/// hide one of others in the count.
+const UNSEEN: u32 = 10;
 
 impl<F: Family> Nftables<F> {
     /// Opens the kernel's `nf_tables` in the network namespace of the calling thread. Writes nothing.
@@ -58,6 +64,7 @@ impl<F: Family> Nftables<F> {
             kernel,
             installed: None,
             others: None,
+            n_unseen: 0,
         })
     }
 }
@@ -102,9 +109,11 @@ impl<F: Family> Datapath<F> for Nftables<F> {
         let Some(installed) = &self.installed else {
             return Ok(true);
         };
-        if self.others == Some(ahead) {
+        if self.others == Some(ahead) && self.n_unseen < UNSEEN {
+            self.n_unseen += 1;
             return Ok(false);
         }
+        self.n_unseen = 0;
         let is_intact = installed.is_intact(&mut self.kernel)?;
         if is_intact {
             self.others = Some(ahead);

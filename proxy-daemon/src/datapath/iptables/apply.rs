@@ -13,11 +13,12 @@ use super::chain::{Chain, Table};
 use super::layout::{self, Hook};
 use super::memories::{self, Gone};
 use super::names;
-use super::presence::Presence;
-use super::readback::{self, Printed, PrintedSets};
+use super::presence::{self, Presence};
+use super::readback::{self, InstalledSets, InstalledTable, Reading};
 use super::render::{Rendered, render_globals, render_service_port};
 use super::script::{Lines, Script};
 use super::sets::{self, SetId};
+use super::stale::Stale;
 use super::tool::Tools;
 use super::tree::{Tree, Turn};
 use crate::datapath::common::have_same_rules;
@@ -36,8 +37,7 @@ pub(crate) struct Installed<F: Family> {
     cluster_ips: Counts<F::Addr>,
     budget: Budget,
     gone: Gone,
-    /// `None` until everything has been written once.
-    presence: Option<Presence>,
+    presence: Presence,
 }
 
 /// How often, and after which pause, it is looked whether the kernel let go of sets.
@@ -54,6 +54,8 @@ struct Plan {
     filter: Script,
     /// Lines for ipset, after the rules.
     after: Lines,
+    /// What goes when everything else is written.
+    stale: Vec<Stale>,
     memories: memories::Turn,
     /// How many elements come and go, by set.
     sizes: BTreeMap<SetId, (usize, usize)>,
@@ -66,6 +68,7 @@ impl Plan {
             nat: Script::new(Table::Nat, tools.flavour()),
             filter: Script::new(Table::Filter, tools.flavour()),
             after: Lines::default(),
+            stale: Vec::new(),
             memories: memories::Turn::default(),
             sizes: BTreeMap::new(),
         }
@@ -119,12 +122,14 @@ impl Plan {
         to.push(format_args!("{verb} {name} {element}"));
     }
 
-    fn write(self, tools: &Tools) -> Result<SyncReport, DatapathError> {
+    /// Answers what could not be removed, too, and why the last of it could not.
+    fn write(self, tools: &Tools) -> Result<(SyncReport, Left), DatapathError> {
         let Self {
             mut before,
             nat,
             filter,
             mut after,
+            stale,
             memories,
             sizes,
         } = self;
@@ -134,7 +139,7 @@ impl Plan {
         let n_late = sizes
             .get(&SetId::Backends)
             .map_or(0, |(n_added, _)| *n_added);
-        let report = SyncReport {
+        let mut report = SyncReport {
             n_added: before.n + n_late + nat.report.n_added + filter.report.n_added,
             n_removed: after.n - n_late + nat.report.n_removed + filter.report.n_removed,
         };
@@ -144,14 +149,30 @@ impl Plan {
                 tools.restore(&mut |to| to.write_all(text.as_bytes()))?;
             }
         }
+        let mut left = Left::default();
+        for stale in stale {
+            let table = stale.table;
+            let (removed, chains, result) = stale.remove(tools);
+            report.n_removed += removed.n_removed;
+            left.chains
+                .extend(chains.into_iter().map(|name| (table, name)));
+            left.because = result.err().or(left.because);
+        }
         tools.ipset_lines(&after)?;
         memories.retime(tools)?;
-        Ok(report)
+        Ok((report, left))
     }
 }
 
+/// Chains of ours that nobody wants and that could not be removed.
+#[derive(Debug, Default)]
+struct Left {
+    chains: Vec<(Table, String)>,
+    because: Option<DatapathError>,
+}
+
 impl<F: Family> Installed<F> {
-    fn new(globals: Globals<F>) -> Self {
+    fn new(tools: &Tools, globals: Globals<F>) -> Self {
         Self {
             globals,
             vips: Tree::new(names::VIPS, true),
@@ -160,7 +181,7 @@ impl<F: Family> Installed<F> {
             cluster_ips: Counts::default(),
             budget: Budget::default(),
             gone: Gone::default(),
-            presence: None,
+            presence: Presence::new(tools),
         }
     }
 
@@ -215,6 +236,7 @@ impl<F: Family> Installed<F> {
         let wanted: BTreeSet<&str> = new.chains.iter().map(|chain| &*chain.name).collect();
         let is_new = |chain: &&Chain| kept.get(&*chain.name) != Some(&&*chain.rules);
         for chain in new.chains.iter().filter(is_new) {
+            self.presence.put(Table::Nat, chain);
             plan.nat.chain(chain);
         }
         let unwanted: Vec<String> = kept
@@ -222,26 +244,30 @@ impl<F: Family> Installed<F> {
             .filter(|name| !wanted.contains(*name))
             .map(|name| (*name).to_owned())
             .collect();
+        for name in &unwanted {
+            self.presence.remove(Table::Nat, name);
+        }
         let turns = [
             branch(&mut self.vips, old.vips, new.vips),
             branch(&mut self.node_ports, old.node_ports, new.node_ports),
         ];
         for Turn { written, removed } in turns {
             for chain in &written {
+                self.presence.put(Table::Nat, chain);
                 plan.nat.chain(chain);
+            }
+            for name in &removed {
+                self.presence.remove(Table::Nat, name);
             }
             plan.nat.remove(removed);
         }
         plan.nat.remove(unwanted);
-        let sizes = plan.sizes.clone();
-        let report = plan.write(tools)?;
-        self.gone.release::<F>(tools)?;
-        if let Some(presence) = &mut self.presence {
-            presence.wrote_rules(tools)?;
-            for (id, (n_added, n_removed)) in sizes {
-                presence.wrote_set(&id.name::<F>(), n_added, n_removed);
-            }
+        for (id, (n_added, n_removed)) in &plan.sizes {
+            let name = id.name::<F>();
+            self.presence.wrote_set(&name, *n_added, *n_removed);
         }
+        let (report, _) = plan.write(tools)?;
+        self.gone.release::<F>(tools)?;
         Ok(report)
     }
 
@@ -251,19 +277,7 @@ impl<F: Family> Installed<F> {
     /// What the kernel or a program could not do.
     pub(crate) fn is_disturbed(&mut self, tools: &Tools) -> Result<bool, DatapathError> {
         self.gone.release::<F>(tools)?;
-        let Some(presence) = &mut self.presence else {
-            return Ok(true);
-        };
-        presence.is_disturbed(tools, &mut |to| {
-            for table in Table::ALL {
-                writeln!(to, "*{}", table.name())?;
-                for hook in Hook::ALL.iter().filter(|hook| hook.table == table) {
-                    writeln!(to, "-C {} {}", hook.chain, hook.rule())?;
-                }
-                writeln!(to, "COMMIT")?;
-            }
-            Ok(())
-        })
+        self.presence.is_disturbed(tools)
     }
 
     fn plan_elements(&mut self, old: &Rendered<F>, new: &Rendered<F>, plan: &mut Plan) {
@@ -320,17 +334,19 @@ fn branch<F: Family>(tree: &mut Tree<F>, old: Vec<Entry>, new: Vec<Entry>) -> Tu
 pub(crate) fn resync<F: Family>(
     tools: &Tools,
     desired: &ForwardingState<F>,
+    reading: Reading,
 ) -> Result<(Installed<F>, SyncReport), DatapathError> {
     let globals = &desired.globals;
-    let mut installed = Installed::new(globals.clone());
+    let mut installed = Installed::new(tools, globals.clone());
     let mut plan = Plan::new(tools);
     let mut elements = Vec::new();
     render_globals(globals, &mut elements);
     let mut memories = Vec::new();
 
-    let mut printed = Printed::read(tools, Table::Nat)?;
+    let mut nat = InstalledTable::read(tools, Table::Nat, reading)?;
     let mut write = |chain: &Chain| {
-        if !printed.take_same(chain) {
+        installed.presence.put(Table::Nat, chain);
+        if !nat.take_same(chain) {
             plan.nat.chain(chain);
         }
     };
@@ -356,15 +372,16 @@ pub(crate) fn resync<F: Family>(
     layout::chains(Table::Nat, globals)
         .iter()
         .for_each(&mut write);
-    settle(Table::Nat, printed, &mut plan);
+    settle(Table::Nat, nat, &mut installed.presence, &mut plan);
 
-    let mut printed = Printed::read(tools, Table::Filter)?;
+    let mut filter = InstalledTable::read(tools, Table::Filter, reading)?;
     for chain in layout::chains(Table::Filter, globals) {
-        if !printed.take_same(&chain) {
+        installed.presence.put(Table::Filter, &chain);
+        if !filter.take_same(&chain) {
             plan.filter.chain(&chain);
         }
     }
-    settle(Table::Filter, printed, &mut plan);
+    settle(Table::Filter, filter, &mut installed.presence, &mut plan);
 
     let ips = installed.cluster_ips.keys().map(cluster_ip_element::<F>);
     let elements: Elements = elements.into_iter().chain(ips).collect();
@@ -373,67 +390,136 @@ pub(crate) fn resync<F: Family>(
     } else {
         BTreeSet::new()
     };
+    for id in SetId::ALL {
+        let n = if id == SetId::Backends {
+            backends.len()
+        } else {
+            let of_it = elements.range((id, String::new())..);
+            of_it.take_while(|(of, _)| *of == id).count()
+        };
+        installed.presence.wrote_set(&id.name::<F>(), n, 0);
+    }
     let memories_there = compare_sets::<F>(tools, elements, backends, &mut plan)?;
     plan.memories = installed.gone.turn(memories_there, &memories);
-    let report = plan.write(tools)?;
+    let (report, left) = plan.write(tools)?;
+    tolerate(&left, &mut installed.presence);
+    presence::wake(tools)?;
     installed.gone.release::<F>(tools)?;
-    // Kernel: to say how many elements a set has, it counts them, and this set is the largest by far.
-    let counted = SetId::ALL.into_iter().filter(|id| *id != SetId::Backends);
-    installed.presence = Some(Presence::now(tools, counted.map(SetId::name::<F>))?);
     Ok((installed, report))
 }
 
-/// Hooks our chains in, and removes what is ours and not wanted.
-fn settle(table: Table, mut printed: Printed, plan: &mut Plan) {
-    let script = plan.script(table);
-    for hook in Hook::ALL.iter().filter(|hook| hook.table == table) {
-        if !printed.take_hook(hook) {
-            script.insert(hook.chain, &hook.rule());
-        }
+/// What cannot go does no harm, unless we took it for damage again and again.
+fn tolerate(left: &Left, presence: &mut Presence) {
+    for (table, chain) in &left.chains {
+        presence.tolerate(*table, chain);
     }
-    remove_rest(printed, script);
+    if let Some(error) = &left.because {
+        tracing::warn!(
+            error = error as &dyn std::error::Error,
+            n_chains = left.chains.len(),
+            "empty chains of ours that are not needed any more stay: rules of others go to them"
+        );
+    }
 }
 
-fn remove_rest(mut printed: Printed, script: &mut Script) {
-    for (chain, rule) in std::mem::take(&mut printed.hooks) {
-        tracing::info!(chain, rule, "a rule that leads to our chains goes");
-        script.remove_rule(&chain, &rule);
+/// Hooks our chains in, and removes what is ours and not wanted.
+fn settle(table: Table, mut installed: InstalledTable, presence: &mut Presence, plan: &mut Plan) {
+    for hook in Hook::ALL.iter().filter(|hook| hook.table == table) {
+        presence.hook(table, hook.target);
+        if !installed.take_hook(hook) {
+            plan.script(table).insert(hook.chain, &hook.rule());
+        }
     }
-    script.remove(printed.into_names());
+    remove_rest(table, installed, plan);
+}
+
+fn remove_rest(table: Table, mut installed: InstalledTable, plan: &mut Plan) {
+    for (chain, rule) in std::mem::take(&mut installed.hooks) {
+        tracing::info!(chain, rule, "a rule that leads to our chains goes");
+        plan.script(table).remove_rule(&chain, &rule);
+    }
+    plan.stale.push(Stale {
+        table,
+        chains: installed.take_names(),
+        jumps: installed.jumps,
+    });
+}
+
+/// What sets must have, as far as it was not found in them yet, and what they have besides.
+struct SetComparison<F: Family> {
+    wanted: Elements,
+    wanted_backends: BTreeSet<F::Addr>,
+    found: Elements,
+    found_backends: BTreeSet<F::Addr>,
+    unwanted: Elements,
+    unwanted_backends: Vec<F::Addr>,
+}
+
+impl<F: Family> SetComparison<F> {
+    fn take(&mut self, id: SetId, element: &str) {
+        // As addresses, since there may be a hundred thousand of them.
+        if id == SetId::Backends
+            && let Some(address) = element.parse().ok().and_then(F::addr)
+        {
+            match self.wanted_backends.take(&address) {
+                Some(address) => drop(self.found_backends.insert(address)),
+                None => self.unwanted_backends.push(address),
+            }
+            return;
+        }
+        let element = (id, element.to_owned());
+        match self.wanted.take(&element) {
+            Some(element) => drop(self.found.insert(element)),
+            None => drop(self.unwanted.insert(element)),
+        }
+    }
+
+    /// As if nothing had been found yet.
+    fn begin_anew(&mut self) {
+        self.wanted.append(&mut self.found);
+        self.wanted_backends.append(&mut self.found_backends);
+        self.unwanted.clear();
+        self.unwanted_backends.clear();
+    }
 }
 
 /// Answers which other sets of ours there are, and for how many seconds elements stay in them.
 fn compare_sets<F: Family>(
     tools: &Tools,
-    mut wanted: Elements,
-    mut wanted_backends: BTreeSet<F::Addr>,
+    wanted: Elements,
+    wanted_backends: BTreeSet<F::Addr>,
     plan: &mut Plan,
 ) -> Result<BTreeMap<String, u32>, DatapathError> {
-    let mut unwanted = Elements::new();
-    let mut unwanted_backends = Vec::new();
-    let printed = PrintedSets::read::<F>(tools, &mut |id, element| {
-        // As addresses, since there may be a hundred thousand of them.
-        if id == SetId::Backends
-            && let Some(address) = element.parse().ok().and_then(F::addr)
-        {
-            if !wanted_backends.remove(&address) {
-                unwanted_backends.push(address);
-            }
-            return;
+    let mut sets = SetComparison::<F> {
+        wanted,
+        wanted_backends,
+        found: Elements::new(),
+        found_backends: BTreeSet::new(),
+        unwanted: Elements::new(),
+        unwanted_backends: Vec::new(),
+    };
+    let read = InstalledSets::read::<F>(tools, &mut |id, element| sets.take(id, element));
+    let installed = match read {
+        Ok(installed) => installed,
+        Err(error @ DatapathError::Unusable { .. }) => return Err(error),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "not all sets can be read; ours are read one by one: update ipset if it does not know a set of others"
+            );
+            sets.begin_anew();
+            InstalledSets::read_one_by_one::<F>(tools, &mut |id, element| sets.take(id, element))?
         }
-        let element = (id, element.to_owned());
-        if !wanted.remove(&element) {
-            unwanted.insert(element);
-        }
-    })?;
+    };
     for id in SetId::ALL {
-        if !printed.fixed.contains(&id) {
+        if !installed.fixed.contains(&id) {
             plan.before.push(format_args!("{}", id.declaration::<F>()));
         }
     }
-    plan.elements::<F>(&wanted, &unwanted);
-    plan.backends::<F>(&wanted_backends, &unwanted_backends);
-    Ok(printed.others)
+    plan.elements::<F>(&sets.wanted, &sets.unwanted);
+    plan.backends::<F>(&sets.wanted_backends, &sets.unwanted_backends);
+    Ok(installed.others)
 }
 
 /// Removes everything of ours; but for the sets that rules of the other flavour use, which go with these.
@@ -441,18 +527,14 @@ fn compare_sets<F: Family>(
 /// # Errors
 /// What a program could not do.
 pub(crate) fn cleanup<F: Family>(tools: &Tools) -> Result<(), DatapathError> {
-    let mut plan = Plan::new(tools);
-    for table in Table::ALL {
-        let printed = Printed::read(tools, table)?;
-        remove_rest(printed, plan.script(table));
-    }
-    let n_removed = plan.write(tools)?.n_removed;
+    let (n_removed, because) =
+        remove_chains(tools, Reading::Printed).or_else(|_| remove_chains(tools, Reading::Names))?;
     // Kernel: what iptables-nft removed lets go of its sets a little later, in a work queue.
     let mut attempts_left = if n_removed > 0 { RELEASE_ATTEMPTS } else { 0 };
     loop {
         let used = {
             let _sets = super::sets_of::<F>();
-            let (unused, used) = readback::sets_by_use::<F>(tools)?;
+            let (unused, used) = readback::sets_by_use::<F>()?;
             let mut lines = Lines::default();
             for name in unused {
                 lines.push(format_args!("destroy {name}"));
@@ -461,9 +543,23 @@ pub(crate) fn cleanup<F: Family>(tools: &Tools) -> Result<(), DatapathError> {
             used
         };
         if used.is_empty() || attempts_left == 0 {
-            return Ok(());
+            return because.map_or(Ok(()), Err);
         }
         attempts_left -= 1;
         std::thread::sleep(RELEASE_PAUSE);
     }
+}
+
+/// Removes our chains and what goes to them; answers how much went, and why something did not.
+fn remove_chains(
+    tools: &Tools,
+    reading: Reading,
+) -> Result<(usize, Option<DatapathError>), DatapathError> {
+    let mut plan = Plan::new(tools);
+    for table in Table::ALL {
+        let installed = InstalledTable::read(tools, table, reading)?;
+        remove_rest(table, installed, &mut plan);
+    }
+    let (report, left) = plan.write(tools)?;
+    Ok((report.n_removed, left.because))
 }

@@ -38,7 +38,7 @@ impl Turn {
             return Ok(());
         }
         let names: BTreeSet<&str> = self.retimed.iter().map(|(m, _)| &*m.name).collect();
-        let clients = readback::clients(tools, &|name| names.contains(name))?;
+        let clients = readback::clients(tools, &names)?;
         let mut lines = Lines::default();
         for (memory, old) in &self.retimed {
             let clients = clients.get(&memory.name).into_iter().flatten();
@@ -112,7 +112,7 @@ impl Gone {
         if self.0.is_empty() {
             return Ok(());
         }
-        let (unused, used) = readback::sets_by_use::<F>(tools)?;
+        let (unused, used) = readback::sets_by_use::<F>()?;
         let mut lines = Lines::default();
         for name in unused.iter().filter(|name| self.0.contains(*name)) {
             lines.push(format_args!("destroy {name}"));

@@ -25,6 +25,7 @@ mod readback;
 mod render;
 mod script;
 mod sets;
+mod stale;
 #[cfg(test)]
 mod tests;
 mod tool;
@@ -40,6 +41,7 @@ use crate::forwarding::{Changes, ForwardingState};
 use crate::net::{Family, IpFamily};
 use crate::sys::capabilities;
 use apply::Installed;
+use readback::Reading;
 use tool::Tools;
 
 /// The iptables datapath of one family, in the network namespace it was opened in.
@@ -48,6 +50,8 @@ pub struct Iptables<F: Family> {
     tools: Tools,
     /// `None` if the next sync must read back first.
     installed: Option<Installed<F>>,
+    /// How many read-backs failed in a row.
+    n_failed: u32,
 }
 
 impl<F: Family> Iptables<F> {
@@ -67,6 +71,7 @@ impl<F: Family> Iptables<F> {
         Ok(Self {
             tools,
             installed: None,
+            n_failed: 0,
         })
     }
 }
@@ -74,7 +79,15 @@ impl<F: Family> Iptables<F> {
 impl<F: Family> Iptables<F> {
     fn write_all(&mut self, desired: &ForwardingState<F>) -> Result<SyncReport, DatapathError> {
         self.installed = None;
-        let (installed, report) = apply::resync(&self.tools, desired)?;
+        // What is printed may not be what is there. If it was of no use twice, all is written anew once.
+        let reading = if self.n_failed % 3 == 2 {
+            Reading::Names
+        } else {
+            Reading::Printed
+        };
+        self.n_failed = self.n_failed.wrapping_add(1);
+        let (installed, report) = apply::resync(&self.tools, desired, reading)?;
+        self.n_failed = 0;
         self.installed = Some(installed);
         Ok(report)
     }

@@ -2,13 +2,15 @@
 //!
 //! Invariant: what others have is looked at only where it leads to ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hasher as _};
 use std::io;
 
 use super::chain::{Chain, Table};
+use super::flavour::Flavour;
 use super::layout::Hook;
 use super::names::{CHAIN_PREFIX, set_prefix};
+use super::presence::{self, Jump, Unprinted};
 use super::sets::SetId;
 use super::tool::Tools;
 use crate::datapath::DatapathError;
@@ -16,11 +18,22 @@ use crate::net::Family;
 
 /// The chains of ours that a table has, and the rules that lead to them.
 #[derive(Debug, Default)]
-pub(crate) struct Printed {
-    /// By name; of each a digest of its rules.
-    chains: BTreeMap<String, Digest>,
+pub(crate) struct InstalledTable {
+    /// By name; of each a digest of its rules, if they are known.
+    chains: BTreeMap<String, Option<Digest>>,
     /// Chain and rule of others that go to a chain of ours.
     pub(crate) hooks: Vec<(String, String)>,
+    /// Rules of others that go to a chain of ours, where nobody could print them.
+    pub(crate) jumps: Vec<Jump>,
+}
+
+/// How is found out what there is of our chains?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// With their rules, from what iptables-save prints; what it cannot print, from the kernel.
+    Printed,
+    /// By their names alone, from the kernel, so that all of them are written anew.
+    Names,
 }
 
 /// What the rules of a chain are known by.
@@ -40,29 +53,71 @@ impl Digest {
     }
 }
 
-impl Printed {
+impl InstalledTable {
     /// Reads a table.
     ///
     /// # Errors
-    /// What the program could not do.
-    pub(crate) fn read(tools: &Tools, table: Table) -> Result<Self, DatapathError> {
-        let mut printed = Self::default();
-        tools.save(table.name(), &mut |line| printed.take(line))?;
-        Ok(printed)
+    /// What neither the program nor the kernel could tell.
+    pub(crate) fn read(
+        tools: &Tools,
+        table: Table,
+        reading: Reading,
+    ) -> Result<Self, DatapathError> {
+        if reading == Reading::Printed {
+            let mut installed = Self::default();
+            match tools.save(table.name(), &mut |line| installed.take(line)) {
+                Ok(()) => return Ok(installed),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(
+                        family = tools.family().name(),
+                        table = table.name(),
+                        error,
+                        "the rules cannot be read, most likely because of rules that others wrote with nft; \
+                         ours are all written anew, which takes longer: move those rules to a table of another name"
+                    );
+                }
+            }
+        }
+        Self::unprinted(tools, table)
+    }
+
+    fn unprinted(tools: &Tools, table: Table) -> Result<Self, DatapathError> {
+        let Unprinted { chains, jumps } = Unprinted::read(tools, table)?;
+        let mut installed = Self {
+            chains: chains.into_iter().map(|name| (name, None)).collect(),
+            hooks: Vec::new(),
+            jumps,
+        };
+        if tools.flavour() == Flavour::Legacy {
+            let hooks = Hook::ALL.iter().filter(|hook| hook.table == table);
+            for hook in hooks.filter(|hook| installed.chains.contains_key(hook.target)) {
+                let (table, rule) = (table.name(), hook.rule());
+                let check = format!("*{table}\n-C {} {rule}\nCOMMIT\n", hook.chain);
+                if tools
+                    .restore(&mut |to| to.write_all(check.as_bytes()))
+                    .is_ok()
+                {
+                    installed.hooks.push((hook.chain.to_owned(), rule));
+                }
+            }
+        }
+        Ok(installed)
     }
 
     fn take(&mut self, line: &str) {
         if let Some(rest) = line.strip_prefix(':') {
             let name = rest.split(' ').next().unwrap_or_default();
             if name.starts_with(CHAIN_PREFIX) {
-                self.chains.entry(name.to_owned()).or_default();
+                let digest = self.chains.entry(name.to_owned()).or_default();
+                digest.get_or_insert_default();
             }
         } else if let Some((chain, rule)) = line
             .strip_prefix("-A ")
             .and_then(|rest| rest.split_once(' '))
         {
             if let Some(digest) = self.chains.get_mut(chain) {
-                digest.add(rule);
+                digest.get_or_insert_default().add(rule);
             } else if leads_to_ours(rule) {
                 self.hooks.push((chain.to_owned(), rule.to_owned()));
             }
@@ -71,8 +126,8 @@ impl Printed {
 
     /// Takes a chain off the list, and answers whether it was there with these rules.
     pub(crate) fn take_same(&mut self, chain: &Chain) -> bool {
-        let printed = self.chains.remove(&chain.name);
-        printed.is_some_and(|digest| digest.0.finish() == Digest::of(chain))
+        let installed = self.chains.remove(&chain.name).flatten();
+        installed.is_some_and(|digest| digest.0.finish() == Digest::of(chain))
     }
 
     /// Takes a hook off the list, and answers whether it was there.
@@ -85,9 +140,9 @@ impl Printed {
         found.map(|at| self.hooks.remove(at)).is_some()
     }
 
-    /// The chains that were not taken off the list.
-    pub(crate) fn into_names(self) -> impl Iterator<Item = String> {
-        self.chains.into_keys()
+    /// Takes the chains that are left off the list.
+    pub(crate) fn take_names(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.chains).into_keys().collect()
     }
 }
 
@@ -109,61 +164,89 @@ fn leads_to_ours(rule: &str) -> bool {
 
 /// The sets of a family that are ours.
 #[derive(Debug, Default)]
-pub(crate) struct PrintedSets {
+pub(crate) struct InstalledSets {
     /// Those that are always there.
     pub(crate) fixed: Vec<SetId>,
     /// Others of ours by name, with the time that their elements stay, in seconds.
     pub(crate) others: BTreeMap<String, u32>,
 }
 
-impl PrintedSets {
+impl InstalledSets {
     /// Reads the sets; hands out each element of those that are always there.
     ///
     /// # Errors
-    /// What the program could not do.
+    /// What the program could not do; some elements have been handed out then.
     pub(crate) fn read<F: Family>(
         tools: &Tools,
         element: &mut dyn FnMut(SetId, &str),
     ) -> Result<Self, DatapathError> {
-        let ids: BTreeMap<String, SetId> = SetId::ALL
-            .into_iter()
-            .map(|id| (id.name::<F>(), id))
-            .collect();
-        let mut printed = Self::default();
+        let mut sets = Self::default();
         let mut strange = None;
-        tools.ipset_save(&mut |line| {
-            let mut words = line.split(' ');
-            let (verb, name) = (words.next(), words.next().unwrap_or_default());
-            if !name.starts_with(set_prefix::<F>()) {
-                return;
-            }
-            match (verb, ids.get(name)) {
-                (Some("create"), Some(id)) => {
-                    printed.fixed.push(*id);
-                    if !is_declared_so(line, &id.declaration::<F>()) {
-                        strange = Some(name.to_owned());
-                    }
-                }
-                (Some("create"), None) => {
-                    let timeout = words.skip_while(|word: &&str| **word != *"timeout").nth(1);
-                    let timeout = timeout.and_then(|word| word.parse().ok());
-                    printed.others.insert(name.to_owned(), timeout.unwrap_or(0));
-                }
-                (Some("add"), Some(id)) => element(*id, words.next().unwrap_or_default()),
-                _ => {}
-            }
+        tools.ipset_save(None, &mut |line| {
+            strange = sets.take::<F>(line, element).or(strange.take());
         })?;
-        match strange {
-            None => Ok(printed),
-            Some(name) => Err(DatapathError::Refused {
-                operation: "reading",
-                object: format!("the set {name}"),
-                source: io::Error::other(
-                    "it has our name, but not our type; run proxy-daemon --cleanup, or rename what is not ours",
-                ),
-            }),
-        }
+        refuse_strange(strange)?;
+        Ok(sets)
     }
+
+    /// Reads ours one by one, because there is one among those of others that ipset cannot print.
+    ///
+    /// # Errors
+    /// What the program could not do.
+    pub(crate) fn read_one_by_one<F: Family>(
+        tools: &Tools,
+        element: &mut dyn FnMut(SetId, &str),
+    ) -> Result<Self, DatapathError> {
+        let mut names = Vec::new();
+        presence::sets_by_use(set_prefix::<F>(), |name, _| names.push(name.to_owned()))?;
+        let mut sets = Self::default();
+        let mut strange = None;
+        for name in &names {
+            tools.ipset_save(Some(name), &mut |line| {
+                strange = sets.take::<F>(line, element).or(strange.take());
+            })?;
+        }
+        refuse_strange(strange)?;
+        Ok(sets)
+    }
+
+    /// Takes a line; answers the name of the set that it declares if that is not what we would make it.
+    fn take<F: Family>(
+        &mut self,
+        line: &str,
+        element: &mut dyn FnMut(SetId, &str),
+    ) -> Option<String> {
+        let mut words = line.split(' ');
+        let (verb, name) = (words.next(), words.next().unwrap_or_default());
+        let suffix = name.strip_prefix(set_prefix::<F>())?;
+        match (verb, SetId::of_suffix(suffix)) {
+            (Some("create"), Some(id)) => {
+                self.fixed.push(id);
+                let is_strange = !is_declared_so(line, &id.declaration::<F>());
+                return is_strange.then(|| name.to_owned());
+            }
+            (Some("create"), None) => {
+                let timeout = words.skip_while(|word| **word != *"timeout").nth(1);
+                let timeout = timeout.and_then(|word| word.parse().ok());
+                self.others.insert(name.to_owned(), timeout.unwrap_or(0));
+            }
+            (Some("add"), Some(id)) => element(id, words.next().unwrap_or_default()),
+            _ => {}
+        }
+        None
+    }
+}
+
+fn refuse_strange(strange: Option<String>) -> Result<(), DatapathError> {
+    strange.map_or(Ok(()), |name| {
+        Err(DatapathError::Refused {
+            operation: "reading",
+            object: format!("the set {name}"),
+            source: io::Error::other(
+                "it has our name, but not our type; run proxy-daemon --cleanup, or rename what is not ours",
+            ),
+        })
+    })
 }
 
 /// Whether a set is what we would make it: all words of ours but those that ipset chooses itself are there.
@@ -175,47 +258,47 @@ fn is_declared_so(printed: &str, wanted: &str) -> bool {
 /// The names of the sets of a family that are ours: those that no rule uses, and those that one does.
 ///
 /// # Errors
-/// What the program could not do.
-pub(crate) fn sets_by_use<F: Family>(
-    tools: &Tools,
-) -> Result<(Vec<String>, Vec<String>), DatapathError> {
+/// [`DatapathError`] if the kernel could not be asked.
+pub(crate) fn sets_by_use<F: Family>() -> Result<(Vec<String>, Vec<String>), DatapathError> {
     let (mut unused, mut used) = (Vec::new(), Vec::new());
-    let mut name = String::new();
-    tools.ipset_heads(&mut |line| match line.split_once(": ") {
-        Some(("Name", is)) => is.clone_into(&mut name),
-        Some(("References", count)) if name.starts_with(set_prefix::<F>()) => {
-            let which = if count.trim() == "0" {
-                &mut unused
-            } else {
-                &mut used
-            };
-            which.push(std::mem::take(&mut name));
-        }
-        Some(_) | None => {}
+    presence::sets_by_use(set_prefix::<F>(), |name, is_used| {
+        let which = if is_used { &mut used } else { &mut unused };
+        which.push(name.to_owned());
     })?;
     Ok((unused, used))
 }
+
+/// Clients by set, each with the seconds that are left to it.
+type Clients = BTreeMap<String, Vec<(String, u32)>>;
 
 /// The clients that these memories hold, each with the seconds that are left to it.
 ///
 /// # Errors
 /// What the program could not do.
-pub(crate) fn clients(
-    tools: &Tools,
-    wanted: &dyn Fn(&str) -> bool,
-) -> Result<BTreeMap<String, Vec<(String, u32)>>, DatapathError> {
-    let mut found: BTreeMap<String, Vec<(String, u32)>> = BTreeMap::new();
-    tools.ipset_save(&mut |line| {
-        let words: Vec<&str> = line.split(' ').collect();
-        if let ["add", name, client, "timeout", left, ..] = words[..]
-            && wanted(name)
-            && let Ok(left) = left.parse()
-        {
-            let clients = found.entry(name.to_owned()).or_default();
-            clients.push((client.to_owned(), left));
+pub(crate) fn clients(tools: &Tools, wanted: &BTreeSet<&str>) -> Result<Clients, DatapathError> {
+    let mut found = Clients::new();
+    let all = tools.ipset_save(None, &mut |line| take_client(line, wanted, &mut found));
+    if all.is_err() {
+        // There may be a set among those of others that ipset cannot print.
+        found.clear();
+        for name in wanted {
+            tools.ipset_save(Some(name), &mut |line| {
+                take_client(line, wanted, &mut found);
+            })?;
         }
-    })?;
+    }
     Ok(found)
+}
+
+fn take_client(line: &str, wanted: &BTreeSet<&str>, to: &mut Clients) {
+    let words: Vec<&str> = line.split(' ').collect();
+    if let ["add", name, client, "timeout", left, ..] = words[..]
+        && wanted.contains(name)
+        && let Ok(left) = left.parse()
+    {
+        let clients = to.entry(name.to_owned()).or_default();
+        clients.push((client.to_owned(), left));
+    }
 }
 
 #[cfg(test)]

@@ -106,18 +106,28 @@ impl Script {
         self.report.n_removed += self.removed.len() - before;
     }
 
+    /// Removes all rules of chains of ours.
+    pub(crate) fn empty(&mut self, chains: &[String]) {
+        for name in chains {
+            self.begin_piece();
+            self.line(format_args!(":{name} - [0:0]"));
+        }
+    }
+
+    /// Removes chains of ours that are empty.
+    pub(crate) fn delete(&mut self, chains: &[String]) {
+        for name in chains {
+            self.begin_piece();
+            self.line(format_args!("-X {name}"));
+        }
+    }
+
     /// The input; `None` if there is nothing to do.
     pub(crate) fn finish(mut self) -> Option<String> {
         let removed = std::mem::take(&mut self.removed);
         // They may name each other: all are emptied before one goes.
-        for name in &removed {
-            self.begin_piece();
-            self.line(format_args!(":{name} - [0:0]"));
-        }
-        for name in &removed {
-            self.begin_piece();
-            self.line(format_args!("-X {name}"));
-        }
+        self.empty(&removed);
+        self.delete(&removed);
         if self.text.is_empty() {
             return None;
         }

@@ -56,8 +56,16 @@ impl SetId {
 
     /// Its name.
     pub(crate) fn name<F: Family>(self) -> String {
-        let prefix = set_prefix::<F>();
-        let name = match self {
+        format!("{}{}", set_prefix::<F>(), self.suffix())
+    }
+
+    /// The set whose name ends so after the family's prefix.
+    pub(crate) fn of_suffix(suffix: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|id| id.suffix() == suffix)
+    }
+
+    const fn suffix(self) -> &'static str {
+        match self {
             Self::SourceRanges => "source-ranges",
             Self::Guarded => "guarded",
             Self::Refused => "refused",
@@ -68,8 +76,7 @@ impl SetId {
             Self::RefusedNodePorts => "refused-node-ports",
             Self::DroppedNodePorts => "dropped-node-ports",
             Self::Backends => "backends",
-        };
-        format!("{prefix}{name}")
+        }
     }
 
     /// What `ipset create` needs.

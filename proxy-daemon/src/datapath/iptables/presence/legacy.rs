@@ -1,82 +1,240 @@
-//! What does `ip_tables` say about a table without showing its rules?
+//! What does `ip_tables` say about a table without a program that prints its rules?
 //!
-//! `IPT_SO_GET_INFO`, which takes the kernel the same for any number of rules, while every
-//! iptables-legacy copies the whole table. Invariants: no table is created by asking.
+//! `IPT_SO_GET_INFO` takes the kernel the same for any number of rules. `IPT_SO_GET_ENTRIES` copies the
+//! table, of which only the places of chains and jumps are looked at. Invariants: no table is created by
+//! asking; lengths and offsets that the kernel sends are not trusted.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+use super::expected::Found;
+use crate::datapath::iptables::chain::Table;
+use crate::datapath::iptables::names::CHAIN_PREFIX;
 use crate::datapath::iptables::tool::has_legacy_table;
 use crate::net::IpFamily;
 
-/// `struct ipt_getinfo`, and `struct ip6t_getinfo`, which is the same.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Info {
-    name: [u8; 32],
-    valid_hooks: u32,
-    /// Where in the table the built-in chains begin.
-    hook_entry: [u32; 5],
-    /// Where their policies are.
-    underflow: [u32; 5],
-    num_entries: u32,
-    /// Unit: bytes.
-    size: u32,
-}
-
-const _: () = assert!(size_of::<Info>() == 84);
-
 /// `IPT_SO_GET_INFO` and `IP6T_SO_GET_INFO`.
 const GET_INFO: libc::c_int = 64;
+/// `IPT_SO_GET_ENTRIES` and `IP6T_SO_GET_ENTRIES`.
+const GET_ENTRIES: libc::c_int = 65;
+/// `struct ipt_getinfo`, and `struct ip6t_getinfo`, which is the same.
+const INFO_LEN: usize = 84;
+/// `struct ipt_get_entries`, and `struct ip6t_get_entries`, without the entries.
+const ENTRIES_HEADER: usize = 40;
+/// Where in it the size of the entries is, after the table's name.
+const ENTRIES_SIZE: usize = 32;
+/// `IPT_STANDARD_TARGET` has no name, `IPT_ERROR_TARGET` begins a chain.
+const HEAD: &[u8] = b"ERROR";
+/// `struct xt_entry_target`: the length of the name, and where its data begins.
+const TARGET_NAME: std::ops::Range<usize> = 2..31;
+const TARGET_DATA: usize = 32;
+/// How often the entries are asked for anew because somebody wrote meanwhile.
+const ATTEMPTS: usize = 5;
 
-/// What the kernel says about these tables, in the network namespace of this thread; nothing of one
-/// that is not there.
-pub(super) fn infos<const N: usize>(
-    family: IpFamily,
-    tables: [&str; N],
-) -> io::Result<[Option<Info>; N]> {
+/// What the kernel says about a table: hooks, number and size of the entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Info([u8; INFO_LEN]);
+
+impl Info {
+    fn number(&self, at: usize) -> usize {
+        let bytes = self.0.get(at..).and_then(<[u8]>::first_chunk);
+        let number = bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        usize::try_from(number).unwrap_or(usize::MAX)
+    }
+
+    /// How many entries there are: rules, and two for each chain.
+    pub(super) fn n_entries(&self) -> usize {
+        self.number(76)
+    }
+
+    /// Unit: bytes.
+    fn size(&self) -> usize {
+        self.number(80)
+    }
+}
+
+/// What the kernel says about a table, in the network namespace of this thread; `None` if it is not there.
+pub(super) fn info(family: IpFamily, table: Table) -> io::Result<Option<Info>> {
+    // Kernel: to be asked for a table that it has not makes it create one.
+    if !has_legacy_table(family, table.name()) {
+        return Ok(None);
+    }
+    let mut info = Info([0; INFO_LEN]);
+    put_name(table, &mut info.0);
+    get(family, GET_INFO, &mut info.0)?;
+    Ok(Some(info))
+}
+
+/// The chains of ours in a table.
+///
+/// # Errors
+/// `Interrupted` if others wrote meanwhile, again and again.
+pub(super) fn chains(family: IpFamily, table: Table) -> io::Result<Vec<Found>> {
+    for _ in 0..ATTEMPTS {
+        let Some(info) = info(family, table)? else {
+            return Ok(Vec::new());
+        };
+        let mut bytes = vec![0; ENTRIES_HEADER + info.size()];
+        put_name(table, &mut bytes);
+        let size = u32::try_from(info.size()).unwrap_or(0).to_ne_bytes();
+        if let Some(place) = bytes.get_mut(ENTRIES_SIZE..ENTRIES_SIZE + size.len()) {
+            place.copy_from_slice(&size);
+        }
+        match get(family, GET_ENTRIES, &mut bytes) {
+            // Kernel: the size is another now.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            Err(error) => return Err(error),
+            Ok(()) => {
+                let entries = bytes.get(ENTRIES_HEADER..).unwrap_or(&[]);
+                return Ok(count(Layout::of(family), entries));
+            }
+        }
+    }
+    Err(io::ErrorKind::Interrupted.into())
+}
+
+/// Where in an entry things are: `struct ipt_entry` and `struct ip6t_entry`.
+#[derive(Clone, Copy)]
+struct Layout {
+    target: usize,
+    next: usize,
+}
+
+impl Layout {
+    const fn of(family: IpFamily) -> Self {
+        match family {
+            IpFamily::V4 => Self {
+                target: 88,
+                next: 90,
+            },
+            IpFamily::V6 => Self {
+                target: 140,
+                next: 142,
+            },
+        }
+    }
+}
+
+/// The chains of ours, with the numbers of their rules and of the rules that go to them.
+fn count(layout: Layout, entries: &[u8]) -> Vec<Found> {
+    // By where the first entry after the head is, which is where others go to: the name, and how many
+    // entries come after the head, of which one is the tail.
+    let mut chains: BTreeMap<usize, (&str, u32)> = BTreeMap::new();
+    let mut jumps: BTreeMap<usize, u32> = BTreeMap::new();
+    let mut current = None;
+    let mut at = 0;
+    while let Some(entry) = entries.get(at..)
+        && let (Some(target), Some(next)) = (short(entry, layout.target), short(entry, layout.next))
+        && next > target
+    {
+        let data = target.saturating_add(TARGET_DATA);
+        let kind = entry
+            .get(target..)
+            .and_then(|target| target.get(TARGET_NAME));
+        if kind.is_some_and(|kind| c_string(kind) == HEAD) {
+            let name = entry.get(data..next).map(c_string).unwrap_or_default();
+            let name = std::str::from_utf8(name).unwrap_or_default();
+            chains.insert(at + next, (name, 0));
+            current = Some(at + next);
+        } else {
+            if let Some((_, n_entries)) = current.and_then(|chain| chains.get_mut(&chain)) {
+                *n_entries += 1;
+            }
+            let verdict = entry.get(data..).and_then(<[u8]>::first_chunk);
+            let verdict = verdict.map(|bytes| i32::from_ne_bytes(*bytes));
+            if kind.is_some_and(|kind| c_string(kind).is_empty())
+                && let Some(to) = verdict.and_then(|to| usize::try_from(to).ok())
+            {
+                *jumps.entry(to).or_default() += 1;
+            }
+        }
+        at += next;
+    }
+    let ours = chains.into_iter();
+    let ours = ours.filter(|(_, (name, _))| name.starts_with(CHAIN_PREFIX));
+    ours.map(|(first, (name, n_entries))| Found {
+        name: name.to_owned(),
+        handle: 0,
+        uses: n_entries.saturating_sub(1) + jumps.get(&first).copied().unwrap_or(0),
+    })
+    .collect()
+}
+
+fn short(bytes: &[u8], at: usize) -> Option<usize> {
+    let bytes = bytes.get(at..)?.first_chunk()?;
+    Some(usize::from(u16::from_ne_bytes(*bytes)))
+}
+
+fn c_string(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// Writes the name of the table to the beginning of a question.
+fn put_name(table: Table, question: &mut [u8]) {
+    for (to, from) in question.iter_mut().zip(table.name().bytes()) {
+        *to = from;
+    }
+}
+
+/// Puts a question that the answer takes the place of.
+fn get(family: IpFamily, option: libc::c_int, value: &mut [u8]) -> io::Result<()> {
     let (domain, level) = match family {
         IpFamily::V4 => (AddressFamily::Inet, libc::IPPROTO_IP),
         IpFamily::V6 => (AddressFamily::Inet6, libc::IPPROTO_IPV6),
     };
-    let mut infos = [None; N];
-    for (table, info) in tables.into_iter().zip(&mut infos) {
-        // Kernel: to be asked for a table that it has not makes it create one.
-        if has_legacy_table(family, table) {
-            let socket = socket(domain, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-            *info = Some(ask(&socket, level, table)?);
-        }
-    }
-    Ok(infos)
+    let socket = socket(domain, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    get_option(&socket, level, option, value)
 }
 
 #[expect(
     unsafe_code,
-    reason = "no crate has this option: its value is read by the kernel before it is written"
+    reason = "no crate has these options: their value is read by the kernel before it is written"
 )]
-fn ask(socket: &OwnedFd, level: libc::c_int, table: &str) -> io::Result<Info> {
-    let mut info = Info::default();
-    for (to, from) in info.name.iter_mut().zip(table.bytes()) {
-        *to = from;
-    }
-    let mut len = libc::socklen_t::try_from(size_of::<Info>()).map_err(io::Error::other)?;
-    // SAFETY: `info` and `len` are ours for the whole call, and `len` is the size of `info`, of which the
-    // kernel writes no more than that; whatever bytes it writes are an `Info`.
+fn get_option(
+    socket: &OwnedFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: &mut [u8],
+) -> io::Result<()> {
+    let mut len = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
+    // SAFETY: `value` and `len` are ours for the whole call, and `len` is the size of `value`, of which the
+    // kernel writes no more than that; whatever bytes it writes are bytes.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             level,
-            GET_INFO,
-            (&raw mut info).cast(),
+            option,
+            value.as_mut_ptr().cast(),
             &raw mut len,
         )
     };
     if result == 0 {
-        Ok(info)
+        Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_that_make_no_sense_end_the_reading() {
+        for layout in [IpFamily::V4, IpFamily::V6].map(Layout::of) {
+            for bytes in [
+                vec![],
+                vec![0; 100],
+                vec![0; 400],
+                vec![0xff; 400],
+                vec![1; 1000],
+            ] {
+                assert!(count(layout, &bytes).is_empty());
+            }
+        }
     }
 }

@@ -11,6 +11,9 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const REQUEST: u16 = 1;
+const ACKNOWLEDGE: u16 = 4;
+/// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`.
+const BATCH: [u16; 2] = [16, 17];
 const DUMP: u16 = 0x300;
 const DUMP_INTERRUPTED: u16 = 0x10;
 /// `nlmsghdr`.
@@ -55,15 +58,7 @@ pub(super) fn ask(
         Question::One => REQUEST,
         Question::All => REQUEST | DUMP,
     };
-    let len = u32::try_from(HEADERS + attributes.len()).map_err(io::Error::other)?;
-    let mut request = Vec::with_capacity(HEADERS + attributes.len());
-    request.extend(len.to_ne_bytes());
-    request.extend(kind.to_ne_bytes());
-    request.extend(flags.to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend([family, 0, 0, 0]);
-    request.extend(attributes);
-    socket.send(&request, 0)?;
+    socket.send(&encode(kind, flags, [family, 0, 0, 0], attributes)?, 0)?;
     let mut buffer = vec![0; 64 << 10];
     let mut interrupted = false;
     loop {
@@ -99,6 +94,59 @@ pub(super) fn ask(
     }
 }
 
+/// A message with its headers.
+fn encode(kind: u16, flags: u16, netfilter: [u8; 4], attributes: &[u8]) -> io::Result<Vec<u8>> {
+    let len = u32::try_from(HEADERS + attributes.len()).map_err(io::Error::other)?;
+    let mut bytes = Vec::with_capacity(HEADERS + attributes.len());
+    bytes.extend(len.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend(netfilter);
+    bytes.extend(attributes);
+    Ok(bytes)
+}
+
+/// Carries out one change as a transaction of this subsystem.
+///
+/// # Errors
+/// What the kernel answers; nothing has changed then.
+pub(super) fn tell(subsystem: u16, kind: u16, family: u8, attributes: &[u8]) -> io::Result<()> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    // The subsystem is a number of 16 bits in network byte order there.
+    let [high, low] = subsystem.to_be_bytes();
+    let [begin, end] = BATCH;
+    let batch = [
+        encode(begin, REQUEST, [0, 0, high, low], &[])?,
+        encode(kind, REQUEST | ACKNOWLEDGE, [family, 0, 0, 0], attributes)?,
+        encode(end, REQUEST, [0, 0, high, low], &[])?,
+    ]
+    .concat();
+    socket.send(&batch, 0)?;
+    let mut buffer = vec![0; 8 << 10];
+    loop {
+        let mut free: &mut [u8] = &mut buffer;
+        let n = match socket.recv(&mut free, 0) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        let answer = message(buffer.get(..n).unwrap_or(&[]));
+        if let Some((
+            Message {
+                kind: ERROR, body, ..
+            },
+            _,
+        )) = answer
+        {
+            return match body.first_chunk().map_or(0, |c| i32::from_ne_bytes(*c)) {
+                0 => Ok(()),
+                code => Err(io::Error::from_raw_os_error(code.saturating_neg())),
+            };
+        }
+    }
+}
+
 struct Message<'a> {
     kind: u16,
     flags: u16,
@@ -121,6 +169,11 @@ fn message(bytes: &[u8]) -> Option<(Message<'_>, &[u8])> {
 pub(super) struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
+    /// Those inside of this payload.
+    pub(super) const fn of(payload: &'a [u8]) -> Self {
+        Self(payload)
+    }
+
     /// The payload of the first one of this kind.
     pub(super) fn get(&self, kind: u16) -> Option<&'a [u8]> {
         self.clone()

@@ -1,13 +1,14 @@
 //! Do our sets have as many entries as we put into them?
 //!
-//! Invariants: a set that is there is not destroyed by others as long as a rule names it, but it may be
-//! flushed; a set whose kernel does not count its entries is only looked for.
+//! Invariants: the numbers come from what we wrote, never from the kernel; a set that is there is not
+//! destroyed by others as long as a rule names it, but it may be flushed; a set whose kernel does not
+//! count its entries is only looked for.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
 
-use super::netlink::{Question, ask, attribute};
+use super::netlink::{Attributes, Question, ask, attribute};
 
 /// `NFNL_SUBSYS_IPSET` with `IPSET_CMD_LIST`.
 const LIST: u16 = 6 << 8 | 7;
@@ -16,15 +17,19 @@ const IPSET_ATTR_SETNAME: u16 = 2;
 const IPSET_ATTR_FLAGS: u16 = 6;
 const IPSET_ATTR_DATA: u16 = 7;
 const IPSET_ATTR_ELEMENTS: u16 = 24;
+const IPSET_ATTR_REFERENCES: u16 = 25;
 /// Kernel: the oldest that it still accepts (`IPSET_PROTOCOL_MIN`), 2.6.39 and later.
 const PROTOCOL: u8 = 6;
 /// `IPSET_FLAG_LIST_HEADER`: without the entries.
 const HEADER_ONLY: u32 = 1 << 2;
 
-/// How many entries sets have.
-#[derive(Debug)]
+/// A question ends with the set with which it has made the kernel count so many entries.
+const COUNTED: usize = 65_536;
+
+/// How many entries sets must have.
+#[derive(Debug, Default)]
 pub(super) struct Sizes {
-    sets: BTreeMap<String, Set>,
+    sets: BTreeMap<String, usize>,
     /// Which of them was asked for last.
     last: String,
 }
@@ -37,38 +42,69 @@ enum Set {
 }
 
 impl Sizes {
-    /// How many the sets of these names have now, in the network namespace of this thread.
-    pub(super) fn now(names: impl IntoIterator<Item = String>) -> io::Result<Self> {
-        let sets = names
-            .into_iter()
-            .map(|name| look(&name).map(|set| (name, set)))
-            .collect::<io::Result<_>>()?;
-        Ok(Self {
-            sets,
-            last: String::new(),
-        })
-    }
-
-    /// Takes note of a change that we made.
+    /// Takes note of a change that we made, or of a set that we made.
     pub(super) fn wrote(&mut self, name: &str, n_added: usize, n_removed: usize) {
-        if let Some(Set::Has(n)) = self.sets.get_mut(name) {
-            *n = (*n + n_added).saturating_sub(n_removed);
-        }
+        let n = self.sets.entry(name.to_owned()).or_default();
+        *n = (*n + n_added).saturating_sub(n_removed);
     }
 
-    /// Whether the next of them has another number now: each question asks for one, in turns.
+    /// Which of the next ones has another number now, or is gone.
     ///
-    /// Kernel: to say how many entries a set has, it counts them.
-    pub(super) fn have_changed(&mut self) -> io::Result<bool> {
-        let after = (Bound::Excluded(&self.last), Bound::Unbounded);
-        let next = self.sets.range::<String, _>(after).next();
-        let Some((name, set)) = next.or_else(|| self.sets.first_key_value()) else {
-            return Ok(false);
-        };
-        let is_changed = look(name)? != *set;
-        self.last = name.clone();
-        Ok(is_changed)
+    /// Kernel: to say how many entries a set has, it counts them. So a question does not ask for all of
+    /// them where they are large.
+    pub(super) fn difference(&mut self) -> io::Result<Option<String>> {
+        let mut n_counted = 0;
+        for _ in 0..self.sets.len() {
+            let after = (Bound::Excluded(&self.last), Bound::Unbounded);
+            let next = self.sets.range::<String, _>(after).next();
+            let Some((name, expected)) = next.or_else(|| self.sets.first_key_value()) else {
+                break;
+            };
+            let found = look(name)?;
+            let difference = match found {
+                Set::Absent => Some(format!("the set {name} is gone")),
+                Set::Has(n) if n != *expected => Some(format!(
+                    "the set {name} has {n} entries instead of {expected}"
+                )),
+                Set::Uncounted | Set::Has(_) => None,
+            };
+            n_counted += expected;
+            self.last = name.clone();
+            if difference.is_some() {
+                return Ok(difference);
+            }
+            if n_counted >= COUNTED {
+                break;
+            }
+        }
+        Ok(None)
     }
+}
+
+/// Hands out the name of each set whose name begins so, and whether rules use it.
+///
+/// # Errors
+/// What the kernel answers; `Unsupported` if it has no sets.
+pub(super) fn uses(prefix: &str, mut each: impl FnMut(&str, bool)) -> io::Result<()> {
+    let request = [
+        attribute(IPSET_ATTR_PROTOCOL, &[PROTOCOL]),
+        attribute(IPSET_ATTR_FLAGS, &HEADER_ONLY.to_be_bytes()),
+    ]
+    .concat();
+    ask(LIST, Question::All, 2, &request, &mut |set| {
+        let name = set
+            .get(IPSET_ATTR_SETNAME)
+            .and_then(|name| name.strip_suffix(&[0]));
+        let Some(name) = name.and_then(|name| std::str::from_utf8(name).ok()) else {
+            return;
+        };
+        let references = set
+            .nested(IPSET_ATTR_DATA)
+            .and_then(|data| data.number(IPSET_ATTR_REFERENCES));
+        if name.starts_with(prefix) {
+            each(name, references != Some(0));
+        }
+    })
 }
 
 fn look(name: &str) -> io::Result<Set> {
@@ -80,10 +116,7 @@ fn look(name: &str) -> io::Result<Set> {
     .concat();
     let mut set = Set::Absent;
     let asked = ask(LIST, Question::All, 2, &request, &mut |attributes| {
-        let n = attributes
-            .nested(IPSET_ATTR_DATA)
-            .and_then(|data| data.number(IPSET_ATTR_ELEMENTS))
-            .and_then(|n| usize::try_from(n).ok());
+        let n = attributes.nested(IPSET_ATTR_DATA).and_then(n_elements);
         set = n.map_or(Set::Uncounted, Set::Has);
     });
     match asked {
@@ -91,4 +124,10 @@ fn look(name: &str) -> io::Result<Set> {
         Err(error) => Err(error),
         Ok(()) => Ok(set),
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is handed out by value")]
+fn n_elements(data: Attributes<'_>) -> Option<usize> {
+    data.number(IPSET_ATTR_ELEMENTS)
+        .and_then(|n| usize::try_from(n).ok())
 }

@@ -23,31 +23,38 @@ const FILTER: &str = "*filter
 -A PROXYD-INPUT -p udp -j RETURN
 COMMIT
 ";
-const CHECK: &str = "*nat
--C PREROUTING -j PROXYD-SERVICES
--C OUTPUT -j PROXYD-SERVICES
-COMMIT
-*filter
--C INPUT -j PROXYD-INPUT
-COMMIT
-";
 const SETS: &str = "create PROXYD4-a hash:ip,port
 add PROXYD4-a 10.0.0.1,tcp:80
 add PROXYD4-a 10.0.0.2,udp:80
 create PROXYD4-b hash:net
 ";
 
-fn now(tools: &Tools) -> Presence {
-    Presence::now(tools, ["PROXYD4-a", "PROXYD4-b"].map(str::to_owned)).expect("it can be asked")
+fn chain(name: &str, rules: &[&str]) -> Chain {
+    let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
+    Chain::new(format!("PROXYD-{name}"), rules)
 }
 
-/// Asks once for each set.
+/// What we believe after having written [`NAT`], [`FILTER`] and [`SETS`].
+fn written(tools: &Tools) -> Presence {
+    let mut presence = Presence::new(tools);
+    let deep = ["-p udp -j RETURN", "-p tcp -j RETURN"];
+    for (table, chain) in [
+        (Table::Nat, chain("SERVICES", &["-j PROXYD-DEEP"])),
+        (Table::Nat, chain("DEEP", &deep)),
+        (Table::Filter, chain("INPUT", &deep[..1])),
+    ] {
+        presence.put(table, &chain);
+    }
+    presence.hook(Table::Nat, "PROXYD-SERVICES");
+    presence.hook(Table::Nat, "PROXYD-SERVICES");
+    presence.hook(Table::Filter, "PROXYD-INPUT");
+    presence.wrote_set("PROXYD4-a", 2, 0);
+    presence.wrote_set("PROXYD4-b", 0, 0);
+    presence
+}
+
 fn is_disturbed(presence: &mut Presence, tools: &Tools) -> bool {
-    (0..2).any(|_| {
-        presence
-            .is_disturbed(tools, &mut |w| w.write_all(CHECK.as_bytes()))
-            .expect("it can be asked")
-    })
+    presence.is_disturbed(tools).expect("it can be asked")
 }
 
 /// A namespace with our rules and sets, for each family and flavour.
@@ -72,9 +79,10 @@ fn iptables(tools: &Tools, arguments: &str) {
     shell(&format!("{program}-{} {arguments}", tools.flavour().name()));
 }
 
-const DAMAGE: [&str; 8] = [
+const DAMAGE: [&str; 9] = [
     "-t nat -D OUTPUT -j PROXYD-SERVICES",
     "-t nat -D PREROUTING -j PROXYD-SERVICES",
+    "-t nat -A PREROUTING -j PROXYD-SERVICES",
     "-t filter -D INPUT -j PROXYD-INPUT",
     "-t nat -F",
     "-t filter -F",
@@ -82,57 +90,134 @@ const DAMAGE: [&str; 8] = [
     "-t nat -D PROXYD-DEEP -p tcp -j RETURN",
     "-t filter -F PROXYD-INPUT",
 ];
-const TOP_LEVEL: usize = 5;
+
+fn repair(tools: &Tools) {
+    for table in ["nat", "filter"] {
+        iptables(tools, &format!("-t {table} -F"));
+    }
+    restore(tools, NAT).expect("it is valid");
+    restore(tools, FILTER).expect("it is valid");
+}
 
 #[test]
-fn damage_is_noticed_at_the_first_question_and_at_a_later_one() {
+fn sync_9_damage_is_noticed_whenever_it_was_done() {
     each(|tools| {
         for damage in DAMAGE {
             for n_before in [0, 1, 2] {
-                let mut presence = now(tools);
+                let mut presence = written(tools);
                 for _ in 0..n_before {
                     assert!(!is_disturbed(&mut presence, tools));
                 }
-                let is_first = n_before == 0 && tools.flavour() == Flavour::Nft;
                 iptables(tools, damage);
-                let is_top_level = DAMAGE[..TOP_LEVEL].contains(&damage);
-                // What nft cannot know then is in the documentation of the module.
-                assert_eq!(
-                    is_disturbed(&mut presence, tools),
-                    is_top_level || !is_first,
-                    "{damage} after {n_before} questions, {tools:?}"
-                );
-                if !is_first || is_top_level {
+                for _ in 0..2 {
                     assert!(
                         is_disturbed(&mut presence, tools),
-                        "{damage} is still there"
+                        "{damage} after {n_before} questions, {tools:?}"
                     );
                 }
-                for table in ["nat", "filter"] {
-                    iptables(tools, &format!("-t {table} -F"));
+                repair(tools);
+            }
+        }
+    });
+}
+
+/// Damage that a change of others hides from who counts the table: each takes and adds a rule.
+#[test]
+fn sync_9_damage_beside_a_change_of_others_is_noticed() {
+    each(|tools| {
+        for damage in DAMAGE {
+            let mut presence = written(tools);
+            assert!(!is_disturbed(&mut presence, tools));
+            for table in ["nat", "filter"] {
+                iptables(tools, &format!("-t {table} -A OUTPUT -p tcp -j RETURN"));
+            }
+            iptables(tools, damage);
+            // Of legacy the entries are looked at now and then while the size is the same.
+            let is_noticed = (0..=UNSEEN).any(|_| is_disturbed(&mut presence, tools));
+            assert!(is_noticed, "{damage}, {tools:?}");
+            repair(tools);
+        }
+    });
+}
+
+/// We write at the same time: what we wrote must not become what was done to it.
+#[test]
+fn sync_9_damage_beside_our_own_writes_is_noticed() {
+    each(|tools| {
+        for damage in DAMAGE {
+            for is_damaged_first in [false, true] {
+                let mut presence = written(tools);
+                assert!(!is_disturbed(&mut presence, tools));
+                if is_damaged_first {
+                    iptables(tools, damage);
                 }
-                restore(tools, NAT).expect("it is valid");
-                restore(tools, FILTER).expect("it is valid");
+                restore(
+                    tools,
+                    "*nat\n:PROXYD-OTHER - [0:0]\n-A PROXYD-OTHER -j RETURN\nCOMMIT\n",
+                )
+                .expect("it is valid");
+                presence.put(Table::Nat, &chain("OTHER", &["-j RETURN"]));
+                if !is_damaged_first {
+                    iptables(tools, damage);
+                }
+                // Of legacy the entries are looked at now and then while the size is as computed.
+                let is_noticed = (0..=UNSEEN).any(|_| is_disturbed(&mut presence, tools));
+                assert!(is_noticed, "{damage}, {is_damaged_first}, {tools:?}");
+                iptables(tools, "-t nat -F PROXYD-OTHER");
+                iptables(tools, "-t nat -X PROXYD-OTHER");
+                repair(tools);
             }
         }
     });
 }
 
 #[test]
-fn a_table_that_is_gone_is_noticed() {
+fn sync_9_a_chain_in_the_place_of_another_is_noticed() {
     each(|tools| {
         if tools.flavour() == Flavour::Legacy {
             return;
         }
+        let mut presence = written(tools);
+        assert!(!is_disturbed(&mut presence, tools));
+        restore(
+            tools,
+            "*nat\n-F PROXYD-SERVICES\n-F PROXYD-DEEP\n-X PROXYD-DEEP\n:PROXYD-DEEP - [0:0]\n\
+             -A PROXYD-DEEP -j ACCEPT\n-A PROXYD-DEEP -j ACCEPT\n-A PROXYD-SERVICES -j PROXYD-DEEP\nCOMMIT\n",
+        )
+        .expect("it is valid");
+        assert!(is_disturbed(&mut presence, tools));
+    });
+}
+
+#[test]
+fn sync_9_a_table_that_is_gone_or_switched_off_is_noticed() {
+    each(|tools| {
+        if tools.flavour() == Flavour::Legacy {
+            return;
+        }
+        let family = match tools.family() {
+            IpFamily::V4 => "ip",
+            IpFamily::V6 => "ip6",
+        };
         for n_before in [0, 1] {
-            let mut presence = now(tools);
-            for _ in 0..n_before {
-                assert!(!is_disturbed(&mut presence, tools));
+            for (damage, repair) in [
+                ("nft flush ruleset".to_owned(), "true".to_owned()),
+                (
+                    format!("nft add table {family} nat '{{ flags dormant; }}'"),
+                    format!("nft add table {family} nat"),
+                ),
+            ] {
+                restore(tools, NAT).expect("it is valid");
+                restore(tools, FILTER).expect("it is valid");
+                let mut presence = written(tools);
+                for _ in 0..n_before {
+                    assert!(!is_disturbed(&mut presence, tools));
+                }
+                shell(&damage);
+                assert!(is_disturbed(&mut presence, tools), "{damage}");
+                shell(&repair);
+                shell("nft flush ruleset");
             }
-            shell("nft flush ruleset");
-            assert!(is_disturbed(&mut presence, tools));
-            restore(tools, NAT).expect("it is valid");
-            restore(tools, FILTER).expect("it is valid");
         }
     });
 }
@@ -140,35 +225,54 @@ fn a_table_that_is_gone_is_noticed() {
 #[test]
 fn what_others_do_to_theirs_is_not_ours() {
     each(|tools| {
-        let mut presence = now(tools);
-        assert!(!is_disturbed(&mut presence, tools));
-        // Of a legacy table only its size is known.
-        let table = match tools.flavour() {
-            Flavour::Nft => "nat",
-            Flavour::Legacy => "mangle",
-        };
-        iptables(tools, &format!("-t {table} -N OTHER"));
-        iptables(tools, &format!("-t {table} -A OUTPUT -j OTHER"));
+        let mut presence = written(tools);
+        let mut is_disturbed = || is_disturbed(&mut presence, tools);
+        assert!(!is_disturbed());
+        for table in ["nat", "mangle", "filter"] {
+            for change in [
+                "-N OTHER",
+                "-A OUTPUT -j OTHER",
+                "-A OTHER -j RETURN",
+                "-F OTHER",
+            ] {
+                iptables(tools, &format!("-t {table} {change}"));
+                assert!(!is_disturbed(), "{table} {change}");
+            }
+        }
         shell(
             "ipset create OTHER hash:ip; ipset add OTHER 10.0.0.1; ipset add PROXYD4-a 10.0.0.1,tcp:80 -exist",
         );
-        assert!(!is_disturbed(&mut presence, tools));
-        let mut presence = now(tools);
-        iptables(tools, &format!("-t {table} -F OTHER"));
-        assert!(!is_disturbed(&mut presence, tools));
+        assert!(!is_disturbed());
     });
 }
 
 #[test]
 fn what_we_write_and_note_is_no_disturbance() {
     each(|tools| {
-        let mut presence = now(tools);
-        for _ in 0..2 {
+        let mut presence = written(tools);
+        for n in 0..2 {
             assert!(!is_disturbed(&mut presence, tools));
-            restore(tools, "*nat\n-A PROXYD-DEEP -j RETURN\nCOMMIT\n").expect("it is valid");
-            presence.wrote_rules(tools).expect("it can be asked");
-            assert!(!is_disturbed(&mut presence, tools));
+            restore(
+                tools,
+                "*nat\n:PROXYD-NEW - [0:0]\n-A PROXYD-NEW -j PROXYD-DEEP\n\
+                 :PROXYD-SERVICES - [0:0]\n-A PROXYD-SERVICES -p tcp -g PROXYD-NEW\nCOMMIT\n",
+            )
+            .expect("it is valid");
+            presence.put(Table::Nat, &chain("NEW", &["-j PROXYD-DEEP"]));
+            presence.put(Table::Nat, &chain("SERVICES", &["-p tcp -g PROXYD-NEW"]));
+            for _ in 0..UNSEEN + 2 {
+                assert!(!is_disturbed(&mut presence, tools), "{n} {tools:?}");
+            }
+            restore(
+                tools,
+                "*nat\n:PROXYD-SERVICES - [0:0]\n-A PROXYD-SERVICES -j PROXYD-DEEP\n\
+                 -F PROXYD-NEW\n-X PROXYD-NEW\nCOMMIT\n",
+            )
+            .expect("it is valid");
+            presence.put(Table::Nat, &chain("SERVICES", &["-j PROXYD-DEEP"]));
+            presence.remove(Table::Nat, "PROXYD-NEW");
         }
+        assert!(!is_disturbed(&mut presence, tools));
         ipset(tools, "add PROXYD4-a 10.0.0.3,tcp:1\nadd PROXYD4-b 10.0.0.0/8\ndel PROXYD4-a 10.0.0.1,tcp:80\ndel PROXYD4-a 10.0.0.2,udp:80\n").expect("it is valid");
         assert!(is_disturbed(&mut presence, tools));
         presence.wrote_set("PROXYD4-a", 1, 2);
@@ -178,7 +282,7 @@ fn what_we_write_and_note_is_no_disturbance() {
 }
 
 #[test]
-fn a_set_that_is_flushed_or_gone_is_noticed() {
+fn sync_9_a_set_that_is_flushed_or_gone_is_noticed() {
     each(|tools| {
         for damage in [
             "flush PROXYD4-a",
@@ -186,11 +290,16 @@ fn a_set_that_is_flushed_or_gone_is_noticed() {
             "add PROXYD4-b 1.0.0.0/8",
             "destroy PROXYD4-b",
         ] {
-            let mut presence = now(tools);
-            assert!(!is_disturbed(&mut presence, tools));
-            shell(&format!("ipset {damage}"));
-            assert!(is_disturbed(&mut presence, tools), "{damage}");
-            ipset(tools, SETS).expect("it is valid");
+            for n_before in [0, 1] {
+                let mut presence = written(tools);
+                for _ in 0..n_before {
+                    assert!(!is_disturbed(&mut presence, tools));
+                }
+                shell(&format!("ipset {damage}"));
+                assert!(is_disturbed(&mut presence, tools), "{damage}");
+                shell("ipset flush");
+                ipset(tools, SETS).expect("it is valid");
+            }
         }
     });
 }
@@ -199,16 +308,15 @@ fn a_set_that_is_flushed_or_gone_is_noticed() {
 fn asking_creates_and_writes_nothing() {
     for tools in all_tools() {
         in_netns(move || {
-            let mut presence = now(&tools);
-            let asked = presence.is_disturbed(&tools, &mut |w| w.write_all(b""));
-            assert!(!asked.expect("it can be asked"));
+            let mut presence = Presence::new(&tools);
+            assert!(!is_disturbed(&mut presence, &tools));
             let names = "cat /proc/self/net/ip_tables_names /proc/self/net/ip6_tables_names; nft list ruleset";
             assert_eq!(shell(names), "");
             assert_eq!(shell("ipset list -n"), "");
         });
     }
     each(|tools| {
-        let mut presence = now(tools);
+        let mut presence = written(tools);
         let before = shell("nft list ruleset");
         for _ in 0..3 {
             let generation = nft::generation().expect("it can be asked");

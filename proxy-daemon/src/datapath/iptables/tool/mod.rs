@@ -189,20 +189,17 @@ impl Tools {
         }
     }
 
-    /// Hands each line of `ipset save` to `each`: all sets, of whatever family and owner.
+    /// Hands each line of `ipset save` to `each`: of all sets, of whatever family and owner, or of one.
     ///
     /// # Errors
     /// [`DatapathError::Refused`] if they cannot be read.
-    pub(crate) fn ipset_save(&self, each: &mut dyn FnMut(&str)) -> Result<(), DatapathError> {
-        self.read("reading sets", &self.ipset, &["save"], each)
-    }
-
-    /// Hands each line of `ipset list -terse` to `each`: what is said about all sets, without elements.
-    ///
-    /// # Errors
-    /// [`DatapathError::Refused`] if it cannot be read.
-    pub(crate) fn ipset_heads(&self, each: &mut dyn FnMut(&str)) -> Result<(), DatapathError> {
-        self.read("reading sets", &self.ipset, &["list", "-terse"], each)
+    pub(crate) fn ipset_save(
+        &self,
+        set: Option<&str>,
+        each: &mut dyn FnMut(&str),
+    ) -> Result<(), DatapathError> {
+        let arguments: Vec<&str> = ["save"].into_iter().chain(set).collect();
+        self.read("reading sets", &self.ipset, &arguments, each)
     }
 
     fn read(

@@ -183,7 +183,7 @@ fn sets_are_written_again_without_harm() {
             }
             let mut lines = Vec::new();
             tools
-                .ipset_save(&mut |line| lines.push(line.to_owned()))
+                .ipset_save(None, &mut |line| lines.push(line.to_owned()))
                 .expect("sets can be read");
             assert_eq!(lines.len(), 2, "{lines:?}");
             assert!(

@@ -15,7 +15,7 @@ use proxy_tests::fake_api::FakeApi;
 use proxy_tests::world::{Endpoint, Service, World};
 use serde_json::json;
 
-use crate::dice::Dice;
+use proxy_tests::dice::Dice;
 
 /// The ClusterIP of `pair`.
 pub(crate) const PAIR: Addr = Addr::new("PAIR", [10, 96, 0, 13], ([0xfd00, 0x96, 0, 0], 0x13));

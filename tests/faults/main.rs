@@ -20,7 +20,6 @@
 )]
 
 mod cluster;
-mod dice;
 mod faults;
 mod helpers;
 mod reference;
@@ -29,19 +28,18 @@ mod run;
 mod servers;
 mod witness;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use libtest_mimic::{Failed, Trial};
 use proxy_tests::datapath::Datapath;
+use proxy_tests::dice;
 
 /// How long each datapath is tried, if nobody says otherwise.
 const SECONDS: u64 = 120;
 
 fn main() {
     let seconds = variable("FAULTS_SECONDS").unwrap_or(SECONDS);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let seed =
-        variable("FAULTS_SEED").unwrap_or_else(|| now.unwrap_or_default().as_millis() as u64);
+    let seed = dice::seed("FAULTS_SEED");
     let trials = Datapath::ALL.map(|datapath| {
         let name = format!(
             "sync_9_life_3_life_5_whatever_happens_every_frontend_answers/{}",

@@ -20,12 +20,12 @@ use proxy_tests::netns::Netns;
 use proxy_tests::topology::{Pods, Topology};
 
 use crate::cluster::Cluster;
-use crate::dice::Dice;
 use crate::faults::{self, Fault, What};
 use crate::helpers::{LogPipe, Programs};
 use crate::reference::{Contents, Reference};
 use crate::report::{Report, Times};
 use crate::witness::Witnesses;
+use proxy_tests::dice::Dice;
 
 /// How soon others' damage must be repaired.
 pub(crate) const SYNC_9: Duration = Duration::from_secs(35);

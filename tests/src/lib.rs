@@ -29,6 +29,7 @@ pub mod client;
 pub mod daemon;
 pub mod damage;
 pub mod datapath;
+pub mod dice;
 pub mod echo;
 pub mod fake_api;
 pub mod flow;

@@ -27,6 +27,9 @@ pub struct Kind {
     draw: Draw,
 }
 
+/// The kind whose author takes time over it.
+pub const SLOW: Kind = kind("chains flushed slowly", slowly);
+
 const fn kind(name: &'static str, draw: Draw) -> Kind {
     Kind { name, draw }
 }
@@ -46,7 +49,7 @@ pub fn kinds(datapath: Datapath) -> Vec<Kind> {
         kind("everything flushed", everything),
         kind("a part flushed", a_part),
         kind("firewall reloaded", firewall),
-        kind("chains flushed slowly", slowly),
+        SLOW,
         kind("chain flushed", chain_flushed),
         kind("chain deleted", chain_deleted),
         kind("rule deleted", rule_deleted),

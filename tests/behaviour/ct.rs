@@ -236,6 +236,13 @@ fn ct_7_rej_10_invalid_packets_do_not_leak(t: &mut Test) {
         .unwrap();
     }
     stream.echo().unwrap();
+    // What another port of that address says is an answer to a question that took another way.
+    let elsewhere = Segment {
+        flags: Flags::SynAck,
+        source: (server, 7777).into(),
+        ..outside.clone()
+    };
+    elsewhere.send(t.ns(Site::P2)).unwrap();
     // A packet that conntrack has no opinion of shows that such packets do arrive.
     let fresh = Segment {
         flags: Flags::Syn,
@@ -252,6 +259,7 @@ fn ct_7_rej_10_invalid_packets_do_not_leak(t: &mut Test) {
             .count()
     };
     assert_eq!(from_server(40_000), 1, "the control arrives");
+    assert_eq!(from_server(7777), 1, "an answer from another port arrives");
     assert_eq!(
         from_server(proxy_tests::world::TARGET_PORT),
         0,

@@ -1,13 +1,15 @@
 //! REJ: reject, drop, unknown.
 
+use nix::sys::signal::Signal;
 use proxy_tests::address::{
-    EXTERNAL_IP, Family, HOST, LB_VIP, NODE, OTHER_CIDR_VIP, P1, P2, Protocol, R, UNALLOCATED, VIP,
-    VIP2, X,
+    EXTERNAL_IP, Family, HOST, LB_VIP, NODE, NODE_ALT, OTHER_CIDR_VIP, P1, P2, Protocol, R,
+    UNALLOCATED, VIP, VIP2, X,
 };
 use proxy_tests::case;
 use proxy_tests::client::Outcome;
 use proxy_tests::flow::{flow, kept, masqueraded};
 use proxy_tests::matrix::{Case, Test};
+use proxy_tests::world::TARGET_PORT;
 
 const PORT: u16 = 30_080;
 
@@ -23,7 +25,12 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(rej_5_unknown_port_of_a_cluster_ip_is_rejected),
         case!(rej_5_a_cluster_ip_without_endpoints_is_alive),
         case!(rej_6_unallocated_service_addresses_are_dropped).kernel(),
+        case!(rej_6_a_wide_service_cidr_takes_no_pod_down),
+        case!(rej_6_addresses_of_endpoints_and_of_the_node_are_not_dropped)
+            .kernel()
+            .protocols(&[Protocol::Tcp, Protocol::Udp]),
         case!(rej_7_service_cidr_changes_are_followed),
+        case!(rej_7_a_network_between_two_others_goes),
         case!(rej_8_a_service_outside_known_cidrs_works_at_once),
         case!(rej_9_xm_16_between_reject_and_forward_nothing_falls_through)
             .kernel()
@@ -175,6 +182,83 @@ fn rej_6_unallocated_service_addresses_are_dropped(t: &mut Test) {
     let address = t.ip(UNALLOCATED);
     assert!(uplink.packets().iter().all(|p| p.destination != address));
     t.observe([flow(X, UNALLOCATED, 80).is_dropped()]);
+}
+
+/// The network of the family.
+fn either<'a>(t: &Test, v4: &'a str, v6: &'a str) -> &'a str {
+    if t.family == Family::V4 { v4 } else { v6 }
+}
+
+fn rej_6_a_wide_service_cidr_takes_no_pod_down(t: &mut Test) {
+    t.service("web").cluster_ip(VIP).port(80);
+    t.endpoints("web").ready(P2);
+    t.apply();
+    let wide = either(t, "10.0.0.0/8", "fd00::/16");
+    t.service_cidr("wide", &[wide]);
+    t.check([
+        flow(P1, P2.addr, TARGET_PORT).reaches([kept(P2)]),
+        flow(P1, R.addr, TARGET_PORT).reaches([kept(R)]),
+        flow(R, P1.addr, TARGET_PORT).reaches([kept(P1)]),
+        flow(P1, VIP, 80).reaches([kept(P2)]),
+        flow(P1, UNALLOCATED, 80).is_dropped(),
+        flow(P1, OTHER_CIDR_VIP, 80).is_dropped(),
+    ]);
+    // The network that the node is on.
+    let uplink = either(t, "192.0.0.0/8", "2001:db8::/32");
+    t.service_cidr("uplink", &[uplink]);
+    t.check([
+        flow(X, NODE, TARGET_PORT).reaches([kept(HOST)]),
+        flow(P1, R.addr, TARGET_PORT).reaches([kept(R)]),
+    ]);
+    for network in [wide, uplink] {
+        let log = t.bed().daemon.log();
+        let named = format!("ServiceCIDR {network}");
+        let lines = log
+            .lines()
+            .filter(|line| line.contains(&named) && line.contains("WARN"));
+        assert_eq!(lines.count(), 1, "{log}");
+    }
+}
+
+fn rej_6_addresses_of_endpoints_and_of_the_node_are_not_dropped(t: &mut Test) {
+    t.service("web").cluster_ip(VIP).port(80);
+    let clients = either(t, "203.0.113.0/24", "2001:db8:203::/64");
+    t.service_cidr("wrong", &[clients]);
+    let reached = || [flow(P1, X.addr, TARGET_PORT).reaches([kept(X)])];
+    let dropped = || [flow(P1, X.addr, TARGET_PORT).is_dropped()];
+    t.check(dropped());
+    t.endpoints("web").ready(X);
+    t.check(reached());
+    t.endpoints("web").clear().unready(X);
+    t.check(reached());
+    t.endpoints("web").clear();
+    t.check(dropped());
+    t.delete_service_cidr("wrong");
+    let own = either(t, "198.51.100.0/24", "2001:db8:5100::/64");
+    t.service_cidr("own", &[own]);
+    t.check([flow(HOST, NODE_ALT, 9).finds_nobody()]);
+}
+
+fn rej_7_a_network_between_two_others_goes(t: &mut Test) {
+    let networks = if t.family == Family::V4 {
+        ["10.96.8.0/24", "10.96.9.0/24", "10.96.10.0/24"]
+    } else {
+        ["fd00:96::800/120", "fd00:96::900/120", "fd00:96::a00/120"]
+    };
+    t.delete_service_cidr("kubernetes");
+    for (name, network) in ["a", "b", "c"].into_iter().zip(networks) {
+        t.service_cidr(name, &[network]);
+    }
+    t.check([flow(P1, UNALLOCATED, 80).is_dropped()]);
+    t.delete_service_cidr("b");
+    t.service("web").cluster_ip(VIP).port(80);
+    t.endpoints("web").ready(P2);
+    t.check([
+        flow(P1, UNALLOCATED, 80).is_unroutable(),
+        flow(P1, VIP, 80).reaches([kept(P2)]),
+    ]);
+    t.restart(Signal::SIGKILL, &[]);
+    t.check([flow(P1, UNALLOCATED, 80).is_unroutable()]);
 }
 
 fn rej_7_service_cidr_changes_are_followed(t: &mut Test) {

@@ -118,7 +118,7 @@ pub(crate) struct Settings {
     detector: u8,
     masquerade_all: bool,
     node_ports: u8,
-    service_cidr: bool,
+    service_cidrs: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -155,12 +155,12 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
-    (0..5_u8, prop::bool::weighted(0.2), 0..3_u8, any::<bool>()).prop_map(
-        |(detector, masquerade_all, node_ports, service_cidr)| Settings {
+    (0..5_u8, prop::bool::weighted(0.2), 0..3_u8, 0..64_u8).prop_map(
+        |(detector, masquerade_all, node_ports, service_cidrs)| Settings {
             detector,
             masquerade_all,
             node_ports,
-            service_cidr,
+            service_cidrs,
         },
     )
 }
@@ -212,8 +212,9 @@ fn probe() -> impl Strategy<Value = Probe> {
     let to: Vec<_> = CLUSTER_IPS
         .iter()
         .chain(&EXTERNAL)
+        .chain(&ENDPOINTS)
         .copied()
-        .chain([[10, 96, 9, 9]])
+        .chain([[10, 96, 9, 9], [10, 97, 9, 9], [10, 50, 9, 9]])
         .collect();
     let ports: Vec<_> = PORTS
         .iter()
@@ -271,7 +272,18 @@ pub(crate) fn environment<F: Pool>(settings: &Settings) -> Environment {
     } else {
         None
     };
-    let service_cidrs = settings.service_cidr.then(|| network([10, 96, 0, 0], 16));
+    // The usual one, one that holds the pods, one in which an endpoint is (and no sentinel), one that the node is on, parts
+    // of the pods' network, and one that touches the usual one.
+    let service_cidrs = [
+        network([10, 96, 0, 0], 16),
+        network([10, 0, 0, 0], 8),
+        network([203, 0, 113, 0], 29),
+        network([192, 0, 2, 0], 24),
+        network([10, 244, 2, 0], 24),
+        network([10, 97, 0, 0], 16),
+    ];
+    let service_cidrs = (0..).zip(service_cidrs);
+    let service_cidrs = service_cidrs.filter(|(bit, _)| settings.service_cidrs & 1 << bit != 0);
     Environment {
         policy: Policy {
             detect_local,
@@ -285,7 +297,10 @@ pub(crate) fn environment<F: Pool>(settings: &Settings) -> Environment {
         node_ip_v6: v6,
         pod_cidrs: [pods].into(),
         local_addresses: LOCAL.map(F::address).into(),
-        service_cidrs: service_cidrs.into_iter().collect::<BTreeSet<_>>(),
+        local_networks: [network([10, 244, 1, 0], 24), network([192, 0, 2, 0], 24)].into(),
+        service_cidrs: service_cidrs
+            .map(|(_, network)| network)
+            .collect::<BTreeSet<_>>(),
     }
 }
 

@@ -251,7 +251,34 @@ fn nft_damages() -> Vec<Damage> {
         flush = flush.feed("nft", "-f -", format!("delete table {family} proxy-daemon"));
         empty = empty.feed("nft", "-f -", format!("flush table {family} proxy-daemon"));
     }
-    vec![flush, empty]
+    let mut off = Damage::new("nft add table … { flags dormant; }");
+    let mut drop = Damage::new("nft add chain … { policy drop; }");
+    let mut objects = Damage::new("nft add quota");
+    let mut sets = Damage::new("nft add rule with sets of its own");
+    for family in ["ip", "ip6"] {
+        let table = format!("{family} proxy-daemon");
+        off = off.feed(
+            "nft",
+            "-f -",
+            format!("add table {table} {{ flags dormant; }}"),
+        );
+        drop = drop.feed(
+            "nft",
+            "-f -",
+            format!("add chain {table} filter-forward {{ policy drop; }}"),
+        );
+        objects = objects.feed(
+            "nft",
+            "-f -",
+            format!("add quota {table} foreign {{ over 1 bytes; }}"),
+        );
+        sets = sets.feed(
+            "nft",
+            "-f -",
+            format!("insert rule {table} services meta l4proto {{ tcp, udp, sctp }} accept"),
+        );
+    }
+    vec![flush, empty, off, drop, objects, sets]
 }
 
 pub(crate) fn save(flavour: Flavour, family: Family, node: &Netns) -> String {

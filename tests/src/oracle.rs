@@ -88,6 +88,9 @@ impl Judgement {
                 .into_iter()
                 .flat_map(|family| own.map(|address| address.of(family)))
                 .collect(),
+            local_networks: ["192.0.2.0/24", "2001:db8:2::/64"]
+                .map(|network| network.parse().expect("a network"))
+                .into(),
             service_cidrs: drained
                 .service_cidrs
                 .into_iter()

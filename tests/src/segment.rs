@@ -15,6 +15,8 @@ use crate::netns::Netns;
 pub enum Flags {
     /// A first segment.
     Syn,
+    /// The answer to a first segment.
+    SynAck,
     /// A segment in the middle of a connection.
     Ack,
 }
@@ -70,6 +72,7 @@ impl Segment {
         bytes.extend(self.acknowledgement.to_be_bytes());
         let flags = match self.flags {
             Flags::Syn => 0x02,
+            Flags::SynAck => 0x12,
             Flags::Ack => 0x18,
         };
         bytes.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);

@@ -88,12 +88,18 @@ fn read(config: &Config) -> Result<Inside, AppError> {
         Ipv6Addr::LOCALHOST.into(),
     ];
     let own = own.into_iter().flatten().chain(config.node_ip_override);
-    surroundings.set_local_addresses(own.chain(loopback).collect());
+    // What networks these are in is known on the node only.
+    surroundings.set_local_addresses(own.chain(loopback).map(Into::into).collect());
     surroundings.take_in(drained.node, drained.service_cidrs);
     let environment: Environment = surroundings.environment();
     let mut compiler = Compiler::new(&environment);
-    let found = compiler.apply(drained.services, &environment).diagnostics;
-    for (service, found) in found {
+    let compiled = compiler.apply(drained.services, &environment);
+    if let Some(found) = compiled.overlaps {
+        shared
+            .diagnostics()
+            .set(About::Source("ServiceCIDRs"), found);
+    }
+    for (service, found) in compiled.diagnostics {
         shared.diagnostics().set(About::Frontends(service), found);
     }
     let diagnostics = shared.diagnostics().current();

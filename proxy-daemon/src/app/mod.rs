@@ -247,8 +247,7 @@ async fn sync_thread<I: crate::sync::Intake + 'static>(
     let mut first = Some(first);
     let follow = async {
         loop {
-            let told = |addresses: std::collections::BTreeSet<std::net::IpAddr>| match first.take()
-            {
+            let told = |addresses: std::collections::BTreeSet<ipnet::IpNet>| match first.take() {
                 Some(first) => drop(first.send(addresses)),
                 None => mailbox.set_local_addresses(addresses),
             };

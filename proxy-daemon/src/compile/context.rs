@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Environment;
+use super::unallocated::Unallocated;
 use crate::config::{DetectLocal, NodePortAddresses};
 use crate::forwarding::{Detector, Globals};
 use crate::model::Service;
@@ -45,17 +46,16 @@ pub(super) fn cluster_ip<F: Family>(service: &Service) -> Option<F::Addr> {
     [v4, v6].into_iter().flatten().find_map(F::addr)
 }
 
-pub(super) fn compile_globals<F: Family>(environment: &Environment) -> Globals<F> {
+pub(super) fn compile_globals<F: Family>(
+    environment: &Environment,
+    unallocated: &Unallocated<F>,
+) -> Globals<F> {
     Globals {
         detector: detector::<F>(environment),
         masquerade_bit: environment.policy.masquerade_bit,
         node_port_addresses: node_port_addresses::<F>(environment),
-        service_cidrs: environment
-            .service_cidrs
-            .iter()
-            .copied()
-            .filter_map(F::net)
-            .collect(),
+        service_cidrs: unallocated.networks().clone(),
+        spared: unallocated.spared(environment),
         drop_invalid: environment.policy.drop_invalid,
     }
 }

@@ -25,6 +25,8 @@ pub struct Environment {
     pub pod_cidrs: Box<[IpNet]>,
     /// Every address assigned to an interface of this node, of both families.
     pub local_addresses: BTreeSet<IpAddr>,
+    /// The networks of these addresses that have more than one address. Spec: REJ-6.
+    pub local_networks: BTreeSet<IpNet>,
     /// The networks of all ServiceCIDR objects. Spec: REJ-6.
     pub service_cidrs: BTreeSet<IpNet>,
 }

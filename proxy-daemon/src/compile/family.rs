@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::claims::{Claim, Claims};
 use super::context::{Context, compile_globals};
 use super::lost::Lost;
+use super::unallocated::Unallocated;
 use super::{Environment, compile_service};
 use crate::forwarding::{
     Change, Changes, ForwardingState, FrontendKey, ServicePort, ServicePortId,
@@ -24,6 +25,7 @@ pub(super) struct FamilyCompiler<F: Family> {
     ids: BTreeMap<ServiceName, Vec<ServicePortId>>,
     claims: Claims<F>,
     lost: Lost<F>,
+    unallocated: Unallocated<F>,
 }
 
 /// A ServicePort with every frontend it claims.
@@ -51,13 +53,14 @@ impl<F: Family> FamilyCompiler<F> {
         Self {
             context: Context::new(environment),
             state: ForwardingState {
-                globals: compile_globals(environment),
+                globals: compile_globals(environment, &Unallocated::new()),
                 service_ports: BTreeMap::new(),
             },
             wanted: BTreeMap::new(),
             ids: BTreeMap::new(),
             claims: Claims::new(),
             lost: Lost::new(),
+            unallocated: Unallocated::new(),
         }
     }
 
@@ -75,7 +78,8 @@ impl<F: Family> FamilyCompiler<F> {
         changed: &[ServiceName],
         environment: &Environment,
     ) -> Changes<F> {
-        let globals = compile_globals(environment);
+        self.unallocated.apply(services, changed, environment);
+        let globals = compile_globals(environment, &self.unallocated);
         let globals = (globals != self.state.globals)
             .then(|| std::mem::replace(&mut self.state.globals, globals));
 
@@ -97,6 +101,11 @@ impl<F: Family> FamilyCompiler<F> {
             globals,
             service_ports,
         }
+    }
+
+    /// What is dropped as unallocated.
+    pub(super) const fn unallocated(&mut self) -> &mut Unallocated<F> {
+        &mut self.unallocated
     }
 
     /// The Services whose diagnostics changed since the last call.

@@ -21,6 +21,7 @@ mod frontends;
 mod lost;
 #[cfg(test)]
 mod tests;
+mod unallocated;
 
 use context::Context;
 pub use environment::Environment;
@@ -32,8 +33,13 @@ pub fn compile(
     environment: &Environment,
 ) -> (ForwardingState<V4>, ForwardingState<V6>, Vec<Diagnostic>) {
     let mut whole = Compiler::new(environment);
-    let Compiled { diagnostics, .. } = whole.apply(services.clone(), environment);
-    let diagnostics = diagnostics.into_values().flatten().collect();
+    let Compiled {
+        diagnostics,
+        overlaps,
+        ..
+    } = whole.apply(services.clone(), environment);
+    let of_services = diagnostics.into_values().flatten();
+    let diagnostics = overlaps.into_iter().flatten().chain(of_services).collect();
     (whole.v4.into_state(), whole.v6.into_state(), diagnostics)
 }
 
@@ -49,6 +55,9 @@ pub struct Compiled {
     /// A Service may be here although only another one changed, such as the one that had its frontend
     /// (SVC-14).
     pub diagnostics: BTreeMap<ServiceName, Vec<Diagnostic>>,
+    /// All that there is to tell about ServiceCIDRs that overlap networks of pods and nodes (REJ-6), if
+    /// any of these networks changed.
+    pub overlaps: Option<Vec<Diagnostic>>,
 }
 
 /// The forwarding states of both families, and what is needed to bring them up to date.
@@ -109,7 +118,14 @@ impl Compiler {
             v4,
             v6,
             diagnostics,
+            overlaps: self.take_overlaps(),
         }
+    }
+
+    fn take_overlaps(&mut self) -> Option<Vec<Diagnostic>> {
+        let (v4, v6) = (self.v4.unallocated(), self.v6.unallocated());
+        let is_news = v4.take_news() | v6.take_news();
+        is_news.then(|| [v4.diagnostics(), v6.diagnostics()].concat())
     }
 
     /// What there is to tell about a Service; what holds in both families is told once.

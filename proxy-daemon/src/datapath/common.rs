@@ -41,6 +41,7 @@ pub(crate) fn have_same_rules<F: Family>(one: &Globals<F>, other: &Globals<F>) -
         masquerade_bit,
         node_port_addresses: _,
         service_cidrs: _,
+        spared: _,
         drop_invalid,
     } = other;
     one.detector == *detector

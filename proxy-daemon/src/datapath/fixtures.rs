@@ -84,6 +84,7 @@ fn globals<F: Family>() -> Globals<F> {
             net::<F>(0x61_0000, 16),
             net::<F>(0x70_0000, 8),
         ]),
+        spared: BTreeSet::from([address::<F>(0x60_0909)]),
         drop_invalid: true,
     }
 }
@@ -263,5 +264,30 @@ pub(super) fn some_state<F: Family>(numbers: &mut Numbers) -> ForwardingState<F>
     if numbers.below(2) == 0 {
         state.globals.service_cidrs.insert(net::<F>(0x62_0000, 16));
     }
+    let spared = (0..numbers.below(3)).map(|i| address::<F>(0x61_0900 + i));
+    state.globals.spared.extend(spared);
     state
+}
+
+/// A set of networks of the pool: some that touch, nest or repeat, and the ends of the space.
+pub(super) fn some_networks<F: Family>(numbers: &mut Numbers) -> BTreeSet<F::Net> {
+    let bits = u8::try_from(F::ADDR_LEN * 8).unwrap();
+    let edge = |byte: u8, prefix: u8| {
+        let address = F::read_addr(&vec![byte; F::ADDR_LEN]).unwrap();
+        let network = ipnet::IpNet::new(address.into(), prefix).unwrap().trunc();
+        F::net(network).unwrap()
+    };
+    let one = |numbers: &mut Numbers| match numbers.below(20) {
+        0 => edge(0, bits),
+        1 => edge(0xff, bits),
+        2 => edge(0, 0),
+        3 => edge(0, 1),
+        4 => edge(0xff, 1),
+        5 => edge(0xff, 8),
+        6 => net::<F>(0x60_0000 + numbers.below(4), 0),
+        7..12 => net::<F>(0x60_0000 + numbers.below(8) * 0x80, 7),
+        12..18 => net::<F>(0x60_0000 + numbers.below(4) * 0x100, 8),
+        _ => net::<F>(0x60_0000, 10),
+    };
+    (0..numbers.below(6)).map(|_| one(numbers)).collect()
 }

@@ -2,7 +2,10 @@
 //!
 //! What packets meet is tested by the harness of the `tests` crate.
 
-use super::fixtures::{NOTHING, Numbers, changes, in_netns, one_of_each, some_state};
+use super::fixtures::{
+    NOTHING, Numbers, changes, in_netns, one_of_each, service_port, some_networks, some_state,
+    state,
+};
 use super::iptables::{Flavour, Iptables};
 use super::nftables::Nftables;
 use super::{Datapath, DatapathError};
@@ -54,6 +57,7 @@ macro_rules! for_each {
 for_each!(
     applies_and_reads_back,
     sync_5_churn_leaves_what_a_fresh_start_writes,
+    rej_7_any_networks_follow_any_others,
     cleanup_leaves_nothing_and_needs_nothing,
 );
 
@@ -89,6 +93,35 @@ fn sync_5_churn_leaves_what_a_fresh_start_writes<F: Family>(open: Open<F>) {
         let next = some_state::<F>(&mut numbers);
         datapath.resync(&next).unwrap();
         assert_eq!(datapath.resync(&next).unwrap(), NOTHING);
+    }
+}
+
+/// Networks that touch, nest or cover everything, of ServiceCIDRs and of source ranges.
+fn rej_7_any_networks_follow_any_others<F: Family>(open: Open<F>) {
+    let mut numbers = Numbers(11);
+    let mut some = || {
+        let mut guarded = service_port::<F>(1, 2, 0b0011_0000);
+        for frontend in guarded.frontends.values_mut() {
+            if frontend.source_ranges.is_some() {
+                let ranges = some_networks::<F>(&mut numbers);
+                frontend.source_ranges = Some(ranges.into_iter().collect());
+            }
+        }
+        let mut some = state([guarded]);
+        some.globals.service_cidrs = some_networks::<F>(&mut numbers);
+        some
+    };
+    let mut datapath = open().unwrap();
+    let mut before = some();
+    datapath.resync(&before).unwrap();
+    for round in 0..30 {
+        let after = some();
+        datapath.sync(&after, &changes(&before, &after)).unwrap();
+        if round % 3 == 0 {
+            let mut fresh = open().unwrap();
+            assert_eq!(fresh.resync(&after).unwrap(), NOTHING, "{after:?}");
+        }
+        before = after;
     }
 }
 

@@ -36,6 +36,7 @@ fn of_globals<F: Family>(globals: &Globals<F>) -> Value {
         masquerade_bit,
         node_port_addresses,
         service_cidrs,
+        spared,
         drop_invalid,
     } = globals;
     let detector = match detector {
@@ -49,6 +50,7 @@ fn of_globals<F: Family>(globals: &Globals<F>) -> Value {
         "masqueradeBit": masquerade_bit.bit(),
         "nodePortAddresses": texts(node_port_addresses.iter()),
         "serviceCIDRs": texts(service_cidrs.iter()),
+        "spared": texts(spared.iter()),
         "dropInvalid": drop_invalid,
     })
 }

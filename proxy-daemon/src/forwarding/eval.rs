@@ -110,6 +110,7 @@ impl<'a, F: Family> Oracle<'a, F> {
             .service_cidrs
             .iter()
             .any(|cidr| F::contains(cidr, to))
+            && !self.state.globals.spared.contains(&to)
         {
             (Verdict::Drop, Because::UnallocatedAddress)
         } else {

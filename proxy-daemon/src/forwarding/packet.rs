@@ -104,7 +104,9 @@ impl Because {
             Self::NoLocalEndpoints => "the traffic policy is Local and no endpoint is on this node",
             Self::SourceRanges => "the source is outside loadBalancerSourceRanges",
             Self::UnknownPort => "the address is a live ClusterIP, but no Service has this port",
-            Self::UnallocatedAddress => "the address is in a ServiceCIDR, but no Service has it",
+            Self::UnallocatedAddress => {
+                "the address is in a ServiceCIDR, but no Service, endpoint or node has it"
+            }
             Self::NotOurs => "no Service answers at this address and port",
         }
     }

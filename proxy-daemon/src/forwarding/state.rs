@@ -31,6 +31,8 @@ pub struct Globals<F: Family> {
     pub node_port_addresses: BTreeSet<F::Addr>,
     /// Where addresses that are no live ClusterIP are dropped. Spec: REJ-6.
     pub service_cidrs: BTreeSet<F::Net>,
+    /// Addresses in these networks that are not: this node's and endpoints'.
+    pub spared: BTreeSet<F::Addr>,
     /// Whether packets of endpoints that conntrack calls INVALID must be dropped. Spec: CT-7.
     pub drop_invalid: bool,
 }

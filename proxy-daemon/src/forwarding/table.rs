@@ -38,6 +38,7 @@ fn write_globals<F: Family>(out: &mut String, globals: &Globals<F>) -> fmt::Resu
         masquerade_bit,
         node_port_addresses,
         service_cidrs,
+        spared,
         drop_invalid,
     } = globals;
     match detector {
@@ -53,6 +54,9 @@ fn write_globals<F: Family>(out: &mut String, globals: &Globals<F>) -> fmt::Resu
         list(node_port_addresses.iter())
     )?;
     writeln!(out, "  ServiceCIDRs: {}", list(service_cidrs.iter()))?;
+    if !spared.is_empty() {
+        writeln!(out, "    but not: {}", list(spared.iter()))?;
+    }
     writeln!(
         out,
         "  INVALID packets of endpoints: {}",

@@ -4,9 +4,10 @@
 //! whoever writes never waits for the thread.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
+
+use ipnet::IpNet;
 
 use super::View;
 use crate::sys::Clock;
@@ -26,7 +27,7 @@ pub struct Mailbox {
 pub(super) struct Mail {
     /// When the first of the changes was announced.
     pub(super) changed_since: Option<Instant>,
-    pub(super) local_addresses: Option<BTreeSet<IpAddr>>,
+    pub(super) local_addresses: Option<BTreeSet<IpNet>>,
     pub(super) questions: Vec<Question>,
     stop: bool,
 }
@@ -48,8 +49,8 @@ impl Mailbox {
         self.write(|mail| mail.changed_since = mail.changed_since.or(Some(now)));
     }
 
-    /// The node's addresses, all of them.
-    pub fn set_local_addresses(&self, addresses: BTreeSet<IpAddr>) {
+    /// The node's addresses, all of them, each with the prefix of its network.
+    pub fn set_local_addresses(&self, addresses: BTreeSet<IpNet>) {
         self.write(|mail| mail.local_addresses = Some(addresses));
     }
 

@@ -7,10 +7,11 @@
 //! a resync (SYNC-7, SYNC-8).
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
 
 use crate::compile::{Compiled, Compiler, Environment};
 use crate::config::Periods;
@@ -180,7 +181,7 @@ impl<I: Intake> Sync<I> {
     }
 
     /// Puts the node's addresses before the loop runs; later they come through the mailbox.
-    pub fn set_local_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+    pub fn set_local_addresses(&mut self, addresses: BTreeSet<IpNet>) {
         if self.surroundings.set_local_addresses(addresses) {
             self.requested = self.requested.or_else(|| Some(self.clock.now()));
         }
@@ -274,6 +275,9 @@ impl<I: Intake> Sync<I> {
         self.compiler = Some(compiler);
         self.environment = Some(environment);
         self.n_changed += news.v4.service_ports.len() + news.v6.service_ports.len();
+        if let Some(found) = news.overlaps.take() {
+            self.diagnostics.set(About::Source("ServiceCIDRs"), found);
+        }
         for (service, found) in std::mem::take(&mut news.diagnostics) {
             self.diagnostics.set(About::Frontends(service), found);
         }

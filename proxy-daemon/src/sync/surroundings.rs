@@ -23,7 +23,7 @@ pub struct Surroundings {
     node: Option<Arc<Node>>,
     addresses: NodeAddresses,
     pod_cidrs: Box<[IpNet]>,
-    local_addresses: BTreeSet<IpAddr>,
+    local_addresses: BTreeSet<IpNet>,
     service_cidrs: BTreeSet<IpNet>,
 }
 
@@ -42,8 +42,8 @@ impl Surroundings {
         }
     }
 
-    /// Puts the node's addresses; whether that changed anything.
-    pub fn set_local_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> bool {
+    /// Puts the node's addresses, each with the prefix of its network; whether that changed anything.
+    pub fn set_local_addresses(&mut self, addresses: BTreeSet<IpNet>) -> bool {
         let changed = self.local_addresses != addresses;
         self.local_addresses = addresses;
         changed
@@ -102,7 +102,13 @@ impl Surroundings {
             node_ip_v4,
             node_ip_v6,
             pod_cidrs: self.pod_cidrs.clone(),
-            local_addresses: self.local_addresses.clone(),
+            local_addresses: self.local_addresses.iter().map(IpNet::addr).collect(),
+            local_networks: self
+                .local_addresses
+                .iter()
+                .filter(|network| network.prefix_len() < network.max_prefix_len())
+                .map(IpNet::trunc)
+                .collect(),
             service_cidrs: self.service_cidrs.clone(),
         }
     }

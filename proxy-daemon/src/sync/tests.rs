@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Mutex;
 use std::time::SystemTime;
 
@@ -443,9 +443,10 @@ fn np_7_an_address_change_alone_is_a_change() {
     bench.change("a", 1);
     bench.wait(ms(5_000));
     let address = IpAddr::from([192, 0, 2, 2]);
-    bench.sync.set_local_addresses([address].into());
+    let with_prefix = IpNet::new(address, 24).unwrap();
+    bench.sync.set_local_addresses([with_prefix].into());
     assert_eq!(bench.sync.deadline(), bench.sync.not_before.unwrap());
-    bench.sync.set_local_addresses([address].into());
+    bench.sync.set_local_addresses([with_prefix].into());
     bench.sync.step().unwrap();
     assert_eq!(bench.sync.requested, None);
     assert!(

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
+use ipnet::IpNet;
 use netlink_packet_route::address::AddressAttribute;
 use rtnetlink::{Handle, MulticastGroup};
 
@@ -31,12 +31,13 @@ pub enum AddressesError {
     Ended,
 }
 
-/// Tells `changed` every address of the node, now and whenever that set changes.
+/// Tells `changed` every address of the node, each with the prefix of its network, now and whenever that
+/// set changes.
 ///
 /// # Errors
 /// [`AddressesError`] if they cannot be followed any longer; the caller starts again.
 pub async fn follow(
-    mut changed: impl FnMut(BTreeSet<IpAddr>),
+    mut changed: impl FnMut(BTreeSet<IpNet>),
 ) -> Result<Infallible, AddressesError> {
     let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, handle, mut notices) =
@@ -71,7 +72,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-async fn read(handle: &Handle) -> Result<BTreeSet<IpAddr>, AddressesError> {
+async fn read(handle: &Handle) -> Result<BTreeSet<IpNet>, AddressesError> {
     let mut addresses = BTreeSet::new();
     let mut messages = handle.address().get().execute();
     while let Some(message) = messages.try_next().await.map_err(AddressesError::List)? {
@@ -84,7 +85,9 @@ async fn read(handle: &Handle) -> Result<BTreeSet<IpAddr>, AddressesError> {
                 own = own.or(Some(*address));
             }
         }
-        addresses.extend(own);
+        // Of a point-to-point link the prefix is the peer's.
+        let prefix = message.header.prefix_len;
+        addresses.extend(own.and_then(|own| IpNet::new(own, prefix).ok()));
     }
     Ok(addresses)
 }
@@ -107,7 +110,7 @@ mod tests {
             addresses = receiver => addresses.unwrap(),
         };
         assert!(
-            addresses.contains(&IpAddr::from([127, 0, 0, 1])),
+            addresses.contains(&"127.0.0.1/8".parse().unwrap()),
             "{addresses:?}"
         );
     }

@@ -4,4 +4,5 @@ mod collisions;
 mod endpoints;
 mod incremental;
 mod tables;
+mod unallocated;
 mod world;

@@ -48,6 +48,7 @@ pub(super) fn environment() -> Environment {
         local_addresses: [N, "198.51.100.2", "127.0.0.1", "2001:db8:2::2"]
             .map(ip)
             .into(),
+        local_networks: BTreeSet::from(["192.0.2.0/24".parse().unwrap()]),
         service_cidrs: BTreeSet::from(["10.96.0.0/16".parse().unwrap()]),
     }
 }

@@ -77,6 +77,7 @@ fn state(ports: &[Arc<ServicePort<V4>>]) -> ForwardingState<V4> {
             masquerade_bit: MarkBit::DEFAULT,
             node_port_addresses: [NODE].into(),
             service_cidrs: BTreeSet::new(),
+            spared: BTreeSet::new(),
             drop_invalid: true,
         },
         service_ports: ports

@@ -24,7 +24,7 @@ use super::tree::{Tree, Turn};
 use crate::datapath::common::have_same_rules;
 use crate::datapath::counts::Counts;
 use crate::datapath::{DatapathError, SyncReport};
-use crate::forwarding::{Changes, ForwardingState, Globals};
+use crate::forwarding::{Backend, Changes, ForwardingState, Globals};
 use crate::net::Family;
 
 /// What the kernel was last given, as far as incremental changes need it.
@@ -33,7 +33,7 @@ pub(crate) struct Installed<F: Family> {
     globals: Globals<F>,
     vips: Tree<F>,
     node_ports: Tree<F>,
-    backends: Counts<F::Addr>,
+    backends: Counts<Backend<F>>,
     cluster_ips: Counts<F::Addr>,
     budget: Budget,
     gone: Gone,
@@ -93,14 +93,14 @@ impl Plan {
 
     fn backends<'a, F: Family>(
         &mut self,
-        added: impl IntoIterator<Item = &'a F::Addr>,
-        removed: impl IntoIterator<Item = &'a F::Addr>,
+        added: impl IntoIterator<Item = &'a Backend<F>>,
+        removed: impl IntoIterator<Item = &'a Backend<F>>,
     ) {
-        for address in added {
-            self.element::<F>(true, SetId::Backends, address);
+        for backend in added {
+            self.element::<F>(true, SetId::Backends, &sets::backend(backend));
         }
-        for address in removed {
-            self.element::<F>(false, SetId::Backends, address);
+        for backend in removed {
+            self.element::<F>(false, SetId::Backends, &sets::backend(backend));
         }
     }
 
@@ -385,7 +385,7 @@ pub(crate) fn resync<F: Family>(
 
     let ips = installed.cluster_ips.keys().map(cluster_ip_element::<F>);
     let elements: Elements = elements.into_iter().chain(ips).collect();
-    let backends: BTreeSet<F::Addr> = if globals.drop_invalid {
+    let backends: BTreeSet<Backend<F>> = if globals.drop_invalid {
         installed.backends.keys().copied().collect()
     } else {
         BTreeSet::new()
@@ -448,22 +448,22 @@ fn remove_rest(table: Table, mut installed: InstalledTable, plan: &mut Plan) {
 /// What sets must have, as far as it was not found in them yet, and what they have besides.
 struct SetComparison<F: Family> {
     wanted: Elements,
-    wanted_backends: BTreeSet<F::Addr>,
+    wanted_backends: BTreeSet<Backend<F>>,
     found: Elements,
-    found_backends: BTreeSet<F::Addr>,
+    found_backends: BTreeSet<Backend<F>>,
     unwanted: Elements,
-    unwanted_backends: Vec<F::Addr>,
+    unwanted_backends: Vec<Backend<F>>,
 }
 
 impl<F: Family> SetComparison<F> {
     fn take(&mut self, id: SetId, element: &str) {
-        // As addresses, since there may be a hundred thousand of them.
+        // Not as text, since there may be a hundred thousand of them.
         if id == SetId::Backends
-            && let Some(address) = element.parse().ok().and_then(F::addr)
+            && let Some(backend) = sets::read_backend(element)
         {
-            match self.wanted_backends.take(&address) {
-                Some(address) => drop(self.found_backends.insert(address)),
-                None => self.unwanted_backends.push(address),
+            match self.wanted_backends.take(&backend) {
+                Some(backend) => drop(self.found_backends.insert(backend)),
+                None => self.unwanted_backends.push(backend),
             }
             return;
         }
@@ -487,7 +487,7 @@ impl<F: Family> SetComparison<F> {
 fn compare_sets<F: Family>(
     tools: &Tools,
     wanted: Elements,
-    wanted_backends: BTreeSet<F::Addr>,
+    wanted_backends: BTreeSet<Backend<F>>,
     plan: &mut Plan,
 ) -> Result<BTreeMap<String, u32>, DatapathError> {
     let mut sets = SetComparison::<F> {

@@ -174,7 +174,10 @@ fn filter<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
             names::UNKNOWN,
             vec![
                 set(SetId::ClusterIps, &refuse),
-                set(SetId::ServiceCidrs, "-j DROP"),
+                set(
+                    SetId::ServiceCidrs,
+                    &format!("{} -j DROP", SetId::Spared.matches::<F>(false)),
+                ),
             ],
         ),
         Chain::new(names::INPUT, input),

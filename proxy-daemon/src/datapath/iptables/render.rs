@@ -31,8 +31,8 @@ pub(crate) struct Rendered<F: Family> {
     pub(crate) elements: Vec<(SetId, String)>,
     /// Where clients are remembered.
     pub(crate) memories: Vec<Memory>,
-    /// Addresses of backends of TCP; as often as they are used.
-    pub(crate) backends: Vec<F::Addr>,
+    /// Backends of TCP; as often as they are used.
+    pub(crate) backends: Vec<Backend<F>>,
     /// Live `ClusterIP`s; as often as they are used.
     pub(crate) cluster_ips: Vec<F::Addr>,
 }
@@ -58,12 +58,18 @@ pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, to: &mut Vec<(SetI
         masquerade_bit: _,
         node_port_addresses,
         service_cidrs,
+        spared,
         drop_invalid: _,
     } = globals;
     to.extend(
         node_port_addresses
             .iter()
             .map(|address| (SetId::NodeAddresses, address.to_string())),
+    );
+    to.extend(
+        spared
+            .iter()
+            .map(|address| (SetId::Spared, address.to_string())),
     );
     to.extend(
         service_cidrs
@@ -106,7 +112,7 @@ pub(crate) fn render_service_port<F: Family>(
     }
     if service_port.protocol == L4Proto::Tcp {
         let backends = service_port.cluster.iter().chain(&service_port.local);
-        to.backends.extend(backends.map(|backend| backend.address));
+        to.backends.extend(backends.copied());
     }
     to.cluster_ips.push(service_port.cluster_ip);
 }

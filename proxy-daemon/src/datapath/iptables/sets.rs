@@ -8,7 +8,7 @@
 use std::fmt::Display;
 
 use super::names::set_prefix;
-use crate::forwarding::{FrontendAddress, FrontendKey};
+use crate::forwarding::{Backend, FrontendAddress, FrontendKey};
 use crate::net::{Family, IpFamily, L4Proto, Port};
 
 /// One of the sets.
@@ -24,6 +24,8 @@ pub(crate) enum SetId {
     Dropped,
     /// Live `ClusterIP`s.
     ClusterIps,
+    /// Addresses in the networks of `ServiceCidrs` that are not dropped.
+    Spared,
     /// Where other addresses than live `ClusterIP`s are dropped.
     ServiceCidrs,
     /// Addresses of this node that accept NodePort traffic.
@@ -32,7 +34,7 @@ pub(crate) enum SetId {
     RefusedNodePorts,
     /// NodePorts whose packets are dropped if they were not translated, at any address.
     DroppedNodePorts,
-    /// Addresses of backends. Spec: CT-7.
+    /// Backends of TCP: address and port. Spec: CT-7.
     Backends,
 }
 
@@ -41,12 +43,13 @@ const MAX_ELEMENTS: u32 = 1 << 28;
 
 impl SetId {
     /// Every set.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::SourceRanges,
         Self::Guarded,
         Self::Refused,
         Self::Dropped,
         Self::ClusterIps,
+        Self::Spared,
         Self::ServiceCidrs,
         Self::NodeAddresses,
         Self::RefusedNodePorts,
@@ -71,11 +74,12 @@ impl SetId {
             Self::Refused => "refused",
             Self::Dropped => "dropped",
             Self::ClusterIps => "cluster-ips",
+            Self::Spared => "spared",
             Self::ServiceCidrs => "service-cidrs",
             Self::NodeAddresses => "node-addresses",
             Self::RefusedNodePorts => "refused-node-ports",
             Self::DroppedNodePorts => "dropped-node-ports",
-            Self::Backends => "backends",
+            Self::Backends => "tcp-backends",
         }
     }
 
@@ -84,8 +88,8 @@ impl SetId {
         let name = self.name::<F>();
         let kind = match self {
             Self::SourceRanges => "hash:ip,port,net",
-            Self::Guarded | Self::Refused | Self::Dropped => "hash:ip,port",
-            Self::ClusterIps | Self::NodeAddresses | Self::Backends => "hash:ip",
+            Self::Guarded | Self::Refused | Self::Dropped | Self::Backends => "hash:ip,port",
+            Self::ClusterIps | Self::Spared | Self::NodeAddresses => "hash:ip",
             Self::ServiceCidrs => "hash:net",
             // Not a bitmap of ports, which knows no SCTP.
             Self::RefusedNodePorts | Self::DroppedNodePorts => "hash:net,port",
@@ -103,8 +107,8 @@ impl SetId {
             | Self::Dropped
             | Self::RefusedNodePorts
             | Self::DroppedNodePorts => "dst,dst",
-            Self::Backends => "src",
-            Self::ClusterIps | Self::NodeAddresses | Self::ServiceCidrs => "dst",
+            Self::Backends => "src,src",
+            Self::ClusterIps | Self::Spared | Self::NodeAddresses | Self::ServiceCidrs => "dst",
         };
         let not = if yes { "" } else { "! " };
         format!("-m set {not}--match-set {} {parts}", self.name::<F>())
@@ -133,6 +137,20 @@ pub(crate) const fn family_name(family: IpFamily) -> &'static str {
 /// The element of an address and a port.
 fn endpoint(address: &dyn Display, protocol: L4Proto, port: Port) -> String {
     format!("{address},{protocol}:{port}")
+}
+
+/// The element of a backend of TCP.
+pub(crate) fn backend<F: Family>(backend: &Backend<F>) -> String {
+    endpoint(&backend.address, L4Proto::Tcp, backend.port)
+}
+
+/// The backend of TCP that an element names, as `ipset save` prints it.
+pub(crate) fn read_backend<F: Family>(element: &str) -> Option<Backend<F>> {
+    let (address, port) = element.split_once(",tcp:")?;
+    Some(Backend {
+        address: F::addr(address.parse().ok()?)?,
+        port: Port::new(port.parse().ok()?)?,
+    })
 }
 
 /// The elements of a frontend: a NodePort's cover every address.

@@ -3,6 +3,7 @@
 //! Each test has a network namespace of its own, so they need root; what packets meet there is tested
 //! by the harness of the `tests` crate.
 
+use super::sets::SetId;
 use super::tool::tests::shell;
 use super::*;
 use crate::datapath::fixtures::{NOTHING, changes, in_netns, one_of_each, service_port, state};
@@ -217,4 +218,26 @@ fn affinity_beyond_the_budget_is_none_and_nobody_else_suffers() {
             NOTHING
         );
     });
+}
+
+/// As an operator counts them.
+#[test]
+fn sync_16_sets_and_filter_rules_do_not_grow_with_services() {
+    for (flavour, iptables) in FLAVOURS {
+        in_netns(move || {
+            let mut datapath = Iptables::<V4>::open(flavour).unwrap();
+            let mut count = |n: u16| {
+                let ports = (1..=n).map(|number| service_port::<V4>(number, 3, 0b0111_1000));
+                datapath.resync(&state(ports)).unwrap();
+                let lines = |command: &str| shell(command).lines().count();
+                (
+                    lines("ipset list -n"),
+                    lines(&format!("{iptables} -t filter -S")),
+                )
+            };
+            let few = count(2);
+            assert!(few.0 >= SetId::ALL.len() && few.1 > 10, "{few:?}");
+            assert_eq!(count(120), few);
+        });
+    }
 }

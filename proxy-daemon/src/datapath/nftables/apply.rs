@@ -156,14 +156,12 @@ impl<F: Family> Installed<F> {
 }
 
 /// Whether a set of `n` elements may be one of which the kernel says that it has `seen`.
-const fn may_have(id: SetId, n: usize, seen: usize) -> bool {
-    match id {
-        // Packets fill the memory.
-        SetId::Affinity => true,
-        // Kernel: `nft_rbtree_usize()` counts two ends as one; the last interval of all has but one.
-        id if id.is_written_whole() => seen == n || seen == n / 2 || seen == n.div_ceil(2),
-        _ => seen == n,
-    }
+fn may_have(id: SetId, n: usize, seen: usize) -> bool {
+    // Packets fill the memory.
+    id == SetId::Affinity
+        || seen == n
+        // Kernel: `nft_rbtree_usize()` counts two ends as one; an interval up to the last key has but one.
+        || id.is_written_whole() && (seen == n / 2 || seen == n.div_ceil(2))
 }
 
 /// Removes our table.

@@ -255,6 +255,13 @@ fn is_in(set: SetId) -> Vec<Expr> {
     }]
 }
 
+fn not_in(set: SetId) -> Vec<Expr> {
+    vec![Expr::NotIn {
+        set: set.name(),
+        key: Reg(0),
+    }]
+}
+
 fn commented(comment: &'static str, rule: Rule) -> Rule {
     Rule {
         comment: Some(comment),
@@ -402,7 +409,12 @@ fn unserved<F: Family>() -> Vec<Rule> {
             is_in(SetId::ClusterIps),
             goto(chains::REJECT),
         ]),
-        rule([destination(), is_in(SetId::ServiceCidrs), drop()]),
+        rule([
+            destination(),
+            is_in(SetId::ServiceCidrs),
+            not_in(SetId::Spared),
+            drop(),
+        ]),
     ]
 }
 
@@ -433,7 +445,7 @@ fn base_chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
     };
     let mut forward = served(ESTABLISHED_OR_RELATED);
     if globals.drop_invalid {
-        forward.push(invalid_of_endpoints::<F>());
+        forward.push(invalid_of_backends::<F>());
     }
     forward.push(rule([goto(chains::UNSERVED)]));
     let mut output = served(ESTABLISHED_OR_UNTRACKED);
@@ -479,8 +491,8 @@ fn unserved_input<F: Family>() -> Vec<Rule> {
     ]
 }
 
-/// Spec: CT-7. Both halves of the key are the source: it is an endpoint.
-fn invalid_of_endpoints<F: Family>() -> Rule {
+/// Spec: CT-7. Both ends of the key are the source: it is a backend, and sends from the backend's port.
+fn invalid_of_backends<F: Family>() -> Rule {
     const TCP: u8 = 6;
     let is_tcp = Expr::Equal {
         reg: Reg(0),
@@ -491,9 +503,15 @@ fn invalid_of_endpoints<F: Family>() -> Rule {
         vec![Expr::L4Proto { to: Reg(0) }, is_tcp],
         vec![
             load_source::<F>(Reg(0)),
-            load_source::<F>(Reg(words::<F>())),
+            Expr::L4Proto {
+                to: Reg(words::<F>()),
+            },
+            Expr::SourcePort {
+                to: Reg(words::<F>() + 1),
+            },
+            load_source::<F>(Reg(words::<F>() + 2)),
         ],
-        is_in(SetId::Endpoints),
+        is_in(SetId::Backends),
         verdict(Verdict::Drop),
     ]);
     commented(
@@ -504,10 +522,12 @@ fn invalid_of_endpoints<F: Family>() -> Rule {
 
 fn postrouting<F: Family>(globals: &Globals<F>) -> Vec<Rule> {
     let marked = any_bit(Expr::Mark { to: Reg(0) }, globals.masquerade_bit.mask());
-    let ends = vec![
-        load_source::<F>(Reg(0)),
-        load_destination::<F>(Reg(words::<F>())),
-    ];
+    let ends = [
+        vec![load_source::<F>(Reg(0))],
+        load_node_port(words::<F>()),
+        vec![load_destination::<F>(Reg(words::<F>() + 2))],
+    ]
+    .concat();
     vec![
         rule([marked, goto(chains::MASQUERADE)]),
         commented(
@@ -515,7 +535,7 @@ fn postrouting<F: Family>(globals: &Globals<F>) -> Vec<Rule> {
             rule([
                 translated(),
                 ends,
-                is_in(SetId::Endpoints),
+                is_in(SetId::Backends),
                 vec![Expr::Masquerade],
             ]),
         ),

@@ -1,7 +1,7 @@
 //! Which elements does a ServicePort have in our sets, and which do the globals?
 //!
 //! Invariants: pure; decides nothing that the forwarding state leaves open; the same ServicePort gives
-//! the same elements, whatever else there is. What several ServicePorts share (kinds, endpoints,
+//! the same elements, whatever else there is. What several ServicePorts share (kinds, backends,
 //! ClusterIPs) is only named here, and counted by `apply`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,8 +25,8 @@ pub(crate) struct Rendered<F: Family> {
     pub(crate) elements: Elements,
     /// Kinds in use, each with the map that holds it; as often as it is used.
     pub(crate) kinds: Vec<(SetId, Kind)>,
-    /// Addresses of backends; as often as they are used.
-    pub(crate) endpoints: Vec<F::Addr>,
+    /// Backends; as often as they are used.
+    pub(crate) backends: Vec<(L4Proto, Backend<F>)>,
     /// Live ClusterIPs; as often as they are used.
     pub(crate) cluster_ips: Vec<F::Addr>,
 }
@@ -36,7 +36,7 @@ impl<F: Family> Default for Rendered<F> {
         Self {
             elements: Elements::default(),
             kinds: Vec::new(),
-            endpoints: Vec::new(),
+            backends: Vec::new(),
             cluster_ips: Vec::new(),
         }
     }
@@ -94,6 +94,15 @@ pub(crate) fn backend_key<F: Family>(backend: &Backend<F>) -> Vec<u8> {
     bytes
 }
 
+/// The key of both ends of a hairpin: the client is the backend.
+pub(crate) fn hairpin_key<F: Family>(protocol: L4Proto, backend: &Backend<F>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(F::ADDR_LEN * 2 + 8);
+    F::write_addr(backend.address, &mut bytes);
+    write_node_port(protocol, backend.port.get(), &mut bytes);
+    F::write_addr(backend.address, &mut bytes);
+    bytes
+}
+
 /// The codes by which clients remember the backends of a ServicePort; by both sets of backends.
 ///
 /// A code is a hash of address and port, so that it outlives changes of the other backends and a restart.
@@ -133,11 +142,20 @@ pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, elements: &mut Ele
         masquerade_bit: _,
         node_port_addresses,
         service_cidrs,
+        spared,
         drop_invalid: _,
     } = globals;
     for address in node_port_addresses {
         elements.push(
             SetId::NodePortAddresses,
+            Key::Exact(&address_key::<F>(*address)),
+            Data::None,
+            "",
+        );
+    }
+    for address in spared {
+        elements.push(
+            SetId::Spared,
             Key::Exact(&address_key::<F>(*address)),
             Data::None,
             "",
@@ -159,7 +177,7 @@ pub(crate) fn render_service_port<F: Family>(
 ) {
     let ServicePort {
         id,
-        protocol: _,
+        protocol,
         cluster_ip,
         affinity,
         cluster,
@@ -187,8 +205,12 @@ pub(crate) fn render_service_port<F: Family>(
     let codes = affinity.map(|_| backend_codes(service_port));
     for (owner, set) in view.uses {
         match set {
-            BackendSet::Cluster => render_backends(&owner, cluster, codes.as_ref(), &CLUSTER, to),
-            BackendSet::Local => render_backends(&owner, local, codes.as_ref(), &LOCAL, to),
+            BackendSet::Cluster => {
+                render_backends((&owner, *protocol), cluster, codes.as_ref(), &CLUSTER, to);
+            }
+            BackendSet::Local => {
+                render_backends((&owner, *protocol), local, codes.as_ref(), &LOCAL, to);
+            }
         }
     }
 }
@@ -214,7 +236,7 @@ const LOCAL: BackendMaps = BackendMaps {
 
 /// Renders a set of backends under the key of the frontend that names the ServicePort.
 fn render_backends<F: Family>(
-    owner: &[u8],
+    (owner, protocol): (&[u8], L4Proto),
     backends: &[Backend<F>],
     codes: Option<&BTreeMap<Backend<F>, u32>>,
     maps: &BackendMaps,
@@ -228,7 +250,7 @@ fn render_backends<F: Family>(
         key.extend_from_slice(&number.to_ne_bytes());
         to.elements
             .push(maps.by_number, Key::Exact(&key), Data::Bytes(&bytes), "");
-        to.endpoints.push(backend.address);
+        to.backends.push((protocol, *backend));
         if let Some(code) = codes.and_then(|codes| codes.get(backend)) {
             to.elements.push(
                 maps.codes,

@@ -41,7 +41,7 @@ impl Reading {
     fn probes(self, id: SetId, wanted: usize, set: Option<&PrintedSet>) -> bool {
         let large = matches!(
             id,
-            SetId::ClusterBackends | SetId::LocalBackends | SetId::Endpoints | SetId::ClusterIps
+            SetId::ClusterBackends | SetId::LocalBackends | SetId::Backends | SetId::ClusterIps
         ) && wanted >= PROBED;
         self == Self::Probe && large && set.is_some_and(|set| set.n_elements.is_some())
     }

@@ -130,6 +130,11 @@ pub(crate) enum Expr {
         /// Where to.
         to: Reg,
     },
+    /// Loads the transport header's source port.
+    SourcePort {
+        /// Where to.
+        to: Reg,
+    },
     /// Loads the transport header's destination port.
     DestinationPort {
         /// Where to.
@@ -227,6 +232,13 @@ pub(crate) enum Expr {
     },
     /// Goes on only if the key is in the set.
     In {
+        /// The set.
+        set: &'static str,
+        /// Where the key begins.
+        key: Reg,
+    },
+    /// Goes on only if the key is not in the set.
+    NotIn {
         /// The set.
         set: &'static str,
         /// Where the key begins.

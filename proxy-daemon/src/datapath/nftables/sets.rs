@@ -78,8 +78,8 @@ sets! {
     Affinity = "affinity",
     /// Addresses of this node that accept NodePort traffic.
     NodePortAddresses = "node-port-addresses",
-    /// Addresses of all backends, twice.
-    Endpoints = "endpoints",
+    /// All backends: address, protocol, port, and the address again.
+    Backends = "backends",
     /// VIP frontends to be rejected.
     NoEndpoints = "no-endpoints",
     /// NodePort frontends to be rejected.
@@ -90,6 +90,8 @@ sets! {
     ClusterIps = "cluster-ips",
     /// Networks whose other addresses are dropped.
     ServiceCidrs = "service-cidrs",
+    /// Addresses in these networks that are not dropped.
+    Spared = "spared",
 }
 
 impl SetId {
@@ -105,7 +107,6 @@ impl SetId {
             IpFamily::V6 => v6,
         };
         let address = pick(&[V4], &[V6]);
-        let pair = pick(&[V4, V4], &[V6, V6]);
         let frontend = pick(&[V4, Proto, Service], &[V6, Proto, Service]);
         let numbered = pick(
             &[V4, Proto, Service, Integer],
@@ -191,10 +192,10 @@ impl SetId {
                 "ServicePort . client : code of the backend it had last",
             ),
             Self::NodePortAddresses => (address, Value::None, "addresses that accept node ports"),
-            Self::Endpoints => (
-                pair,
+            Self::Backends => (
+                client,
                 Value::None,
-                "addresses of backends, twice: source and destination of a hairpin",
+                "address . protocol . port . address of backends: the other end of a hairpin",
             ),
             Self::NoEndpoints => (frontend, Value::None, "frontends without endpoints"),
             Self::NoEndpointNodePorts => (node_port, Value::None, "node ports without endpoints"),
@@ -203,6 +204,11 @@ impl SetId {
             }
             Self::ClusterIps => (address, Value::None, "cluster IPs in use"),
             Self::ServiceCidrs => (address, Value::None, "where cluster IPs come from"),
+            Self::Spared => (
+                address,
+                Value::None,
+                "addresses of this node and of endpoints in @service-cidrs",
+            ),
         };
         let kind = if matches!(self, Self::SourceRanges | Self::ServiceCidrs) {
             SetKind::Interval

@@ -1,22 +1,23 @@
 //! What do several ServicePorts share in the kernel, and when does the last of them let go?
 //!
-//! Kinds, pick chains, endpoints and ClusterIPs are there as long as one ServicePort uses them.
+//! Kinds, pick chains, backends and ClusterIPs are there as long as one ServicePort uses them.
 //! Invariant: the counts are those of the forwarding state that the kernel was last given.
 
 use super::codec::{Data, Key};
 use super::elements::Elements;
 use super::kind::{Kind, Pick};
 use super::layout::SetId;
-use super::render::{Rendered, address_key};
+use super::render::{Rendered, address_key, hairpin_key};
 use crate::datapath::counts::Counts;
-use crate::net::Family;
+use crate::forwarding::Backend;
+use crate::net::{Family, L4Proto};
 
 /// How often each shared thing is used; or by how much that changes.
 #[derive(Debug)]
 pub(crate) struct Shared<F: Family> {
     kinds: Counts<(SetId, Kind)>,
     picks: Counts<Pick>,
-    endpoints: Counts<F::Addr>,
+    backends: Counts<(L4Proto, Backend<F>)>,
     cluster_ips: Counts<F::Addr>,
 }
 
@@ -25,7 +26,7 @@ impl<F: Family> Default for Shared<F> {
         Self {
             kinds: Counts::default(),
             picks: Counts::default(),
-            endpoints: Counts::default(),
+            backends: Counts::default(),
             cluster_ips: Counts::default(),
         }
     }
@@ -50,7 +51,7 @@ impl<F: Family> Shared<F> {
         let Rendered {
             elements: _,
             kinds,
-            endpoints,
+            backends,
             cluster_ips,
         } = rendered;
         let picks: Vec<Pick> = kinds
@@ -62,7 +63,7 @@ impl<F: Family> Shared<F> {
             .collect();
         self.kinds.add(kinds, by);
         self.picks.add(&picks, by);
-        self.endpoints.add(endpoints, by);
+        self.backends.add(backends, by);
         self.cluster_ips.add(cluster_ips, by);
     }
 
@@ -77,11 +78,11 @@ impl<F: Family> Shared<F> {
                 to.push(set, Key::Exact(&key), Data::Verdict(&kind.verdict()), "");
             }
         }
-        let (begin, cease) = self.endpoints.turns(&change.endpoints);
-        for (addresses, to) in [(cease, &mut turns.removed), (begin, &mut turns.added)] {
-            for address in addresses {
-                let key = address_key::<F>(address).repeat(2);
-                to.push(SetId::Endpoints, Key::Exact(&key), Data::None, "");
+        let (begin, cease) = self.backends.turns(&change.backends);
+        for (backends, to) in [(cease, &mut turns.removed), (begin, &mut turns.added)] {
+            for (protocol, backend) in backends {
+                let key = hairpin_key(protocol, &backend);
+                to.push(SetId::Backends, Key::Exact(&key), Data::None, "");
             }
         }
         let (begin, cease) = self.cluster_ips.turns(&change.cluster_ips);
@@ -103,12 +104,12 @@ impl<F: Family> Shared<F> {
         let Self {
             kinds,
             picks,
-            endpoints,
+            backends,
             cluster_ips,
         } = change;
         self.kinds.merge(kinds);
         self.picks.merge(picks);
-        self.endpoints.merge(endpoints);
+        self.backends.merge(backends);
         self.cluster_ips.merge(cluster_ips);
     }
 

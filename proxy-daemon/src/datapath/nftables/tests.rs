@@ -5,9 +5,11 @@
 
 use std::collections::BTreeSet;
 
+use super::layout::SetId;
 use super::*;
 use crate::datapath::fixtures::{
-    NOTHING, Numbers, address, changes, in_netns, net, one_of_each, service_port, state,
+    NOTHING, Numbers, address, changes, in_netns, net, one_of_each, service_port, some_networks,
+    state,
 };
 use crate::datapath::{Datapath, SyncReport};
 use crate::forwarding::BackendSet;
@@ -295,29 +297,6 @@ fn the_listing_can_be_fed_back_to_nft() {
     });
 }
 
-/// A set of networks of the pool: some that touch, nest or repeat, and the ends of the space.
-fn some_networks<F: Family>(numbers: &mut Numbers) -> BTreeSet<F::Net> {
-    let bits = u8::try_from(F::ADDR_LEN * 8).unwrap();
-    let edge = |byte: u8, prefix: u8| {
-        let address = F::read_addr(&vec![byte; F::ADDR_LEN]).unwrap();
-        let network = ipnet::IpNet::new(address.into(), prefix).unwrap().trunc();
-        F::net(network).unwrap()
-    };
-    let one = |numbers: &mut Numbers| match numbers.below(20) {
-        0 => edge(0, bits),
-        1 => edge(0xff, bits),
-        2 => edge(0, 0),
-        3 => edge(0, 1),
-        4 => edge(0xff, 1),
-        5 => edge(0xff, 8),
-        6 => net::<F>(0x60_0000 + numbers.below(4), 0),
-        7..12 => net::<F>(0x60_0000 + numbers.below(8) * 0x80, 7),
-        12..18 => net::<F>(0x60_0000 + numbers.below(4) * 0x100, 8),
-        _ => net::<F>(0x60_0000, 10),
-    };
-    (0..numbers.below(6)).map(|_| one(numbers)).collect()
-}
-
 /// Whether `nft` finds the address in the set.
 #[expect(
     clippy::disallowed_methods,
@@ -512,5 +491,73 @@ fn sync_10_a_table_that_another_program_holds_is_named() {
         holder.wait().unwrap();
         datapath.resync(&state).unwrap();
         assert_eq!(Nftables::open().unwrap().resync(&state).unwrap(), NOTHING);
+    });
+}
+
+/// Sets of newer tools, with user data of types that nobody knows yet, in a foreign table and in ours.
+#[test]
+fn life_17_unknown_user_data_disturbs_nobody() {
+    in_netns(|| {
+        // A type that does not exist, of three bytes, and a comment.
+        let userdata = [200, 3, 1, 2, 3, 7, 2, b'x', 0];
+        let declaration = SetId::ClusterIps.declaration(IpFamily::V4);
+        let newer = ruleset::Set {
+            name: "newer",
+            ..declaration.clone()
+        };
+        let mut foreign = Kernel::open(IpFamily::V4, "foreign").unwrap();
+        let mut transaction = codec::Transaction::new(IpFamily::V4, "foreign", None);
+        transaction.ensure_table();
+        transaction.create_set_with(&newer, &userdata);
+        foreign.commit(transaction).unwrap();
+        let state = one_of_each::<V4>();
+        let mut datapath = Nftables::<V4>::open().unwrap();
+        datapath.resync(&state).unwrap();
+        nft("list ruleset");
+
+        let mut ours = Kernel::open(IpFamily::V4, layout::TABLE).unwrap();
+        let mut transaction = codec::Transaction::new(IpFamily::V4, layout::TABLE, None);
+        transaction.create_set_with(&newer, &userdata);
+        ours.commit(transaction).unwrap();
+        assert!(datapath.changed_by_others().unwrap());
+        datapath.resync(&state).unwrap();
+        assert_eq!(Nftables::open().unwrap().resync(&state).unwrap(), NOTHING);
+        nft("list ruleset");
+
+        // The whole table is a newer one's.
+        nft("delete table ip proxy-daemon");
+        let mut transaction = codec::Transaction::new(IpFamily::V4, layout::TABLE, None);
+        transaction.ensure_table();
+        transaction.create_set_with(&declaration, &userdata);
+        ours.commit(transaction).unwrap();
+        datapath.resync(&state).unwrap();
+        assert_eq!(Nftables::open().unwrap().resync(&state).unwrap(), NOTHING);
+        nft("list ruleset");
+        assert_eq!(
+            foreign.table().unwrap().and_then(|table| table.n_objects),
+            Some(1)
+        );
+    });
+}
+
+/// As an operator counts them.
+#[test]
+fn sync_16_sets_and_chains_do_not_grow_with_services() {
+    in_netns(|| {
+        let count = |n: u16| {
+            let traits = [0, 0b0100_1000, 0b1000_0000, 0b0011_1000];
+            let service_ports = (1..=n)
+                .flat_map(|i| (0..4).map(move |k| (i * 4 + k, traits[usize::from(k)])))
+                .map(|(number, traits)| service_port::<V4>(number, 3, traits));
+            let mut datapath = Nftables::<V4>::open().unwrap();
+            datapath.resync(&state(service_ports)).unwrap();
+            let list = list::<V4>();
+            let begins = |word: &str| list.lines().filter(|l| l.trim().starts_with(word)).count();
+            (begins("set "), begins("map "), begins("chain "))
+        };
+        let few = count(1);
+        assert_eq!(few.0 + few.1, SetId::ALL.len());
+        assert!(few.2 > 10, "{few:?}");
+        assert_eq!(count(250), few);
     });
 }

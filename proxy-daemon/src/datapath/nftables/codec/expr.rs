@@ -105,14 +105,15 @@ fn compare(w: &mut Writer, reg: Reg, operation: u32, bytes: &[u8]) {
     });
 }
 
-fn lookup(w: &mut Writer, set: &str, key: Reg, to: Option<u32>) {
+/// `flags`: 1 goes on if there is no such key.
+fn lookup(w: &mut Writer, set: &str, key: Reg, to: Option<u32>, flags: u32) {
     named(w, "lookup", |w| {
         w.attr_str(1, set);
         w.attr_u32(2, key.number());
         if let Some(to) = to {
             w.attr_u32(3, to);
         }
-        w.attr_u32(5, 0);
+        w.attr_u32(5, flags);
     });
 }
 
@@ -138,6 +139,7 @@ fn write_expression(w: &mut Writer, expr: &Expr, family: IpFamily) {
     };
     match expr {
         Expr::Network { offset, len, to } => payload(w, NETWORK_HEADER, *offset, *len, *to),
+        Expr::SourcePort { to } => payload(w, TRANSPORT_HEADER, 0, 2, *to),
         Expr::DestinationPort { to } => payload(w, TRANSPORT_HEADER, 2, 2, *to),
         Expr::L4Proto { to } => load(w, "meta", 16, *to),
         Expr::Mark { to } => load(w, "meta", 3, *to),
@@ -185,9 +187,10 @@ fn write_expression(w: &mut Writer, expr: &Expr, family: IpFamily) {
         }),
         Expr::Equal { reg, to } => compare(w, *reg, 0, to),
         Expr::NotEqual { reg, to } => compare(w, *reg, 1, to),
-        Expr::In { set, key } => lookup(w, set, *key, None),
-        Expr::Map { set, key, to } => lookup(w, set, *key, Some(to.number())),
-        Expr::VerdictMap { set, key } => lookup(w, set, *key, Some(0)),
+        Expr::In { set, key } => lookup(w, set, *key, None, 0),
+        Expr::NotIn { set, key } => lookup(w, set, *key, None, 1),
+        Expr::Map { set, key, to } => lookup(w, set, *key, Some(to.number()), 0),
+        Expr::VerdictMap { set, key } => lookup(w, set, *key, Some(0), 0),
         Expr::Random { below, to } => named(w, "numgen", |w| {
             w.attr_u32(1, to.number());
             w.attr_u32(2, *below);

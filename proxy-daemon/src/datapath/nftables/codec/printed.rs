@@ -334,7 +334,9 @@ mod tests {
 
     fn table(attrs: &[(u16, u32)]) -> TableIs {
         let mut w = Writer::new();
-        attrs.iter().for_each(|(k, n)| w.attr_u32(*k, *n));
+        for (k, n) in attrs {
+            w.attr_u32(*k, *n);
+        }
         w.attr(6, &comment_bytes("ours"));
         PrintedTable::new(Attrs(w.as_slice())).is("ours")
     }

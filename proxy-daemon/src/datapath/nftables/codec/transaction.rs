@@ -131,6 +131,19 @@ impl Transaction {
         });
     }
 
+    /// Creates a set or map with other user data than ours.
+    #[cfg(test)]
+    pub(crate) fn create_set_with(&mut self, set: &Set, userdata: &[u8]) {
+        const USERDATA: u16 = 13;
+        let family = self.family;
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.message(MSG_NEWSET, flags, "creation", set.name.into(), |w| {
+            write_set(w, set, family);
+            // Kernel: the last of several counts.
+            w.attr(USERDATA, userdata);
+        });
+    }
+
     /// Removes a set or map by name.
     pub(crate) fn delete_set(&mut self, name: &str) {
         self.message(MSG_DELSET, 0, "removal", name.to_owned().into(), |w| {

@@ -70,7 +70,19 @@ impl Opening {
             tracing::info!(family = F::FAMILY.name(), "not on this node: single-stack");
             return Ok(None);
         }
-        match self.kind.open::<F>() {
+        let opened = match self.kind.open::<F>() {
+            Err(error) if error.may_pass() => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(
+                    family = F::FAMILY.name(),
+                    error,
+                    "not served yet, trying again"
+                );
+                Ok(self.kind.open_later())
+            }
+            opened => opened,
+        };
+        match opened {
             Ok(datapath) => {
                 let stale_flows = StaleFlows::new(Box::new(Netlink::default()));
                 let carrier = Carrier::new(datapath, stale_flows, self.sync_period, self.now);

@@ -12,6 +12,8 @@ pub mod nftables;
 #[cfg(test)]
 mod tests;
 
+use nix::errno::Errno;
+
 use crate::forwarding::{Changes, ForwardingState};
 use crate::net::Family;
 use iptables::{Flavour, Iptables};
@@ -48,15 +50,77 @@ impl Kind {
         Self::ALL.into_iter().filter(move |kind| *kind != self)
     }
 
+    /// One that is opened by its first sync, for when that is not possible now. Spec: DS-1.
+    pub fn open_later<F: Family>(self) -> Box<dyn Datapath<F>> {
+        Box::new(Late {
+            kind: self,
+            opened: None,
+        })
+    }
+
     /// Opens it in the network namespace of the calling thread. Writes nothing.
     ///
     /// # Errors
-    /// [`DatapathError::Unusable`] if a program, a capability or a part of the kernel is missing.
+    /// [`DatapathError::Unusable`] if a program, a capability or a part of the kernel is missing;
+    /// [`DatapathError::Refused`] if there are no descriptors or no memory for it now.
     pub fn open<F: Family>(self) -> Result<Box<dyn Datapath<F>>, DatapathError> {
         Ok(match self {
             Self::Nftables => Box::new(Nftables::<F>::open()?),
             Self::Iptables(flavour) => Box::new(Iptables::<F>::open(flavour)?),
         })
+    }
+}
+
+/// Kernel: what it answers when there is no more of something, or somebody was faster.
+fn is_shortage(error: &std::io::Error) -> bool {
+    let shortages = [
+        Errno::EMFILE,
+        Errno::ENFILE,
+        Errno::ENOMEM,
+        Errno::ENOBUFS,
+        Errno::EAGAIN,
+        Errno::EINTR,
+        Errno::EBUSY,
+    ];
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    errno.is_some_and(|errno| shortages.contains(&errno))
+}
+
+/// One that could not be opened yet, and is tried with each resync.
+struct Late<F: Family> {
+    kind: Kind,
+    opened: Option<Box<dyn Datapath<F>>>,
+}
+
+impl<F: Family> Late<F> {
+    fn open(&mut self) -> Result<&mut dyn Datapath<F>, DatapathError> {
+        let opened = match self.opened.take() {
+            Some(opened) => opened,
+            None => self.kind.open()?,
+        };
+        Ok(&mut **self.opened.insert(opened))
+    }
+}
+
+impl<F: Family> Datapath<F> for Late<F> {
+    fn sync(
+        &mut self,
+        desired: &ForwardingState<F>,
+        changes: &Changes<F>,
+    ) -> Result<SyncReport, DatapathError> {
+        self.open()?.sync(desired, changes)
+    }
+
+    fn resync(&mut self, desired: &ForwardingState<F>) -> Result<SyncReport, DatapathError> {
+        self.open()?.resync(desired)
+    }
+
+    fn changed_by_others(&mut self) -> Result<bool, DatapathError> {
+        self.open()?.changed_by_others()
+    }
+
+    fn cleanup(&mut self) -> Result<(), DatapathError> {
+        self.open()?.cleanup()
     }
 }
 
@@ -144,6 +208,29 @@ pub enum DatapathError {
 }
 
 impl DatapathError {
+    /// That something is missing, unless it is only descriptors or memory, of which there may be enough later.
+    fn lacking(operation: &'static str, advice: &'static str, source: std::io::Error) -> Self {
+        if is_shortage(&source) {
+            let object = "the system's resources".to_owned();
+            Self::Refused {
+                operation,
+                object,
+                source,
+            }
+        } else {
+            Self::Unusable {
+                operation,
+                advice,
+                source,
+            }
+        }
+    }
+
+    /// Whether trying again can help.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Refused { .. })
+    }
+
     /// Whether it means that nothing of the datapath can be on this node: the kernel or a program is missing.
     pub fn means_absent(&self) -> bool {
         match self {

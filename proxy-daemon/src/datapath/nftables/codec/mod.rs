@@ -99,10 +99,12 @@ impl Kernel {
     /// # Errors
     /// [`DatapathError::Unusable`] if there is no netlink to `nf_tables`.
     pub(crate) fn open(family: IpFamily, table: &'static str) -> Result<Self, DatapathError> {
-        let channel = Channel::open().map_err(|source| DatapathError::Unusable {
-            operation: "opening a netlink socket to nf_tables",
-            advice: "the kernel needs CONFIG_NETFILTER_NETLINK and CONFIG_NF_TABLES",
-            source,
+        let channel = Channel::open().map_err(|source| {
+            DatapathError::lacking(
+                "opening a netlink socket to nf_tables",
+                "the kernel needs CONFIG_NETFILTER_NETLINK and CONFIG_NF_TABLES",
+                source,
+            )
         })?;
         Ok(Self {
             channel,
@@ -178,7 +180,7 @@ impl Kernel {
         self.ask(MSG_GETGEN, false, |_| {}, &mut |attrs| {
             generation = attrs.get(1).and_then(Attr::u32).unwrap_or(0);
         })
-        .map_err(|source| error("reading", "the generation", source))?;
+        .map_err(|source| error(READING, "the generation", source))?;
         Ok(generation)
     }
 
@@ -193,7 +195,7 @@ impl Kernel {
         }) {
             Ok(()) => {}
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(error("reading", self.table, source)),
+            Err(source) => return Err(error(READING, self.table, source)),
         }
         match table.as_ref().and_then(|table| table.owner) {
             Some(port) => Err(DatapathError::Held {
@@ -304,9 +306,13 @@ impl Kernel {
     }
 }
 
+const READING: &str = "reading";
+
 /// Says what a person can do about an answer of the kernel, where that is known.
 fn error(operation: &'static str, object: &str, source: io::Error) -> DatapathError {
-    let advice = if source.kind() == io::ErrorKind::PermissionDenied {
+    // Kernel: a write to a table that another program owns is not permitted either, and that passes.
+    let is_denied = source.kind() == io::ErrorKind::PermissionDenied && operation == READING;
+    let advice = if is_denied {
         Some("run as root, or with the capability CAP_NET_ADMIN")
     } else if source.kind() == io::ErrorKind::Unsupported {
         Some(NEEDS)

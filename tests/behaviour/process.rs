@@ -3,18 +3,21 @@
 use std::fs::File;
 use std::io::{PipeReader, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use proxy_tests::address::{Family, P1, P2, R, R2, Site, VIP};
 use proxy_tests::case;
 use proxy_tests::daemon::{Directory, http};
-use proxy_tests::datapath::Datapath;
+use proxy_tests::datapath::{Datapath, Flavour};
 use proxy_tests::flow::{flow, kept};
 use proxy_tests::matrix::{Case, Test};
 
-use crate::common::{iptables, run, web, works};
+use crate::common::{iptables, rules, run, web, works};
 
 /// Where the node answers whoever asks.
 const HEALTHZ: &str = "127.0.0.1:10256";
@@ -32,6 +35,35 @@ pub(crate) fn cases() -> Vec<Case> {
             .v4()
             .fresh(),
         case!(life_9_a_program_that_hangs_holds_up_nothing)
+            .kernel()
+            .tcp()
+            .v4()
+            .fresh(),
+        case!(life_11_who_takes_the_socket_keeps_it_not_from_starting)
+            .kernel()
+            .tcp()
+            .v4()
+            .fresh(),
+        case!(life_7_cleanup_beside_a_running_daemon_is_refused)
+            .kernel()
+            .tcp()
+            .v4()
+            .fresh(),
+        case!(life_6_a_hang_up_is_survived)
+            .kernel()
+            .tcp()
+            .v4()
+            .fresh(),
+        case!(life_20_what_is_not_needed_is_given_up)
+            .kernel()
+            .tcp()
+            .fresh(),
+        case!(life_21_as_many_files_as_are_allowed)
+            .kernel()
+            .tcp()
+            .v4()
+            .fresh(),
+        case!(ds_1_a_shortage_makes_no_node_single_stack)
             .kernel()
             .tcp()
             .v4()
@@ -192,4 +224,195 @@ fn has_living(group: i32) -> bool {
             let fields: Vec<&str> = rest.split(' ').collect();
             fields[0] != "Z" && fields[2] == group.to_string()
         })
+}
+
+fn life_11_who_takes_the_socket_keeps_it_not_from_starting(t: &mut Test) {
+    // By root, which is more than a stranger is.
+    let address = SocketAddr::from_abstract_name(b"proxy-daemon").unwrap();
+    let stranger = t.node_ns().enter(|| UnixListener::bind_addr(&address));
+    web(t);
+    let world = t.clone();
+    let bed = t.bed_mut();
+    bed.daemon.publish(&world).unwrap();
+    bed.daemon.start(bed.topology.site(Site::N)).unwrap();
+    t.eventually(Duration::from_secs(30), works());
+    t.bed_mut().settle().unwrap();
+    // Two real ones still exclude each other, and also once the stranger is gone.
+    let manifests = format!(
+        "--manifests={}",
+        t.bed().daemon.manifests().path().display()
+    );
+    let second = [
+        "--hostname-override=node-n",
+        "--conntrack-max-per-core=0",
+        &manifests,
+    ];
+    let (code, text) = run(t, &second);
+    assert!(
+        code == Some(1) && text.contains("runs here already"),
+        "{text}"
+    );
+    drop(stranger);
+    let (code, text) = run(t, &second);
+    assert!(
+        code == Some(1) && text.contains("runs here already"),
+        "{text}"
+    );
+    // One that was killed is no obstacle.
+    t.bed_mut().kill_daemon().unwrap();
+    t.check(works());
+}
+
+fn life_7_cleanup_beside_a_running_daemon_is_refused(t: &mut Test) {
+    web(t);
+    t.check(works());
+    let before = rules(t);
+    let (code, text) = run(t, &["--cleanup"]);
+    assert!(
+        code == Some(1) && text.contains("runs here already"),
+        "{code:?} {text}"
+    );
+    assert_eq!(rules(t), before);
+    t.observe(works());
+}
+
+fn life_6_a_hang_up_is_survived(t: &mut Test) {
+    web(t);
+    t.check(works());
+    let pid = Pid::from_raw(t.bed().daemon.pid().cast_signed());
+    for _ in 0..3 {
+        nix::sys::signal::kill(pid, Signal::SIGHUP).unwrap();
+    }
+    t.endpoints("web").clear().ready(R);
+    t.check([flow(P1, VIP, 80).reaches([kept(R)])]);
+    assert!(t.bed_mut().daemon.ended().unwrap().is_none());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !t.bed().daemon.log().contains("SIGHUP: going on") {
+        assert!(Instant::now() < deadline, "{}", t.bed().daemon.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A line of what the kernel says about each thread of the daemon.
+fn of_threads(t: &Test, name: &str) -> Vec<String> {
+    let threads = format!("/proc/{}/task", t.bed().daemon.pid());
+    let threads = std::fs::read_dir(threads).unwrap().flatten();
+    let lines = threads.map(|thread| {
+        let status = std::fs::read_to_string(thread.path().join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().trim().to_owned()
+    });
+    lines.collect()
+}
+
+fn life_20_what_is_not_needed_is_given_up(t: &mut Test) {
+    web(t);
+    t.check(works());
+    // NET_ADMIN, NET_RAW and DAC_READ_SEARCH; SYS_MODULE for iptables-legacy.
+    let mut allowed = (1 << 12) | (1 << 13) | (1 << 2);
+    if t.datapath() == Datapath::Iptables(Flavour::Legacy) {
+        allowed |= 1 << 16;
+    }
+    for set in ["CapEff:", "CapPrm:", "CapInh:", "CapBnd:", "CapAmb:"] {
+        for held in of_threads(t, set) {
+            let held = u64::from_str_radix(&held, 16).unwrap();
+            assert_eq!(held & !allowed, 0, "{set} {held:x}");
+        }
+    }
+    assert!(of_threads(t, "NoNewPrivs:").iter().all(|it| it == "1"));
+    // What comes later still works: changes, a look at what others did, a repair.
+    t.endpoints("web").clear().ready(R);
+    t.check([flow(P1, VIP, 80).reaches([kept(R)])]);
+    t.flush();
+    t.eventually(
+        Duration::from_secs(60),
+        [flow(P1, VIP, 80).reaches([kept(R)])],
+    );
+    t.restart(Signal::SIGKILL, &[]);
+    t.observe([flow(P1, VIP, 80).reaches([kept(R)])]);
+}
+
+/// Has the daemon start with these limits of open files.
+fn limit_files(t: &mut Test, soft: usize, hard: usize) {
+    let limit = format!("--nofile={soft}:{hard}");
+    t.bed_mut().daemon.set_prefix(&["prlimit", &limit]);
+}
+
+fn life_21_as_many_files_as_are_allowed(t: &mut Test) {
+    limit_files(t, 200, 4000);
+    web(t);
+    t.check(works());
+    let limits = format!("/proc/{}/limits", t.bed().daemon.pid());
+    let limits = std::fs::read_to_string(limits).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let soft = files.unwrap().split_whitespace().nth(3).unwrap();
+    assert_eq!(soft, "4000", "{limits}");
+}
+
+fn ds_1_a_shortage_makes_no_node_single_stack(t: &mut Test) {
+    let (family, other) = (t.family, t.family.other());
+    t.service("web")
+        .families(&[family, other])
+        .cluster_ip(VIP)
+        .port(80);
+    t.endpoints("web").ready(P2);
+    t.slice("web", "web-other").family(other).ready(P2);
+    let world = t.clone();
+    let directory = Directory::new().unwrap();
+    // Wherever the shortage begins: the daemon ends and says so, or goes on trying.
+    for n_files in 12..28 {
+        limit_files(t, n_files, n_files);
+        let bed = t.bed_mut();
+        bed.daemon
+            .log_to(File::create(directory.path().join("log")).unwrap());
+        bed.daemon.publish(&world).unwrap();
+        bed.daemon.start(bed.topology.site(Site::N)).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let status = bed.daemon.ended().unwrap();
+            let log = std::fs::read_to_string(directory.path().join("log")).unwrap();
+            assert!(!log.contains("single-stack"), "{n_files}: {log}");
+            if let Some(status) = status {
+                assert!(!status.success(), "{n_files}: {status}: {log}");
+                assert!(log.contains("Too many open files"), "{n_files}: {log}");
+                break;
+            }
+            let news = ["synced", "sync failed", "not served yet"];
+            let has_news = |family: &str| {
+                let family = format!("family=\"{family}\"");
+                let lines = log.lines().filter(|line| line.contains(&family));
+                lines
+                    .into_iter()
+                    .any(|line| news.iter().any(|it| line.contains(it)))
+            };
+            // Without the manifests there is nothing to serve yet.
+            let waits = log.contains("manifests cannot be read");
+            if waits || has_news("IPv4") && has_news("IPv6") {
+                bed.kill_daemon().unwrap();
+                break;
+            }
+            assert!(Instant::now() < deadline, "{n_files}: {log}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    // One that comes later passes.
+    limit_files(t, 4000, 4000);
+    let both =
+        |host| [family, other].map(|family| flow(P1, VIP, 80).family(family).reaches([kept(host)]));
+    t.check(both(P2));
+    let pid = format!("--pid={}", t.bed().daemon.pid());
+    let limit = |t: &Test, n: &str| {
+        let limit = format!("--nofile={n}:4000");
+        t.node_ns().check_run("prlimit", &[&pid, &limit]).unwrap();
+    };
+    limit(t, "3");
+    t.endpoints("web").clear().ready(R);
+    t.slice("web", "web-other").clear().family(other).ready(R);
+    let world = t.clone();
+    t.bed_mut().daemon.publish(&world).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    limit(t, "4000");
+    t.eventually(Duration::from_secs(60), both(R));
 }

@@ -143,6 +143,8 @@ pub struct Daemon {
     token: String,
     /// Where it logs, if not into its file.
     log_to: Option<File>,
+    /// The program, and its arguments, that starts it.
+    prefix: Vec<String>,
 }
 
 impl Daemon {
@@ -163,6 +165,7 @@ impl Daemon {
             child: None,
             token: String::new(),
             log_to: None,
+            prefix: Vec::new(),
         })
     }
 
@@ -204,6 +207,11 @@ impl Daemon {
     /// Has it log there instead of into its file (`None`); counts from the next start.
     pub fn log_to(&mut self, log: impl Into<Option<File>>) {
         self.log_to = log.into();
+    }
+
+    /// Has this program, with these arguments, start it from the next start on.
+    pub fn set_prefix(&mut self, words: &[&str]) {
+        self.prefix = words.iter().map(|word| (*word).to_owned()).collect();
     }
 
     /// The id of its process.
@@ -257,7 +265,11 @@ impl Daemon {
                 .append(true)
                 .open(self.log_path())?,
         };
-        let child = ns.spawn(&binary, &self.flags, &self.environment, log)?;
+        let daemon = [binary.display().to_string()];
+        let words = self.prefix.iter().chain(&daemon).chain(&self.flags);
+        let words: Vec<String> = words.cloned().collect();
+        let (program, arguments) = words.split_first().context("there is a program")?;
+        let child = ns.spawn(Path::new(program), arguments, &self.environment, log)?;
         self.child = Some(child);
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use config_file::Watched;
@@ -29,6 +29,7 @@ mod feed;
 mod inspect;
 mod lock;
 mod node;
+mod own;
 mod sysctls;
 
 pub use error::AppError;
@@ -49,6 +50,7 @@ pub fn start(cli: &Cli) -> Result<(), AppError> {
         })
         .map_err(AppError::Runtime)?;
         check_privilege()?;
+        let _lock = lock::Lock::take()?;
         return cleanup::run();
     }
     // Before the configuration is read, so that no change of it is missed.
@@ -57,12 +59,16 @@ pub fn start(cli: &Cli) -> Result<(), AppError> {
     if let Some(command) = &cli.command {
         return inspect::run(&config, command);
     }
+    let is_init = cli.flags.init_only == Some(true);
+    let own = (!is_init).then(|| own::Own::settle(&config));
     crate::telemetry::start(config.log).map_err(AppError::Runtime)?;
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
     check_privilege()?;
-    if cli.flags.init_only == Some(true) {
+    if let Some(own) = own {
+        own.tell();
+    } else {
         // Spec: LIFE-8.
         sysctls::apply(&Sysctls::default(), &config.conntrack)?;
         return Ok(());
@@ -124,7 +130,12 @@ fn read_config(cli: &Cli) -> Result<Resolved, AppError> {
 
 /// The daemon, from the first connection to the last signal.
 async fn run(config: Config, watched: Option<std::io::Result<Watched>>) -> Result<(), AppError> {
-    let _lock = lock::take().await?;
+    // From here on it does not end the process; below it is looked at.
+    let hang_up = signal(SignalKind::hangup()).map_err(AppError::Runtime)?;
+    let taking = tokio::task::spawn_blocking(lock::Lock::take);
+    let _lock = taking
+        .await
+        .map_err(|error| AppError::Runtime(error.into()))??;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         mode = config.mode.name(),
@@ -132,15 +143,12 @@ async fn run(config: Config, watched: Option<std::io::Result<Watched>>) -> Resul
         source = %feed::describe(&config.source),
         "starting"
     );
-    if let Err(error) = host::set_oom_score_adj(config.oom_score_adj) {
-        tracing::info!(%error, "oom_score_adj stays");
-    }
     let shared = Arc::new(Shared::default());
     let feed = feed::open(&config).await?;
     let mailbox = Arc::new(Mailbox::default());
     let mut config_changed = std::pin::pin!(config_file::changed(watched));
     let ended = tokio::select! {
-        signal = end_signal() => signal,
+        signal = end_signal(hang_up) => signal,
         Err(error) = feed.run(Arc::clone(&shared)) => Err(error),
         error = &mut config_changed => Err(error),
         Err(error) = serve(&config, &shared, &mailbox) => Err(error),
@@ -151,15 +159,24 @@ async fn run(config: Config, watched: Option<std::io::Result<Watched>>) -> Resul
     ended
 }
 
-/// Waits for SIGTERM or SIGINT.
-async fn end_signal() -> Result<(), AppError> {
+/// Waits for SIGTERM or SIGINT; SIGHUP, which comes when a terminal closes or from one who means "read your
+/// configuration again", is only logged.
+async fn end_signal(mut hang_up: Signal) -> Result<(), AppError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: ending, Services keep working"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: ending, Services keep working"),
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: ending, Services keep working"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: ending, Services keep working"),
+            _ = hang_up.recv() => {
+                tracing::info!(
+                    "SIGHUP: going on; a changed configuration file is noticed without it, flags by a restart"
+                );
+                continue;
+            }
+        }
+        return Ok(());
     }
-    Ok(())
 }
 
 /// Everything after the source was opened; ends only by failing.

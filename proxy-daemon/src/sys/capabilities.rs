@@ -1,5 +1,6 @@
-//! Are we allowed to do what we must do?
+//! Are we allowed to do what we must do, and to no more than that?
 
+use caps::errors::CapsError;
 use caps::{CapSet, Capability};
 
 /// Whether this process may change the network of its namespace.
@@ -13,4 +14,62 @@ pub fn has_net_admin() -> bool {
 /// Whether this process may open raw sockets, over which iptables and its match of sets ask the kernel.
 pub fn has_net_raw() -> bool {
     caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_RAW).unwrap_or(true)
+}
+
+/// Why not all capabilities could be given up.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot reduce the {set:?} set of capabilities")]
+pub struct KeepError {
+    set: CapSet,
+    source: CapsError,
+}
+
+/// Gives up what this thread may do but for what is needed, for good, and for all threads and programs
+/// that it starts later; so this is for the first thread, before there is another.
+///
+/// Needed are `NET_ADMIN`; `NET_RAW`, since removing what an iptables mode left asks over raw sockets;
+/// `DAC_READ_SEARCH`, since a kubeconfig may belong to another user; and, where `loads_modules`,
+/// `SYS_MODULE`, since iptables-legacy loads `ip_tables` by itself.
+///
+/// # Errors
+/// [`KeepError`] for the first set that stays as it is; those after it were reduced all the same.
+pub fn keep_needed(loads_modules: bool) -> Result<(), KeepError> {
+    let always = [
+        Capability::CAP_NET_ADMIN,
+        Capability::CAP_NET_RAW,
+        Capability::CAP_DAC_READ_SEARCH,
+    ];
+    let is_needed = |capability: &Capability| {
+        always.contains(capability) || loads_modules && *capability == Capability::CAP_SYS_MODULE
+    };
+    let mut outcome = no_new_privileges();
+    // In this order: dropping from the bounding set needs another capability itself.
+    for set in [
+        CapSet::Bounding,
+        CapSet::Ambient,
+        CapSet::Effective,
+        CapSet::Inheritable,
+        CapSet::Permitted,
+    ] {
+        let reduced = caps::read(None, set).and_then(|held| {
+            let (needed, rest): (Vec<_>, Vec<_>) = held.into_iter().partition(&is_needed);
+            if matches!(set, CapSet::Bounding) {
+                rest.into_iter().try_for_each(|c| caps::drop(None, set, c))
+            } else if rest.is_empty() {
+                Ok(())
+            } else {
+                caps::set(None, set, &needed.into_iter().collect())
+            }
+        });
+        outcome = outcome.and(reduced.map_err(|source| KeepError { set, source }));
+    }
+    outcome
+}
+
+/// Programs that we start cannot gain what we gave up, by whatever mark a file has.
+fn no_new_privileges() -> Result<(), KeepError> {
+    nix::sys::prctl::set_no_new_privs().map_err(|error| KeepError {
+        set: CapSet::Bounding,
+        source: CapsError::from(error.to_string()),
+    })
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 /// The name that the operating system has for this host; empty if it has none.
 pub fn hostname() -> String {
     nix::unistd::gethostname()
@@ -52,6 +54,18 @@ pub fn has_ipv6() -> bool {
 /// Whatever the kernel says to the write; lowering the score needs `CAP_SYS_RESOURCE`.
 pub fn set_oom_score_adj(score: i32) -> std::io::Result<()> {
     std::fs::write("/proc/self/oom_score_adj", score.to_string())
+}
+
+/// Allows us as many open files as may be allowed; the limit before and now.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn raise_open_files() -> std::io::Result<(u64, u64)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok((soft, hard))
 }
 
 #[cfg(test)]

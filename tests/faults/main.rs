@@ -9,7 +9,6 @@
 //! changes, `witness` what must answer, `reference` what the kernel must hold, `report` what was measured. Needs root.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::disallowed_methods,

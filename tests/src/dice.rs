@@ -12,15 +12,13 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 /// # Panics
 /// When it is no number.
 pub fn seed(variable: &str) -> u64 {
-    match std::env::var(variable) {
-        Ok(value) => value
-            .parse()
-            .unwrap_or_else(|_| panic!("{variable}={value}: not a number")),
-        Err(_) => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH);
-            now.unwrap_or_default().as_millis() as u64
-        }
-    }
+    let Ok(value) = std::env::var(variable) else {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        return now.unwrap_or_default().as_millis() as u64;
+    };
+    value
+        .parse()
+        .unwrap_or_else(|_| panic!("{variable}={value}: not a number"))
 }
 
 /// Chance, from a seed.

@@ -93,13 +93,13 @@ fn read(config: &Config) -> Result<Inside, AppError> {
     surroundings.take_in(drained.node, drained.service_cidrs);
     let environment: Environment = surroundings.environment();
     let mut compiler = Compiler::new(&environment);
-    let compiled = compiler.apply(drained.services, &environment);
-    if let Some(found) = compiled.overlaps {
+    let news = compiler.apply(drained.services, &environment);
+    if let Some(found) = news.overlaps {
         shared
             .diagnostics()
             .set(About::Source("ServiceCIDRs"), found);
     }
-    for (service, found) in compiled.diagnostics {
+    for (service, found) in news.diagnostics {
         shared.diagnostics().set(About::Frontends(service), found);
     }
     let diagnostics = shared.diagnostics().current();

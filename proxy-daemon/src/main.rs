@@ -19,7 +19,8 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    match app::start(&cli) {
+    let mut held = app::Held::default();
+    match app::start(&cli, &mut held) {
         Ok(()) => {
             telemetry::end(None);
             ExitCode::SUCCESS

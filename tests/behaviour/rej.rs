@@ -25,7 +25,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(rej_5_unknown_port_of_a_cluster_ip_is_rejected),
         case!(rej_5_a_cluster_ip_without_endpoints_is_alive),
         case!(rej_6_unallocated_service_addresses_are_dropped).kernel(),
-        case!(rej_6_a_wide_service_cidr_takes_no_pod_down),
+        case!(rej_6_a_wide_service_cidr_takes_no_pod_down).fresh(),
         case!(rej_6_addresses_of_endpoints_and_of_the_node_are_not_dropped)
             .kernel()
             .protocols(&[Protocol::Tcp, Protocol::Udp]),

@@ -6,9 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
-use proxy_daemon::watch::Kind;
 use proxy_tests::fake_api::{Ahead, Ask, Fault as Wrong, Streaming};
-use serde_json::json;
 
 use crate::faults::{Fault, fault};
 use crate::run::{LIFE_3, Scene};
@@ -81,26 +79,8 @@ fn watches_told_410(scene: &mut Scene<'_>) -> Result<()> {
 }
 
 fn watches_end(scene: &mut Scene<'_>) -> Result<()> {
-    for kind in Kind::ALL {
-        let object = json!({"kind": kind.name(), "apiVersion": kind_version(kind),
-            "metadata": {"resourceVersion": scene.api.version().to_string()}});
-        let line = json!({"type": "BOOKMARK", "object": object}).to_string() + "\n";
-        scene
-            .api
-            .faults(kind, Ask::Watch, Wrong::Instead(line), u32::MAX);
-    }
-    scene.api.cut();
-    scene.pass(2000, 4000);
-    scene.api.clear_faults();
+    for_a_while(scene, &[Ask::Watch], &Wrong::OneBookmark);
     Ok(())
-}
-
-const fn kind_version(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Service | Kind::Node => "v1",
-        Kind::EndpointSlice => "discovery.k8s.io/v1",
-        Kind::ServiceCidr => "networking.k8s.io/v1",
-    }
 }
 
 fn refused(scene: &mut Scene<'_>) -> Result<()> {

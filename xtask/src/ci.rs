@@ -3,7 +3,7 @@
 use crate::{setup, sh, test, tidy};
 use anyhow::Result;
 
-/// fmt, clippy, tidy, test; all of them, also after one has failed.
+/// fmt, clippy, tidy, docs, test; all of them, also after one has failed.
 pub(crate) fn run() -> Result<bool> {
     setup::ensure()?;
     let fmt = sh::echo_run(sh::cargo().args(["fmt", "--all", "--check"]))?;
@@ -19,6 +19,15 @@ pub(crate) fn run() -> Result<bool> {
             .args(["--", "--deny", "warnings"]),
     )?;
     let tidy = tidy::run(&tidy::Options::default())?;
+    let docs = sh::echo_run(
+        sh::cargo()
+            .args(["doc", "--workspace", "--exclude", "proxy-ebpf", "--no-deps"])
+            .arg("--document-private-items")
+            .env(
+                "RUSTDOCFLAGS",
+                "--deny warnings --allow rustdoc::private_intra_doc_links",
+            ),
+    )?;
     let test = test::run(&test::Options::default())?;
-    Ok(fmt && clippy && tidy && test)
+    Ok(fmt && clippy && tidy && docs && test)
 }

@@ -56,7 +56,7 @@ enum Verb {
     },
     /// Check what the compiler cannot: imports, SPEC IDs, module docs, unsafe, the tree
     Tidy(tidy::Options),
-    /// What must hold before landing: fmt, clippy, tidy, test
+    /// What must hold before landing: fmt, clippy, tidy, docs, test
     Ci,
 }
 

@@ -17,6 +17,9 @@ use super::AppError;
 /// another than the one that is watched.
 const POLL: Duration = Duration::from_secs(10);
 
+/// How long the content must stay as it is before it counts.
+const SETTLE: Duration = Duration::from_millis(300);
+
 /// What makes us look.
 const EVENTS: WatchMask = WatchMask::CLOSE_WRITE
     .union(WatchMask::MOVED_TO)
@@ -57,8 +60,14 @@ impl Watched {
             if let Err(error) = stream.watches().add(directory(&self.file), EVENTS) {
                 tracing::debug!(%error, "the directory of the configuration file is not there");
             }
-            if std::fs::read(&self.file).is_ok_and(|now| now != self.before) {
-                return Ok(());
+            let is_other = |now: &Vec<u8>| *now != self.before;
+            let read = || std::fs::read(&self.file).ok().filter(is_other);
+            if let Some(now) = read() {
+                // Who writes into the file instead of replacing it is not done yet.
+                tokio::time::sleep(SETTLE).await;
+                if !now.is_empty() && read().is_some_and(|again| again == now) {
+                    return Ok(());
+                }
             }
         }
     }
@@ -115,6 +124,30 @@ mod tests {
         );
         std::fs::write(directory.join("new"), "b").unwrap();
         std::fs::rename(directory.join("new"), &file).unwrap();
+        waiting.await.unwrap();
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[tokio::test]
+    async fn cfg_3_a_file_that_is_being_written_is_no_change_yet() {
+        let directory = std::env::temp_dir().join(format!("pd-{}-cfg-3c", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("config.yaml");
+        std::fs::write(&file, "mode: nftables").unwrap();
+        let watched = Watched::new(&file).unwrap();
+        let mut waiting = std::pin::pin!(watched.changed(POLL));
+        for text in ["", "mode: nft", "mode: nftables"] {
+            std::fs::write(&file, text).unwrap();
+            let a_while = tokio::time::timeout(SETTLE / 10, &mut waiting);
+            assert!(a_while.await.is_err(), "{text:?}");
+        }
+        // It is empty for longer, and then what it was before.
+        assert!(
+            tokio::time::timeout(SETTLE * 2, &mut waiting)
+                .await
+                .is_err()
+        );
+        std::fs::write(&file, "mode: iptables").unwrap();
         waiting.await.unwrap();
         std::fs::remove_dir_all(&directory).unwrap();
     }

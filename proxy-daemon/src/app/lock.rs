@@ -97,7 +97,12 @@ impl Lock {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 let holder = holder();
                 let us = nix::unistd::geteuid().as_raw();
-                if holder.is_some_and(|holder| holder.uid() == us) {
+                // Without the file, whoever does not answer may be one of us.
+                let is_ours = match holder {
+                    Some(holder) => holder.uid() == us,
+                    None => self.file.is_none(),
+                };
+                if is_ours {
                     return Ok(false);
                 }
                 tracing::warn!(

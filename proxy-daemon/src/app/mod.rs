@@ -37,11 +37,16 @@ pub use error::AppError;
 /// How long a helper that failed is left alone.
 const RESTART: Duration = Duration::from_secs(1);
 
+/// What keeps a second daemon from starting; to be dropped as the last thing, since threads may still
+/// write when [`start`] has returned.
+#[derive(Debug, Default)]
+pub struct Held(Option<lock::Lock>);
+
 /// Does what the command line asks for; returns when that is done.
 ///
 /// # Errors
 /// [`AppError`], whose exit code tells wrong usage (2) from a machine it cannot run on (1).
-pub fn start(cli: &Cli) -> Result<(), AppError> {
+pub fn start(cli: &Cli, held: &mut Held) -> Result<(), AppError> {
     if cli.flags.cleanup == Some(true) {
         // Spec: LIFE-7. No configuration is read, so that no fault of it keeps us here.
         crate::telemetry::start(LogSettings {
@@ -50,7 +55,7 @@ pub fn start(cli: &Cli) -> Result<(), AppError> {
         })
         .map_err(AppError::Runtime)?;
         check_privilege()?;
-        let _lock = lock::Lock::take()?;
+        held.0 = Some(lock::Lock::take()?);
         return cleanup::run();
     }
     // Before the configuration is read, so that no change of it is missed.
@@ -77,7 +82,7 @@ pub fn start(cli: &Cli) -> Result<(), AppError> {
         .enable_all()
         .build()
         .map_err(AppError::Runtime)?;
-    let outcome = runtime.block_on(run(config, watched));
+    let outcome = runtime.block_on(run(config, watched, held));
     // A thread that blocks, such as a look-up of a name, must not keep the process.
     runtime.shutdown_background();
     process::end_all();
@@ -129,13 +134,18 @@ fn read_config(cli: &Cli) -> Result<Resolved, AppError> {
 }
 
 /// The daemon, from the first connection to the last signal.
-async fn run(config: Config, watched: Option<std::io::Result<Watched>>) -> Result<(), AppError> {
+async fn run(
+    config: Config,
+    watched: Option<std::io::Result<Watched>>,
+    held: &mut Held,
+) -> Result<(), AppError> {
     // From here on it does not end the process; below it is looked at.
     let hang_up = signal(SignalKind::hangup()).map_err(AppError::Runtime)?;
     let taking = tokio::task::spawn_blocking(lock::Lock::take);
-    let _lock = taking
+    let lock = taking
         .await
         .map_err(|error| AppError::Runtime(error.into()))??;
+    held.0 = Some(lock);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         mode = config.mode.name(),

@@ -4,7 +4,7 @@
 //! came of it is logged afterwards.
 
 use crate::config::{Config, IptablesBackend, Mode};
-use crate::sys::capabilities::{self, KeepError};
+use crate::sys::capabilities::{self, Also, KeepError};
 use crate::sys::host;
 
 /// What came of it.
@@ -21,23 +21,28 @@ impl Own {
             Mode::Nftables | Mode::Iptables(IptablesBackend::Nft) => false,
             Mode::Iptables(IptablesBackend::Legacy | IptablesBackend::Auto) => true,
         };
+        let listeners = [config.healthz_address, config.metrics_address];
+        let also = Also {
+            loads_modules,
+            binds_low_ports: listeners.iter().flatten().any(|a| a.port() < 1024),
+        };
         Self {
             // Before the capability that it takes is given up.
             oom_score_adj: host::set_oom_score_adj(config.oom_score_adj),
             open_files: host::raise_open_files(),
-            capabilities: capabilities::keep_needed(loads_modules),
+            capabilities: capabilities::keep_needed(also),
         }
     }
 
     /// Logs it.
     pub(super) fn tell(&self) {
         if let Err(error) = &self.oom_score_adj {
-            tracing::info!(%error, "oom_score_adj stays");
+            tracing::info!(%error, "cannot set oom_score_adj");
         }
         match &self.open_files {
             Ok((before, now)) if before == now => {}
             Ok((before, now)) => tracing::info!(before, now, "raised the limit of open files"),
-            Err(error) => tracing::warn!(%error, "the limit of open files stays"),
+            Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
         }
         if let Err(error) = &self.capabilities {
             let error = error as &dyn std::error::Error;

@@ -1,15 +1,14 @@
 //! Which addresses of ServiceCIDRs are dropped while no Service has them?
 //!
 //! Invariants: where networks overlap, the most specific decides, and of two equal ones the one that is
-//! no ServiceCIDR; an address of this node or of an endpoint is never dropped. So one ServiceCIDR that
-//! was made by mistake takes no traffic between pods and nodes down. Spec: REJ-6.
+//! no ServiceCIDR; an address of this node, or of an endpoint of a Service that we serve, is never dropped.
+//! So one ServiceCIDR that was made by mistake does not take the traffic between pods down. Spec: REJ-6.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
 use super::Environment;
-use crate::config::DetectLocal;
 use crate::model::{Diagnostic, ServiceInput, ServiceName};
 use crate::net::Family;
 
@@ -139,15 +138,8 @@ impl<F: Family> Unallocated<F> {
 
 /// The pods' networks, as far as they are known, and those that this node is on.
 fn networks_of_others(environment: &Environment) -> impl Iterator<Item = IpNet> {
-    let of_pods = match &environment.policy.detect_local {
-        DetectLocal::ClusterCidr { v4, v6 } => [v4.map(IpNet::from), v6.map(IpNet::from)],
-        DetectLocal::NodeCidr
-        | DetectLocal::BridgeInterface(_)
-        | DetectLocal::InterfaceNamePrefix(_) => [None, None],
-    };
+    let of_pods = environment.policy.cluster_cidrs.iter().copied();
     of_pods
-        .into_iter()
-        .flatten()
         .chain(environment.pod_cidrs.iter().copied())
         .chain(environment.local_networks.iter().copied())
         .map(|network| network.trunc())

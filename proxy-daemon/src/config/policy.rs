@@ -9,6 +9,9 @@ use crate::forwarding::{InterfaceName, MarkBit};
 pub struct Policy {
     /// Who counts as POD. Spec: §5.2.
     pub detect_local: DetectLocal,
+    /// The cluster's pod networks (`clusterCIDR`), also where something else tells who counts as POD.
+    /// Spec: REJ-6.
+    pub cluster_cidrs: Box<[IpNet]>,
     /// Whether every ClusterIP connection is masqueraded. Spec: SRC-4.
     pub masquerade_all: bool,
     /// The mark that asks for masquerading. Spec: SRC-10.
@@ -26,6 +29,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             detect_local: DetectLocal::ClusterCidr { v4: None, v6: None },
+            cluster_cidrs: Box::default(),
             masquerade_all: false,
             masquerade_bit: MarkBit::DEFAULT,
             node_port_addresses: NodePortAddresses::primary(),

@@ -119,12 +119,16 @@ impl<F: Family> StaleFlows<F> {
 
     /// Takes note of what changed in the state, and of the globals that it has now.
     ///
-    /// A change of endpoints or frontends of UDP counts, and so does one of globals: NodePorts may begin
-    /// or end on an address (CT-4).
+    /// A change of endpoints or frontends of UDP counts, and so does one of the addresses that accept
+    /// NodePorts, and of ServiceCIDRs (CT-4).
     pub fn note(&mut self, changes: &Changes<F>, globals: &Globals<F>) {
         self.former.note(changes, globals);
         let mut ports = changes.service_ports.values();
-        self.is_owed |= changes.globals.is_some()
+        let is_moved = |old: &Globals<F>| {
+            old.node_port_addresses != globals.node_port_addresses
+                || old.service_cidrs != globals.service_cidrs
+        };
+        self.is_owed |= changes.globals.as_ref().is_some_and(is_moved)
             || ports.any(|change| can_go_stale(change.old.as_deref(), change.new.as_deref()));
     }
 

@@ -208,6 +208,16 @@ pub enum DatapathError {
 }
 
 impl DatapathError {
+    /// Whether somebody or something was waited for in vain: who holds a lock, or a program that hangs.
+    pub fn is_late(&self) -> bool {
+        match self {
+            Self::Unusable { source, .. } | Self::Refused { source, .. } => {
+                source.kind() == std::io::ErrorKind::TimedOut
+            }
+            Self::Held { .. } => false,
+        }
+    }
+
     /// That something is missing, unless it is only descriptors or memory, of which there may be enough later.
     fn lacking(operation: &'static str, advice: &'static str, source: std::io::Error) -> Self {
         if is_shortage(&source) {

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use super::backoff::Backoff;
 use super::doubt::Doubt;
 use super::leftovers::{Former, Leftovers};
-use super::report::{CHANGE, SyncLog};
+use super::report::{CHANGE, EVERY, FlowLog, SyncLog};
 use crate::conntrack::StaleFlows;
 use crate::datapath::{Datapath, DatapathError, SyncReport};
 use crate::forwarding::{Changes, ForwardingState};
 use crate::health::{Health, Scope};
 use crate::net::Family;
-use crate::sys::Clock;
+use crate::sys::{Clock, Limiter};
 
 /// How long a family may go without reading back what is installed. Spec: SYNC-4.
 const FULL: Duration = Duration::from_secs(3_600);
@@ -58,6 +58,8 @@ pub struct Carrier<F: Family> {
     leftovers: Leftovers<F>,
     standing: Standing,
     log: SyncLog,
+    flow_log: FlowLog,
+    failures: Limiter,
     doubt: Doubt,
     sync_period: Duration,
 }
@@ -79,6 +81,8 @@ impl<F: Family> Carrier<F> {
                 reason: Reason::Start,
             },
             log: SyncLog::default(),
+            flow_log: FlowLog::default(),
+            failures: Limiter::new(3, EVERY),
             doubt: Doubt::default(),
             sync_period,
         }
@@ -211,12 +215,15 @@ impl<F: Family> Carrier<F> {
                 return Err(error);
             }
             Outcome::Failed(error) => {
-                tracing::error!(
-                    family = F::FAMILY.name(),
-                    reason = reason.name(),
-                    error = &error as &dyn std::error::Error,
-                    "sync failed; what forwarded before still does"
-                );
+                if self.failures.allows(clock.now()) {
+                    tracing::error!(
+                        family = F::FAMILY.name(),
+                        reason = reason.name(),
+                        n_unsaid = self.failures.take_refused(),
+                        error = &error as &dyn std::error::Error,
+                        "sync failed; what forwarded before still does"
+                    );
+                }
                 health.failed(F::FAMILY, scope, &error);
                 self.failed(clock.now());
             }
@@ -285,14 +292,7 @@ impl<F: Family> Carrier<F> {
             Ok(None) => {}
             Ok(Some(pass)) => {
                 health.cleaned(F::FAMILY, pass.n_deleted, pass.took);
-                if pass.n_deleted + pass.n_failed > 0 {
-                    tracing::info!(
-                        family = F::FAMILY.name(),
-                        n_deleted = pass.n_deleted,
-                        n_failed = pass.n_failed,
-                        "stale UDP flows"
-                    );
-                }
+                self.flow_log.note(pass.n_deleted, pass.n_failed);
             }
             Err(error) => {
                 let (family, error) = (F::FAMILY.name(), &error as &dyn std::error::Error);
@@ -303,6 +303,7 @@ impl<F: Family> Carrier<F> {
                 }
             }
         }
+        self.flow_log.write::<F>(clock.now());
     }
 }
 

@@ -13,7 +13,7 @@ use crate::net::Family;
 use crate::sys::Limiter;
 
 /// How often at most one family's syncs for one reason are logged.
-const EVERY: Duration = Duration::from_secs(10);
+pub(super) const EVERY: Duration = Duration::from_secs(10);
 
 /// The reason of a sync that only writes what changed.
 pub(super) const CHANGE: &str = "change";
@@ -35,6 +35,46 @@ struct Sum {
     n_added: usize,
     n_removed: usize,
     longest: Duration,
+}
+
+/// The stale UDP flows of one family that were not logged yet.
+#[derive(Debug)]
+pub(super) struct FlowLog {
+    limiter: Limiter,
+    n_deleted: usize,
+    n_failed: usize,
+}
+
+impl Default for FlowLog {
+    fn default() -> Self {
+        Self {
+            limiter: Limiter::new(1, EVERY),
+            n_deleted: 0,
+            n_failed: 0,
+        }
+    }
+}
+
+impl FlowLog {
+    /// Takes a pass in; [`FlowLog::write`] logs it.
+    pub(super) const fn note(&mut self, n_deleted: usize, n_failed: usize) {
+        self.n_deleted += n_deleted;
+        self.n_failed += n_failed;
+    }
+
+    /// Logs what is due.
+    pub(super) fn write<F: Family>(&mut self, now: Instant) {
+        let (n_deleted, n_failed) = (self.n_deleted, self.n_failed);
+        if n_deleted + n_failed > 0 && self.limiter.allows(now) {
+            tracing::info!(
+                family = F::FAMILY.name(),
+                n_deleted,
+                n_failed,
+                "deleted stale UDP flows"
+            );
+            (self.n_deleted, self.n_failed) = (0, 0);
+        }
+    }
 }
 
 impl SyncLog {

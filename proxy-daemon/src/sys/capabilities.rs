@@ -24,23 +24,33 @@ pub struct KeepError {
     source: CapsError,
 }
 
+/// What a configuration needs besides.
+#[derive(Clone, Copy, Debug)]
+pub struct Also {
+    /// `SYS_MODULE`, since iptables-legacy loads `ip_tables` by itself.
+    pub loads_modules: bool,
+    /// `NET_BIND_SERVICE`, to listen on a port below 1024.
+    pub binds_low_ports: bool,
+}
+
 /// Gives up what this thread may do but for what is needed, for good, and for all threads and programs
 /// that it starts later; so this is for the first thread, before there is another.
 ///
 /// Needed are `NET_ADMIN`; `NET_RAW`, since removing what an iptables mode left asks over raw sockets;
-/// `DAC_READ_SEARCH`, since a kubeconfig may belong to another user; and, where `loads_modules`,
-/// `SYS_MODULE`, since iptables-legacy loads `ip_tables` by itself.
+/// `DAC_READ_SEARCH`, since a kubeconfig may belong to another user; and what `also` says.
 ///
 /// # Errors
 /// [`KeepError`] for the first set that stays as it is; those after it were reduced all the same.
-pub fn keep_needed(loads_modules: bool) -> Result<(), KeepError> {
+pub fn keep_needed(also: Also) -> Result<(), KeepError> {
     let always = [
         Capability::CAP_NET_ADMIN,
         Capability::CAP_NET_RAW,
         Capability::CAP_DAC_READ_SEARCH,
     ];
     let is_needed = |capability: &Capability| {
-        always.contains(capability) || loads_modules && *capability == Capability::CAP_SYS_MODULE
+        always.contains(capability)
+            || also.loads_modules && *capability == Capability::CAP_SYS_MODULE
+            || also.binds_low_ports && *capability == Capability::CAP_NET_BIND_SERVICE
     };
     let mut outcome = no_new_privileges();
     // In this order: dropping from the bounding set needs another capability itself.

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::world::{P1, environment, ip, port, service};
 use crate::compile::{Compiler, Environment, compile};
 use crate::config::DetectLocal;
+use crate::forwarding::InterfaceName;
 use crate::model::{EndpointSlice, ServiceInput, ServiceName, SliceName, SlicePort};
 use crate::net::{IpFamily, L4Proto};
 
@@ -66,6 +67,20 @@ fn rej_6_the_more_specific_network_decides() {
             dropped,
             "{cidrs:?} {address}"
         );
+    }
+}
+
+#[test]
+fn rej_6_the_cluster_cidr_counts_whatever_detects_pods() {
+    let mut environment = with_cidrs(&["10.0.0.0/8"]);
+    for detect_local in [
+        DetectLocal::NodeCidr,
+        DetectLocal::BridgeInterface(InterfaceName::new("pods").unwrap()),
+        DetectLocal::InterfaceNamePrefix(InterfaceName::new("po").unwrap()),
+    ] {
+        environment.policy.detect_local = detect_local;
+        assert!(!is_dropped(&environment, "10.244.9.9"), "{environment:?}");
+        assert!(is_dropped(&environment, "10.245.9.9"), "{environment:?}");
     }
 }
 
@@ -131,7 +146,7 @@ fn input(addresses: &[&str]) -> ServiceInput {
 fn rej_6_endpoints_are_spared_as_long_as_they_exist() {
     let name = ServiceName::new("default", "web");
     let mut environment = with_cidrs(&["10.0.0.0/8"]);
-    environment.policy.detect_local = DetectLocal::NodeCidr;
+    environment.policy.cluster_cidrs = Box::default();
     let mut compiler = Compiler::new(&environment);
     let spared = |compiler: &Compiler| -> Vec<String> {
         compiler
@@ -177,7 +192,7 @@ proptest! {
         probes in prop::collection::vec((10..13_u8, any::<u8>(), any::<u8>()), 20),
     ) {
         let mut environment = with_cidrs(&[]);
-        environment.policy.detect_local = DetectLocal::NodeCidr;
+        environment.policy.cluster_cidrs = Box::default();
         environment.local_addresses.clear();
         environment.service_cidrs = cidrs.iter().copied().map(IpNet::from).collect();
         environment.local_networks = others.iter().copied().map(IpNet::from).collect();

@@ -38,6 +38,9 @@ pub(super) fn environment() -> Environment {
                 v4: Some("10.244.0.0/16".parse().unwrap()),
                 v6: Some("fd00:244::/48".parse().unwrap()),
             },
+            cluster_cidrs: ["10.244.0.0/16", "fd00:244::/48"]
+                .map(|n| n.parse().unwrap())
+                .into(),
             ..Policy::default()
         },
         node_name: "node-n".into(),

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::raw::{Conntrack, KubeProxyConfiguration, ModeSection};
 use super::{
@@ -282,8 +282,11 @@ impl Resolver {
 
     fn policy(&mut self, raw: &KubeProxyConfiguration, section: &Section) -> Policy {
         let gates = raw.feature_gates.clone().unwrap_or_default();
+        let (v4, v6) = self.cluster_cidr(raw.cluster_cidr.as_deref());
+        let cluster_cidrs = [v4.map(IpNet::from), v6.map(IpNet::from)];
         Policy {
-            detect_local: self.detect_local(raw),
+            detect_local: self.detect_local(raw, (v4, v6)),
+            cluster_cidrs: cluster_cidrs.into_iter().flatten().collect(),
             masquerade_all: section.fields.masquerade_all.unwrap_or(false),
             masquerade_bit: self.masquerade_bit(section),
             node_port_addresses: self.node_port_addresses(raw.node_port_addresses.as_deref()),
@@ -313,11 +316,24 @@ impl Resolver {
     }
 
     /// Spec: §5.2.
-    fn detect_local(&mut self, raw: &KubeProxyConfiguration) -> DetectLocal {
+    fn detect_local(
+        &mut self,
+        raw: &KubeProxyConfiguration,
+        (v4, v6): (Option<Ipv4Net>, Option<Ipv6Net>),
+    ) -> DetectLocal {
         let section = raw.detect_local.clone().unwrap_or_default();
         let none = DetectLocal::ClusterCidr { v4: None, v6: None };
         match raw.detect_local_mode.as_deref().unwrap_or_default() {
-            "" | "ClusterCIDR" => self.cluster_cidr(raw.cluster_cidr.as_deref()),
+            "" | "ClusterCIDR" => {
+                if raw.cluster_cidr.as_deref().unwrap_or_default().is_empty() {
+                    self.warnings.push(
+                        "no clusterCIDR: no source counts as a pod, and ClusterIP traffic keeps its source \
+                         (set --cluster-cidr, or another --detect-local-mode)"
+                            .to_owned(),
+                    );
+                }
+                DetectLocal::ClusterCidr { v4, v6 }
+            }
             "NodeCIDR" => DetectLocal::NodeCidr,
             "BridgeInterface" => self
                 .interface("detectLocal.bridgeInterface", section.bridge_interface)
@@ -353,7 +369,7 @@ impl Resolver {
     }
 
     /// Spec: DL-1, DL-5, CFG-5.
-    fn cluster_cidr(&mut self, text: Option<&str>) -> DetectLocal {
+    fn cluster_cidr(&mut self, text: Option<&str>) -> (Option<Ipv4Net>, Option<Ipv6Net>) {
         let field = "clusterCIDR";
         let mut v4 = None;
         let mut v6 = None;
@@ -379,14 +395,7 @@ impl Resolver {
         if parts.len() == 2 && (v4.is_none() || v6.is_none()) && self.faults.is_empty() {
             self.fault(field, "two networks must be one of IPv4 and one of IPv6");
         }
-        if parts.is_empty() {
-            self.warnings.push(
-                "no clusterCIDR: no source counts as a pod, and ClusterIP traffic keeps its source \
-                 (set --cluster-cidr, or another --detect-local-mode)"
-                    .to_owned(),
-            );
-        }
-        DetectLocal::ClusterCidr { v4, v6 }
+        (v4, v6)
     }
 
     /// Networks and words in any mix. Spec: NP-2, NP-3, NP-5, CFG-5.

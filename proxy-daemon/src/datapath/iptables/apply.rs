@@ -390,7 +390,7 @@ pub(crate) fn resync<F: Family>(
     } else {
         BTreeSet::new()
     };
-    for id in SetId::ALL {
+    for id in SetId::used(globals.drop_invalid) {
         let n = if id == SetId::Backends {
             backends.len()
         } else {
@@ -399,11 +399,12 @@ pub(crate) fn resync<F: Family>(
         };
         installed.presence.wrote_set(&id.name::<F>(), n, 0);
     }
-    let memories_there = compare_sets::<F>(tools, elements, backends, &mut plan)?;
+    let used = SetId::used(globals.drop_invalid);
+    let memories_there = compare_sets::<F>(tools, elements, backends, used, &mut plan)?;
     plan.memories = installed.gone.turn(memories_there, &memories);
-    let (report, left) = plan.write(tools)?;
+    let (mut report, left) = plan.write(tools)?;
     tolerate(&left, &mut installed.presence);
-    presence::wake(tools)?;
+    report.n_added += presence::wake(tools)?;
     installed.gone.release::<F>(tools)?;
     Ok((installed, report))
 }
@@ -488,6 +489,7 @@ fn compare_sets<F: Family>(
     tools: &Tools,
     wanted: Elements,
     wanted_backends: BTreeSet<Backend<F>>,
+    used: impl Iterator<Item = SetId>,
     plan: &mut Plan,
 ) -> Result<BTreeMap<String, u32>, DatapathError> {
     let mut sets = SetComparison::<F> {
@@ -512,7 +514,7 @@ fn compare_sets<F: Family>(
             InstalledSets::read_one_by_one::<F>(tools, &mut |id, element| sets.take(id, element))?
         }
     };
-    for id in SetId::ALL {
+    for id in used {
         if !installed.fixed.contains(&id) {
             plan.before.push(format_args!("{}", id.declaration::<F>()));
         }

@@ -94,11 +94,11 @@ impl InstalledTable {
             for hook in hooks.filter(|hook| installed.chains.contains_key(hook.target)) {
                 let (table, rule) = (table.name(), hook.rule());
                 let check = format!("*{table}\n-C {} {rule}\nCOMMIT\n", hook.chain);
-                if tools
-                    .restore(&mut |to| to.write_all(check.as_bytes()))
-                    .is_ok()
-                {
-                    installed.hooks.push((hook.chain.to_owned(), rule));
+                match tools.restore(&mut |to| to.write_all(check.as_bytes())) {
+                    Ok(()) => installed.hooks.push((hook.chain.to_owned(), rule)),
+                    Err(error) if error.is_late() => return Err(error),
+                    // It is not there.
+                    Err(_) => {}
                 }
             }
         }

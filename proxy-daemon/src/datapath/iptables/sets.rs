@@ -57,6 +57,14 @@ impl SetId {
         Self::Backends,
     ];
 
+    /// Those that rules use: without a drop of INVALID packets, none uses the backends.
+    ///
+    /// A set that no rule uses is destroyed by the removal of the other flavour, which has the same sets.
+    pub(crate) fn used(drop_invalid: bool) -> impl Iterator<Item = Self> {
+        let is_used = move |id: &Self| drop_invalid || *id != Self::Backends;
+        Self::ALL.into_iter().filter(is_used)
+    }
+
     /// Its name.
     pub(crate) fn name<F: Family>(self) -> String {
         format!("{}{}", set_prefix::<F>(), self.suffix())

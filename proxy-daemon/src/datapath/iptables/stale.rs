@@ -54,10 +54,17 @@ impl Stale {
         match all {
             Ok(()) => chains.clear(),
             Err(error) => {
+                // Who holds the lock, or a program that hangs, is waited for once and not for each chain.
+                let mut is_late = error.is_late();
                 result = Err(error);
                 if n <= ONE_BY_ONE {
                     chains.retain(|chain| {
-                        write(tools, table, std::slice::from_ref(chain), remove).is_err()
+                        if is_late {
+                            return true;
+                        }
+                        let removed = write(tools, table, std::slice::from_ref(chain), remove);
+                        is_late = removed.as_ref().is_err_and(DatapathError::is_late);
+                        removed.is_err()
                     });
                 }
                 if chains.is_empty() {

@@ -63,16 +63,23 @@ pub(crate) fn resync<F: Family>(
                 }
                 approach = Approach::Repair(Reading::Everything);
             }
-            Err(error @ DatapathError::Held { .. }) => return Err(error),
-            Err(error) if is_denied(&error) => return Err(error),
+            Err(error @ (DatapathError::Held { .. } | DatapathError::Unusable { .. })) => {
+                return Err(error);
+            }
             Err(error) if is_outdated(&error) && n_outdated < REPAIR_ATTEMPTS => n_outdated += 1,
             Err(error) if approach != Approach::Replace => {
                 approach = approach.next();
                 if approach == Approach::Replace {
+                    let because = if is_outdated(&error) {
+                        "others write to nf_tables all the time"
+                    } else {
+                        "the kernel refuses a repair"
+                    };
                     tracing::warn!(
                         family = F::FAMILY.name(),
+                        because,
                         error = &error as &dyn std::error::Error,
-                        "the table cannot be repaired; it is written anew in one transaction"
+                        "writing the whole table anew in one transaction"
                     );
                 }
             }
@@ -118,7 +125,9 @@ fn attempt<F: Family>(
             // Whatever is unreadable now is not taken along.
             let sets = kernel.sets(&desired.sets).unwrap_or_default();
             let memory = Memory::read(kernel, &sets);
-            return replace(kernel, desired, &memory).map(|report| (report, true));
+            return replace(kernel, desired, &memory)
+                .map(|report| (report, true))
+                .map_err(lacking);
         }
     };
     let generation = kernel.generation()?;
@@ -126,9 +135,8 @@ fn attempt<F: Family>(
         desired.elements.sort();
         repair(kernel, desired, &table, generation, reading)
     } else {
-        create(kernel, desired)
-            .map(|report| (report, true))
-            .map_err(lacking)
+        // What is not found may also be what others removed between the transactions; a replacement is one.
+        create(kernel, desired).map(|report| (report, true))
     }
 }
 
@@ -152,15 +160,6 @@ fn owners<F: Family>(
 fn is_outdated(error: &DatapathError) -> bool {
     const ERESTART: i32 = 85;
     matches!(error, DatapathError::Refused { source, .. } if source.raw_os_error() == Some(ERESTART))
-}
-
-/// Whether we may not write at all.
-fn is_denied(error: &DatapathError) -> bool {
-    matches!(
-        error,
-        DatapathError::Unusable { source, .. }
-            if source.kind() == std::io::ErrorKind::PermissionDenied
-    )
 }
 
 /// Kernel: what it has no expression or chain type for is answered as if it were not found.

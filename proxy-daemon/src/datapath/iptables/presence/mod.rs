@@ -323,14 +323,15 @@ pub(crate) fn remove_jump(tools: &Tools, table: Table, jump: &Jump) -> Result<()
 ///
 /// # Errors
 /// [`DatapathError::Refused`] if the kernel does not let us.
-pub(crate) fn wake(tools: &Tools) -> Result<(), DatapathError> {
+pub(crate) fn wake(tools: &Tools) -> Result<usize, DatapathError> {
+    let mut n_woken = 0;
     if tools.flavour() == Flavour::Legacy {
-        return Ok(());
+        return Ok(n_woken);
     }
     let family = tools.family();
     for table in Table::ALL {
         let name = table.name();
-        let wake = || {
+        let mut wake = || {
             if nft::is_dormant(family, table)? {
                 tracing::warn!(
                     family = family.name(),
@@ -338,6 +339,7 @@ pub(crate) fn wake(tools: &Tools) -> Result<(), DatapathError> {
                     "others switched the table off (flags dormant); it is switched on again, as Services need it"
                 );
                 nft::wake(family, table)?;
+                n_woken += 1;
             }
             Ok(())
         };
@@ -347,7 +349,7 @@ pub(crate) fn wake(tools: &Tools) -> Result<(), DatapathError> {
             source,
         })?;
     }
-    Ok(())
+    Ok(n_woken)
 }
 
 /// Hands out the name of each set whose name begins so, and whether rules use it.

@@ -17,17 +17,17 @@ mod single;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use proxy_daemon::watch::Kind;
+use rcgen::{CertifiedKey, KeyPair};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use cluster::Cluster;
 pub use load::{generate, read_directory};
@@ -160,7 +160,7 @@ impl FakeApi {
         let authority = path.with_extension("crt");
         let mut trust = String::new();
         if self.has_tls {
-            std::fs::write(&authority, CERTIFICATE)
+            std::fs::write(&authority, CERTIFIED.cert.pem())
                 .with_context(|| format!("{}", authority.display()))?;
             trust = format!(", certificate-authority: \"{}\"", authority.display());
         }
@@ -348,17 +348,19 @@ impl FakeApi {
     }
 }
 
-/// Of 127.0.0.1, signed by itself, valid for a hundred years; both are for tests only.
-const CERTIFICATE: &str = include_str!("certificate.pem");
-const KEY: &str = include_str!("key.pem");
+/// The certificate of 127.0.0.1, signed by itself, and its key: others in each process.
+static CERTIFIED: LazyLock<CertifiedKey<KeyPair>> = LazyLock::new(|| {
+    rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a key and a certificate")
+});
 
 fn anywhere(address: Option<SocketAddr>) -> io::Result<TcpListener> {
     TcpListener::bind(address.unwrap_or(([127, 0, 0, 1], 0).into()))
 }
 
 fn tls() -> Result<TlsAcceptor> {
-    let certificate = CertificateDer::from_pem_slice(CERTIFICATE.as_bytes())?;
-    let key = PrivateKeyDer::from_pem_slice(KEY.as_bytes())?;
+    let certificate = CERTIFIED.cert.der().clone();
+    let key = PrivateKeyDer::try_from(CERTIFIED.signing_key.serialize_der())
+        .map_err(anyhow::Error::msg)?;
     let mut config = ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(vec![certificate], key)?;

@@ -1,6 +1,6 @@
 //! What was the daemon asked to do?
 //!
-//! Flags and a `KubeProxyConfiguration` file become one [`raw::KubeProxyConfiguration`]; [`resolve`]
+//! Flags and a `KubeProxyConfiguration` file become one [`raw::KubeProxyConfiguration`]; [`resolve()`]
 //! turns it into a [`Config`] or into every fault it has. Invariants: nothing here touches the kernel
 //! or the network.
 

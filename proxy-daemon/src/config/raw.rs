@@ -1,6 +1,6 @@
 //! What does a `KubeProxyConfiguration` say, as it is written?
 //!
-//! Flags are put into the same form, so that [`super::resolve`] sees one thing. Invariants: nothing is
+//! Flags are put into the same form, so that [`super::resolve()`] sees one thing. Invariants: nothing is
 //! decided or checked here beyond types; every field of v1alpha1 is known by name, so that what is
 //! left in `unknown` is a mistake of whoever wrote the file. Spec: CFG-2.
 

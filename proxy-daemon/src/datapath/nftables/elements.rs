@@ -69,7 +69,7 @@ impl Elements {
             .sum()
     }
 
-    /// Sorts each set by key, as [`SetElements::find`] and [`changes`] want it.
+    /// Sorts each set by key, as [`SetElements::find`] and [`difference`] want it.
     pub(crate) fn sort(&mut self) {
         for (_, elements) in &mut self.0 {
             elements.sort();

@@ -1,7 +1,7 @@
 //! How does a set element become bytes?
 //!
 //! Invariants: equal elements have equal bytes, and an element that the kernel prints has the bytes
-//! that we would write for it, once [`write_normal`] has put its attributes in our order; the key
+//! that we would write for it, once `write_normal` has put its attributes in our order; the key
 //! comes first, and its length is known, so that elements can be sorted and found by it.
 
 use super::expr::{DATA_VALUE, write_verdict};

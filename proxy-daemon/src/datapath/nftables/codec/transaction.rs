@@ -224,12 +224,12 @@ impl Transaction {
         );
     }
 
-    /// Adds an element, given as [`write_element`] wrote it.
+    /// Adds an element, given as `codec::write_element` wrote it.
     pub(crate) fn add_element(&mut self, set: &'static str, element: &[u8]) {
         self.element(MSG_NEWSETELEM, set, element);
     }
 
-    /// Removes an element, given the bytes of its key as [`write_element`] wrote it.
+    /// Removes an element, given the bytes of its key as `codec::write_element` wrote it.
     pub(crate) fn delete_element(&mut self, set: &'static str, key: &[u8]) {
         self.element(MSG_DELSETELEM, set, key);
     }

@@ -84,7 +84,7 @@ pub enum AppError {
     Explain(ExplainError),
     /// The running daemon does not show itself.
     #[error(
-        "no proxy-daemon answers at {address}; is it running here? (proxy-daemon --manifests DIR dump asks none)"
+        "got no answer from a proxy-daemon at {address}; does it run here, and is it busy? Its log says more (proxy-daemon --manifests DIR dump asks none)"
     )]
     NoDaemon {
         /// Where it was asked.

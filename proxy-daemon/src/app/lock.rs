@@ -137,7 +137,7 @@ fn lock_file(directory: &Path) -> io::Result<Option<(Flock<File>, PathBuf)>> {
     let found = fs::symlink_metadata(directory)?;
     let is_ours = found.uid() == nix::unistd::geteuid().as_raw() && found.mode() & 0o022 == 0;
     if !found.is_dir() || !is_ours {
-        let error = "others can write to it";
+        let error = "it is not a directory of ours that nobody else can write to";
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, error));
     }
     let namespace = fs::metadata("/proc/self/ns/net")?;
@@ -149,7 +149,7 @@ fn lock_file(directory: &Path) -> io::Result<Option<(Flock<File>, PathBuf)>> {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits())
+            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits())
             .open(&path)?;
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => file,

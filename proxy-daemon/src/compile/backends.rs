@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::context::Context;
 use crate::forwarding::Backend;
 use crate::model::{Endpoint, EndpointSlice, Hints, ServicePortSpec};
-use crate::net::{Family, L4Proto};
+use crate::net::{Family, L4Proto, Port};
 
 /// The endpoint sets of SPEC §0 for one ServicePort.
 pub(super) struct Sets<F: Family> {
@@ -19,12 +19,47 @@ pub(super) struct Sets<F: Family> {
     pub(super) live: Box<[Backend<F>]>,
 }
 
+/// The ports of a Service's slices of one family, by what they are for, and else in the order of the slices.
+///
+/// A Service and its slices may have tens of thousands of ports: they are looked up and not searched.
+pub(super) struct Targets<'a>(Vec<Target<'a>>);
+
+struct Target<'a> {
+    of: (&'a str, L4Proto),
+    slice: &'a EndpointSlice,
+    port: Port,
+}
+
+impl<'a> Targets<'a> {
+    pub(super) fn new<F: Family>(slices: &'a [Arc<EndpointSlice>]) -> Self {
+        let slices = slices.iter().filter(|slice| slice.family == F::FAMILY);
+        let targets = slices.flat_map(|slice| {
+            slice.ports.iter().map(|port| Target {
+                of: (&port.name, port.protocol),
+                slice,
+                port: port.port,
+            })
+        });
+        let mut targets: Vec<_> = targets.collect();
+        targets.sort_by_key(|target| target.of);
+        Self(targets)
+    }
+
+    /// Where a Service's port is on the endpoints.
+    fn of(&self, port: &ServicePortSpec) -> impl Iterator<Item = &Target<'a>> {
+        let wanted = (&*port.name, port.protocol);
+        let first = self.0.partition_point(|target| target.of < wanted);
+        let rest = self.0.get(first..).unwrap_or_default();
+        rest.iter().take_while(move |target| target.of == wanted)
+    }
+}
+
 pub(super) fn compile_backends<F: Family>(
-    slices: &[Arc<EndpointSlice>],
+    targets: &Targets<'_>,
     port: &ServicePortSpec,
     context: &Context<F>,
 ) -> Sets<F> {
-    let endpoints = endpoints_of::<F>(slices, port);
+    let endpoints = endpoints_of::<F>(targets, port);
     let is_local = |e: &Endpoint| {
         e.node
             .as_ref()
@@ -60,28 +95,17 @@ fn is_fallback(endpoint: &Endpoint) -> bool {
 }
 
 /// The union over all slices, sorted, one entry for each address and port. Spec: EPS-5, EPS-6, EPS-9.
-fn endpoints_of<'a, F: Family>(
-    slices: &'a [Arc<EndpointSlice>],
-    port: &ServicePortSpec,
-) -> Vec<Entry<'a, F>> {
+fn endpoints_of<'a, F: Family>(targets: &Targets<'a>, port: &ServicePortSpec) -> Vec<Entry<'a, F>> {
     let mut entries: Vec<Entry<'a, F>> = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.family == F::FAMILY) {
-        let ports = slice
-            .ports
-            .iter()
-            .filter(|p| p.name == port.name && p.protocol == port.protocol);
-        for target in ports {
-            entries.extend(slice.endpoints.iter().filter_map(|endpoint| {
-                let address = F::addr(endpoint.address)?;
-                Some((
-                    Backend {
-                        address,
-                        port: target.port,
-                    },
-                    endpoint,
-                ))
-            }));
-        }
+    for target in targets.of(port) {
+        entries.extend(target.slice.endpoints.iter().filter_map(|endpoint| {
+            let address = F::addr(endpoint.address)?;
+            let backend = Backend {
+                address,
+                port: target.port,
+            };
+            Some((backend, endpoint))
+        }));
     }
     // Stable, so that among equals the entry of the alphabetically first slice wins. Spec: EPS-10.
     entries.sort_by_key(|(backend, e)| (*backend, e.terminating, !e.ready, !e.serving));

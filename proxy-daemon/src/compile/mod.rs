@@ -149,10 +149,11 @@ fn compile_service<F: Family>(
     let Some(cluster_ip) = context::cluster_ip::<F>(service) else {
         return Vec::new();
     };
+    let targets = backends::Targets::new::<F>(&input.slices);
     let ports = service.ports.iter();
     ports
         .map(|port| {
-            let sets = backends::compile_backends(&input.slices, port, context);
+            let sets = backends::compile_backends(&targets, port, context);
             Arc::new(frontends::compile_port(
                 service, port, cluster_ip, sets, context,
             ))

@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::IpNet;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Environment;
 use crate::model::{Diagnostic, ServiceInput, ServiceName};
@@ -136,10 +138,20 @@ impl<F: Family> Unallocated<F> {
     }
 }
 
-/// The pods' networks, as far as they are known, and those that this node is on.
+/// No Service can have these addresses, and routers and nodes talk to each other through them.
+const MULTICAST: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4)),
+    IpNet::V6(Ipv6Net::new_assert(
+        Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0),
+        8,
+    )),
+];
+
+/// The pods' networks, as far as they are known, multicast, and those that this node is on.
 fn networks_of_others(environment: &Environment) -> impl Iterator<Item = IpNet> {
     let of_pods = environment.policy.cluster_cidrs.iter().copied();
     of_pods
+        .chain(MULTICAST)
         .chain(environment.pod_cidrs.iter().copied())
         .chain(environment.local_networks.iter().copied())
         .map(|network| network.trunc())
@@ -171,7 +183,7 @@ fn overlaps(cidrs: &BTreeSet<IpNet>, others: &BTreeSet<IpNet>) -> BTreeSet<(IpNe
 fn named((cidr, other): &(IpNet, IpNet)) -> Diagnostic {
     let message = if cidr.contains(other) {
         format!(
-            "it holds {other}, which pods or this node's network use; addresses there are not dropped \
+            "it holds {other}, which pods, this node's network or multicast use; addresses there are not dropped \
              as unallocated (REJ-6)"
         )
     } else {

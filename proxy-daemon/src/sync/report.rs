@@ -111,7 +111,7 @@ impl SyncLog {
                 n_backends = counts.map(|(_, backends)| backends),
                 n_added = sum.n_added,
                 n_removed = sum.n_removed,
-                longest_ms = sum.longest.as_secs_f64() * 1000.0,
+                longest_ms = (sum.longest.as_secs_f64() * 1e6).round() / 1e3,
                 "synced"
             );
         }

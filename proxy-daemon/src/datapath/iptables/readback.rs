@@ -67,14 +67,16 @@ impl InstalledTable {
             let mut installed = Self::default();
             match tools.save(table.name(), &mut |line| installed.take(line)) {
                 Ok(()) => return Ok(installed),
+                // Rules of others are not at fault.
+                Err(error) if error.is_late() => return Err(error),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(
                         family = tools.family().name(),
                         table = table.name(),
                         error,
-                        "the rules cannot be read, most likely because of rules that others wrote with nft; \
-                         ours are all written anew, which takes longer: move those rules to a table of another name"
+                        "iptables cannot print the rules, most likely because others wrote some with nft that it does not know; \
+                         what is ours is found by its names: move those rules to a table of another name"
                     );
                 }
             }

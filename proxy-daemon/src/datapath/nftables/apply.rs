@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use super::affinity::Check;
 use super::codec::{Kernel, TableIs};
 use super::desired::{Desired, all_chains, declarations, transaction};
-use super::elements::{Difference, difference};
+use super::elements::{Difference, Elements, difference};
 use super::layout::{SetId, TABLE_COMMENT};
 use super::render::{Rendered, render_globals, render_service_port};
-use super::repair::{find_set, has_other_objects, write_differences};
+use super::repair::{compare_set, find_set, has_other_objects, write_differences};
 use super::ruleset::Chain;
 use super::shared::Shared;
 use crate::datapath::common::have_same_rules;
@@ -138,8 +138,8 @@ impl<F: Family> Installed<F> {
         let all_sets = sets.len() == declarations.len()
             && sets.iter().all(|set| set.is_same == Some(true))
             && SetId::ALL.iter().zip(&self.n_elements).all(|(id, n)| {
-                find_set(&sets, *id)
-                    .is_some_and(|set| set.n_elements.is_none_or(|seen| may_have(*id, *n, seen)))
+                let has_n = |seen| !is_counted(*id) || seen == *n;
+                find_set(&sets, *id).is_some_and(|set| set.n_elements.is_none_or(has_n))
             });
         let all_chains = chains.len() == wanted.len()
             && wanted.iter().all(|wanted| {
@@ -151,17 +151,32 @@ impl<F: Family> Installed<F> {
             });
         let is_same =
             table.is(TABLE_COMMENT) == TableIs::Same && !has_other_objects(&table, &sets, &chains);
-        Ok(is_same && all_sets && all_chains)
+        Ok(is_same && all_sets && all_chains && self.has_intervals(kernel)?)
+    }
+
+    /// Whether the sets of intervals, which are small, have just the elements that they should have.
+    ///
+    /// Kernel: `nft_rbtree_usize()` counts two ends as one, so that numbers say too little.
+    fn has_intervals(&self, kernel: &mut Kernel) -> Result<bool, DatapathError> {
+        let mut wanted = Elements::default();
+        render_globals(&self.globals, &mut wanted);
+        wanted.sort();
+        for (id, wanted) in wanted.sets().filter(|(id, _)| id.is_written_whole()) {
+            if !compare_set(kernel, id, wanted)?
+                .difference(wanted)
+                .is_empty()
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
-/// Whether a set of `n` elements may be one of which the kernel says that it has `seen`.
-fn may_have(id: SetId, n: usize, seen: usize) -> bool {
-    // Packets fill the memory.
-    id == SetId::Affinity
-        || seen == n
-        // Kernel: `nft_rbtree_usize()` counts two ends as one; an interval up to the last key has but one.
-        || id.is_written_whole() && (seen == n / 2 || seen == n.div_ceil(2))
+/// Whether it says something that a set has so many elements: packets fill the memory, and intervals are
+/// compared one by one.
+fn is_counted(id: SetId) -> bool {
+    id != SetId::Affinity && !id.is_written_whole()
 }
 
 /// Removes our table.

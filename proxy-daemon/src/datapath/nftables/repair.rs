@@ -8,7 +8,7 @@ use super::codec::{
     Kernel, PrintedChain, PrintedSet, PrintedTable, TableIs, Transaction, Writer, write_timed,
 };
 use super::desired::{Desired, transaction};
-use super::elements::{Comparison, Difference, Elements};
+use super::elements::{Comparison, Difference, Elements, SetElements};
 use super::layout::{SetId, TABLE_COMMENT};
 use super::ruleset::Chain;
 use crate::datapath::{DatapathError, SyncReport};
@@ -195,16 +195,25 @@ fn compare(
         let is_read =
             set.is_some() && id != SetId::Affinity && !reading.probes(id, wanted.len(), set);
         comparisons.push(if is_read {
-            kernel.elements(
-                id.name(),
-                || Comparison::new(wanted),
-                |comparison, element| comparison.take(wanted, element),
-            )?
+            compare_set(kernel, id, wanted)?
         } else {
             Comparison::new(wanted)
         });
     }
     Ok(comparisons)
+}
+
+/// Reads one set that the kernel has.
+pub(super) fn compare_set(
+    kernel: &mut Kernel,
+    id: SetId,
+    wanted: &SetElements,
+) -> Result<Comparison, DatapathError> {
+    kernel.elements(
+        id.name(),
+        || Comparison::new(wanted),
+        |comparison, element| comparison.take(wanted, element),
+    )
 }
 
 /// Makes missing chains, and gives the others the rules they should have.

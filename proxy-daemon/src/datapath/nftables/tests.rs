@@ -107,6 +107,32 @@ fn sync_9_damage_is_noticed_and_repaired() {
     });
 }
 
+/// However many there are, and however many are added: the kernel counts ends of intervals in its own way.
+#[test]
+fn sync_9_networks_of_others_in_our_set_are_noticed() {
+    in_netns(|| {
+        for (n_ours, n_more) in [(0, 1), (1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (4, 1)] {
+            let mut state = state::<V4>([service_port(1, 3, 0)]);
+            let networks = (0..n_ours).map(|n| net::<V4>(0x60_0000 + n * 0x200, 8));
+            state.globals.service_cidrs = networks.collect();
+            let mut datapath = Nftables::<V4>::open().unwrap();
+            datapath.resync(&state).unwrap();
+            for n in 0..n_more {
+                nft(&format!(
+                    "add element ip proxy-daemon service-cidrs {{ 203.0.{n}.0/24 }}"
+                ));
+            }
+            assert!(
+                datapath.changed_by_others().unwrap(),
+                "{n_ours} and {n_more}"
+            );
+            assert_ne!(datapath.resync(&state).unwrap(), NOTHING);
+            assert!(!holds::<V4>([203, 0, 0, 1].into()));
+            assert!(!datapath.changed_by_others().unwrap());
+        }
+    });
+}
+
 #[test]
 fn sync_10_foreign_tables_stay() {
     in_netns(|| {

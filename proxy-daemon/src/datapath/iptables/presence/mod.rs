@@ -7,7 +7,7 @@
 //!
 //! Cost: with nft nothing but one question if nobody wrote, otherwise 15 ms for 20,000 chains. With
 //! legacy one question if the numbers add up, otherwise a copy of the table, which is made every
-//! [`UNSEEN`] questions in any case. A set with 65,536 entries takes a millisecond.
+//! [`UNSEEN`] questions in any case, and more rarely if it is large. Large sets are asked for more rarely.
 //!
 //! What is noticed: any rule, chain, hook or entry of ours that is missing or too many; with nft also a
 //! chain that was removed and made anew, and a table that is dormant. What others do to theirs is not
@@ -35,7 +35,10 @@ use sets::Sizes;
 
 /// After so many looks at the size of a legacy table its entries are looked at: a rule of others that
 /// comes while one of ours goes leaves the size as it was.
-const UNSEEN: u32 = 10;
+const UNSEEN: usize = 10;
+/// In large tables there are more such looks, one for each so many entries: to copy these takes a
+/// millisecond, so that a look costs a thousandth of the time between two.
+const COPIED: usize = 1_000;
 /// So many looks in a row may be spoilt by writes of others.
 const SPOILT: u32 = 5;
 
@@ -68,7 +71,7 @@ struct Size {
     /// Whether we wrote after that.
     has_written: bool,
     /// How many looks there were at its size alone since.
-    n_looks: u32,
+    n_looks: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -249,7 +252,8 @@ impl Size {
                 seen.info == info
             }
         });
-        if is_as_seen && self.n_looks < UNSEEN {
+        let unseen = UNSEEN.max(n_entries / COPIED);
+        if is_as_seen && self.n_looks < unseen {
             self.n_looks += 1;
             return Ok(None);
         }

@@ -1,5 +1,7 @@
 //! What is asked, and how changes come.
 
+use std::time::Duration;
+
 use proxy_daemon::watch::{Kind, Store};
 use proxy_tests::fake_api::{Ask, FakeApi, Fault, Streaming};
 use serde_json::json;
@@ -182,6 +184,18 @@ fn api_4_a_page_that_has_expired_is_followed_by_a_whole_list() {
                 .next()
                 .is_some_and(|second| !second.query.contains_key("limit"))
         );
+    });
+}
+
+#[test]
+fn api_4_bookmarks_of_a_server_without_streaming_lists_keep_no_list_open() {
+    run(async {
+        let api = small();
+        api.set_streaming(Streaming::Ignored);
+        // More often than any patience ends.
+        api.bookmark_every(Duration::from_millis(20));
+        Followed::start(&api).await.complete().await;
+        assert!(api.n_requests(Kind::Service, Ask::List) > 0);
     });
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::compile::Environment;
-use crate::config::Policy;
+use crate::config::{DetectLocal, Policy};
 use crate::model::{Diagnostic, Node, ServiceCidr};
 use crate::net::IpFamily;
 
@@ -57,7 +57,11 @@ impl Surroundings {
     ) {
         if let Some(node) = node {
             self.addresses.take_in(&node);
-            if !node.pod_cidrs.is_empty() {
+            // Where they tell who is a pod, other ones end the process, and take effect with the next start
+            // only, whichever thread sees them first (NODE-5).
+            let stays =
+                self.policy.detect_local == DetectLocal::NodeCidr && !self.pod_cidrs.is_empty();
+            if !node.pod_cidrs.is_empty() && !stays {
                 self.pod_cidrs.clone_from(&node.pod_cidrs);
             }
             self.node = Some(node);
@@ -259,6 +263,28 @@ mod tests {
                 now.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 [networks]
             );
+        }
+    }
+
+    #[test]
+    fn node_5_pod_networks_that_detect_pods_stay_until_the_next_start() {
+        for (detect_local, after) in [
+            (DetectLocal::NodeCidr, "10.244.1.0/24"),
+            (
+                DetectLocal::ClusterCidr { v4: None, v6: None },
+                "10.244.7.0/24",
+            ),
+        ] {
+            let policy = Policy {
+                detect_local,
+                ..Policy::default()
+            };
+            let mut surroundings = Surroundings::new(policy, "n".into(), None);
+            for network in ["10.244.1.0/24", "10.244.7.0/24"] {
+                surroundings.take_in(Some(node(&[], &[], &[network])), None);
+            }
+            let now = surroundings.environment().pod_cidrs;
+            assert_eq!(now.to_vec(), [after.parse::<IpNet>().unwrap()]);
         }
     }
 }

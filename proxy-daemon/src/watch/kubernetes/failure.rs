@@ -46,6 +46,9 @@ pub(super) enum Failure {
     /// Nothing came for too long.
     #[error("the API server sent nothing for {0:?}")]
     Silence(Duration),
+    /// A bookmark came in a streaming list before its end, as only in a plain watch.
+    #[error("the API server does not know streaming lists")]
+    PlainWatch,
     /// The answer ended before it was complete.
     #[error("the API server's answer ended too early")]
     Cut,

@@ -202,6 +202,7 @@ fn sentence(failure: &Failure, plural: &str) -> String {
         | Failure::Rewound { .. }
         | Failure::Connection(_)
         | Failure::Silence(_)
+        | Failure::PlainWatch
         | Failure::Cut
         | Failure::Garbled(_) => "; the last state stays, and we ask again".to_owned(),
     };

@@ -35,7 +35,7 @@ use sets::Sizes;
 
 /// After so many looks at the size of a legacy table its entries are looked at: a rule of others that
 /// comes while one of ours goes leaves the size as it was.
-const UNSEEN: usize = 10;
+const UNSEEN: u32 = 10;
 /// In large tables there are more such looks, one for each so many entries: to copy these takes a
 /// millisecond, so that a look costs a thousandth of the time between two.
 const COPIED: usize = 1_000;
@@ -71,7 +71,7 @@ struct Size {
     /// Whether we wrote after that.
     has_written: bool,
     /// How many looks there were at its size alone since.
-    n_looks: usize,
+    n_looks: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -252,7 +252,8 @@ impl Size {
                 seen.info == info
             }
         });
-        let unseen = UNSEEN.max(n_entries / COPIED);
+        let unseen = u32::try_from(n_entries / COPIED).unwrap_or(u32::MAX);
+        let unseen = UNSEEN.max(unseen);
         if is_as_seen && self.n_looks < unseen {
             self.n_looks += 1;
             return Ok(None);

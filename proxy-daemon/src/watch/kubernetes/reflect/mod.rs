@@ -249,6 +249,11 @@ impl<'a> Reflector<'a> {
                 }
                 backoff.next(timing.longest_wait)
             }
+            Failure::PlainWatch => {
+                self.reports.note(failure);
+                self.style = ListStyle::Pages;
+                Duration::ZERO
+            }
             Failure::Connection(_) | Failure::Silence(_) | Failure::Cut => {
                 // A server that ignores what it does not know never ends a streaming list.
                 let is_endless = self.course.is_answered && matches!(failure, Failure::Silence(_));

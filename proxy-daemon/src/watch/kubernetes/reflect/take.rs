@@ -100,6 +100,8 @@ impl<'a> Reflector<'a> {
                 .is_some_and(|value| value == "true");
         if ends_list && batch.seen.is_some() {
             batch.is_complete = true;
+        } else if kind == "BOOKMARK" && batch.seen.is_some() {
+            return Err(Failure::PlainWatch);
         }
         Ok(())
     }

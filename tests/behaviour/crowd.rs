@@ -157,14 +157,25 @@ fn crowd(to: SocketAddr, manner: Manner, n: usize, stop: &AtomicBool, n_opened: 
 #[track_caller]
 fn ask(t: &Test, from: Site, to: SocketAddr, path: &str, during: &str) -> Duration {
     let started = Instant::now();
-    let answer = t.ns(from).enter(|| {
-        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")?;
-        let mut head = [0; 12];
-        stream.read_exact(&mut head)?;
-        Ok::<_, std::io::Error>(String::from_utf8_lossy(&head).into_owned())
-    });
+    let once = || {
+        t.ns(from).enter(|| {
+            let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")?;
+            let mut head = [0; 12];
+            stream.read_exact(&mut head)?;
+            Ok::<_, std::io::Error>(String::from_utf8_lossy(&head).into_owned())
+        })
+    };
+    let mut answer = once();
+    // A crowd of the same host may take a connection's place before it has asked; the next one has another.
+    while answer.is_err()
+        && from == Site::N
+        && during.starts_with("hosts")
+        && started.elapsed() < PROBE
+    {
+        answer = once();
+    }
     let took = started.elapsed();
     assert!(
         took < PATIENCE && matches!(answer.as_deref(), Ok("HTTP/1.1 200")),

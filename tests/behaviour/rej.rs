@@ -310,14 +310,20 @@ fn rej_9_xm_16_between_reject_and_forward_nothing_falls_through(t: &mut Test) {
     t.apply();
     let uplink = t.sniff(HOST, "up0");
     let hammers = [P1, HOST].map(|client| t.hammer(&flow(client, VIP, 80)));
-    for _ in 0..15 {
+    let n_removals = 15;
+    for _ in 0..n_removals {
         t.endpoints("web").ready(P2);
         t.apply();
         t.endpoints("web").clear();
         t.apply();
     }
     for hammer in hammers {
-        let outcomes = hammer.stop();
+        let mut outcomes = hammer.stop();
+        // With its last endpoint a UDP flow goes (CT-3), also one whose answer is on its way.
+        if t.protocol == Protocol::Udp {
+            let n_unanswered = outcomes.remove(&Outcome::Timeout).unwrap_or(0);
+            assert!(n_unanswered <= n_removals, "{n_unanswered}, {outcomes:?}");
+        }
         let fine = |outcome: &Outcome| matches!(outcome, Outcome::Reached(_) | Outcome::Refused);
         assert!(outcomes.keys().all(fine), "{outcomes:?}");
         assert!(outcomes.len() > 1, "both were seen: {outcomes:?}");

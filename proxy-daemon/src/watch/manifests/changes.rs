@@ -36,6 +36,8 @@ pub(super) struct Changes {
     quiet: bool,
     /// Whether there was an event that asks for a look.
     due: bool,
+    /// Whether the last look failed.
+    has_failed: bool,
 }
 
 /// The caller hung up.
@@ -55,6 +57,7 @@ impl Changes {
             finished: BTreeSet::new(),
             quiet: true,
             due: false,
+            has_failed: false,
         })
     }
 
@@ -92,6 +95,12 @@ impl Changes {
     pub(super) fn forget_due(&mut self) {
         self.take_events();
         self.due = false;
+        self.has_failed = false;
+    }
+
+    /// Takes note that the look failed: what was in its way may pass without an event.
+    pub(super) fn set_failed(&mut self) {
+        self.has_failed = true;
     }
 
     /// Asks for a look.
@@ -115,8 +124,8 @@ impl Changes {
                 PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
             ];
-            // A directory that is gone is looked for more often.
-            let timeout = if self.watch.is_some() {
+            // A directory that is gone or cannot be read is looked for more often.
+            let timeout = if self.watch.is_some() && !self.has_failed {
                 POLL
             } else {
                 POLL / 20

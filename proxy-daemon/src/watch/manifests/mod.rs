@@ -127,6 +127,7 @@ impl Manifests {
                         tracing::warn!(%path, %error, "manifests cannot be read; the last state stays");
                     }
                     faulty = true;
+                    self.changes.set_failed();
                 }
             }
             if self.changes.wait(self.directory.path(), stop).is_err() {

@@ -19,10 +19,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 use tower::ServiceExt as _;
 
 use super::places::{Place, Places};
+use crate::sys::{Clock as _, Limiter, SystemClock};
 
 /// How long a client may take to say what it wants.
 const HEAD: Duration = Duration::from_secs(3);
@@ -120,24 +120,23 @@ async fn answer(
 }
 
 /// What is logged now and then.
-#[derive(Default)]
 struct News {
-    cut: Option<Instant>,
-    shortage: Option<Instant>,
+    cut: Limiter,
+    shortage: Limiter,
+}
+
+impl Default for News {
+    fn default() -> Self {
+        Self {
+            cut: Limiter::new(1, NEWS),
+            shortage: Limiter::new(1, NEWS),
+        }
+    }
 }
 
 impl News {
-    fn is_due(last: &mut Option<Instant>) -> bool {
-        let now = Instant::now();
-        let is_due = last.is_none_or(|last| now.duration_since(last) >= NEWS);
-        if is_due {
-            *last = Some(now);
-        }
-        is_due
-    }
-
     fn shortage(&mut self, error: &io::Error) {
-        if Self::is_due(&mut self.shortage) {
+        if self.shortage.allows(SystemClock.now()) {
             tracing::warn!(
                 %error,
                 "cannot accept connections; raise the limit of open files, or look who uses them up"
@@ -147,7 +146,7 @@ impl News {
 
     fn cut(&mut self, places: &Places) {
         let n_cut = places.n_cut();
-        if n_cut >= MANY && Self::is_due(&mut self.cut) {
+        if n_cut >= MANY && self.cut.allows(SystemClock.now()) {
             places.forget_cut();
             tracing::warn!(
                 n_cut,
@@ -161,6 +160,7 @@ impl News {
 mod tests {
     use axum::routing::get;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::Instant;
 
     use super::*;
 

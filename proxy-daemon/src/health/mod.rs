@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use crate::net::IpFamily;
 use crate::sys::Clock;
 
-use metrics::{Histogram, Page, timestamp};
+use metrics::{Histogram, Metric, Page, Value as Of};
 
 mod bounded;
 mod metrics;
@@ -45,11 +45,13 @@ struct State {
     families: BTreeMap<IpFamily, Family>,
     node_eligible: bool,
     source_token: Option<Arc<str>>,
-    /// Answers of `/healthz` and `/livez`, by path and code. Spec: HZ-7.
-    probes: BTreeMap<(&'static str, u16), u64>,
+    probes: Probes,
 }
 
-#[derive(Debug, Default)]
+/// Answers of `/healthz` and `/livez`, by path and code. Spec: HZ-7.
+type Probes = BTreeMap<(&'static str, &'static str), u64>;
+
+#[derive(Clone, Debug, Default)]
 struct Family {
     /// When the oldest and the newest of the changes that wait were announced.
     waiting: Option<(Instant, Instant)>,
@@ -59,6 +61,8 @@ struct Family {
     n_failures: u32,
     /// How many of these wrote only what changed.
     n_partial_failures: u32,
+    n_syncs: u32,
+    syncs: Histogram,
     full: Histogram,
     partial: Histogram,
     conntrack: Histogram,
@@ -76,7 +80,7 @@ pub enum Scope {
 
 impl State {
     fn count(&mut self, path: &'static str, ok: bool) {
-        let code = if ok { 200 } else { 503 };
+        let code = if ok { "200" } else { "503" };
         *self.probes.entry((path, code)).or_insert(0) += 1;
     }
 }
@@ -98,7 +102,7 @@ impl Health {
                 families: BTreeMap::new(),
                 node_eligible,
                 source_token: None,
-                probes: BTreeMap::new(),
+                probes: Probes::new(),
             }),
             patience: sync_period * 2,
         }
@@ -148,9 +152,13 @@ impl Health {
 
     /// The kernel was written to, with whatever success, which took so long.
     pub fn measured(&self, family: IpFamily, scope: Scope, took: Duration) {
-        self.with_family(family, |family| match scope {
-            Scope::Full => family.full.observe(took),
-            Scope::Partial => family.partial.observe(took),
+        self.with_family(family, |family| {
+            family.n_syncs += 1;
+            family.syncs.observe(took);
+            match scope {
+                Scope::Full => family.full.observe(took),
+                Scope::Partial => family.partial.observe(took),
+            }
         });
     }
 
@@ -258,7 +266,7 @@ impl Health {
                     "healthy": self.is_healthy(family, now),
                     "pending": family.waiting.is_some(),
                     "last_error": family.last_error,
-                    "n_syncs": family.full.count() + family.partial.count(),
+                    "n_syncs": family.n_syncs,
                     "n_failures": family.n_failures,
                 });
                 (name.name(), report)
@@ -273,79 +281,26 @@ impl Health {
     }
 }
 
-type HistogramOf = fn(&Family) -> Histogram;
-type ValueOf = fn(&Family) -> f64;
-
-const HISTOGRAMS: [(&str, &str, HistogramOf); 4] = [
-    (
-        "sync_proxy_rules_duration_seconds",
-        "How long syncs took",
-        |family| family.full.plus(&family.partial),
-    ),
-    (
-        "sync_full_proxy_rules_duration_seconds",
-        "How long syncs took that read back everything",
-        |family| family.full.clone(),
-    ),
-    (
-        "sync_partial_proxy_rules_duration_seconds",
-        "How long syncs took that wrote only what changed",
-        |family| family.partial.clone(),
-    ),
-    (
-        "conntrack_reconciler_sync_duration_seconds",
-        "How long the look for stale UDP flows took",
-        |family| family.conntrack.clone(),
-    ),
-];
-
-/// Name, kind, meaning, value.
-type Metric = (&'static str, &'static str, &'static str, ValueOf);
-
-const VALUES: [Metric; 3] = [
-    (
-        "sync_proxy_rules_last_timestamp_seconds",
-        "gauge",
-        "When the last successful sync ended",
-        |family| timestamp(family.last_updated),
-    ),
-    (
-        "sync_proxy_rules_last_queued_timestamp_seconds",
-        "gauge",
-        "When a sync was last asked for",
-        |family| timestamp(family.last_queued),
-    ),
-    (
-        "conntrack_reconciler_deleted_entries_total",
-        "counter",
-        "Stale UDP flows deleted",
-        |family| f64::from(family.n_flows_deleted),
-    ),
-];
-
 /// The counters of failed syncs of a mode, which kube-proxy names after its modes.
 const fn failures(mode: &str) -> &'static [Metric] {
     match mode.as_bytes() {
         b"iptables" => &[
-            (
-                "sync_proxy_rules_iptables_restore_failures_total",
-                "counter",
-                "Syncs that failed",
-                |family| f64::from(family.n_failures),
-            ),
-            (
-                "sync_proxy_rules_iptables_partial_restore_failures_total",
-                "counter",
-                "Syncs that failed to write what changed",
-                |family| f64::from(family.n_partial_failures),
-            ),
+            Metric {
+                name: "sync_proxy_rules_iptables_restore_failures",
+                help: "Syncs that failed",
+                value: Of::Count(|family| family.n_failures),
+            },
+            Metric {
+                name: "sync_proxy_rules_iptables_partial_restore_failures",
+                help: "Syncs that failed to write what changed",
+                value: Of::Count(|family| family.n_partial_failures),
+            },
         ],
-        _ => &[(
-            "sync_proxy_rules_nftables_sync_failures_total",
-            "counter",
-            "Syncs that the kernel refused",
-            |family| f64::from(family.n_failures),
-        )],
+        _ => &[Metric {
+            name: "sync_proxy_rules_nftables_sync_failures",
+            help: "Syncs that failed",
+            value: Of::Count(|family| family.n_failures),
+        }],
     }
 }
 
@@ -353,26 +308,11 @@ impl Health {
     /// What `/metrics` answers in this mode: the metrics that exist so far, in Prometheus' text format. Spec: MET-4.
     pub fn metrics(&self, mode: &str) -> String {
         let state = self.state();
-        let mut page = Page::default();
-        let families = || {
-            let families = state.families.iter();
-            families.map(|(name, family)| (format!("ip_family=\"{name}\""), family))
+        let page = Page {
+            families: state.families.clone(),
+            probes: state.probes.clone(),
+            of_mode: failures(mode),
         };
-        for (name, help, of) in HISTOGRAMS {
-            let values = families().map(|(labels, family)| (labels, of(family)));
-            page.histograms((name, help), values);
-        }
-        for &(name, kind, help, of) in VALUES.iter().chain(failures(mode)) {
-            let values = families().map(|(labels, family)| (labels, of(family)));
-            page.values((name, kind, help), values);
-        }
-        for path in ["healthz", "livez"] {
-            let probes = state.probes.iter().filter(|((of, _), _)| *of == path);
-            page.values(
-                (&format!("proxy_{path}_total"), "counter", "Probes answered"),
-                probes.map(|((_, code), n)| (format!("code=\"{code}\""), n)),
-            );
-        }
         page.into_text()
     }
 }

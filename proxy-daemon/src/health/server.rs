@@ -15,6 +15,7 @@ use axum::{Extension, Router};
 use tokio::sync::oneshot;
 
 use super::bounded;
+use super::metrics;
 use super::places::{Place, Places};
 use super::{Answer, Health};
 use crate::debug::{Inside, Probe, json};
@@ -101,9 +102,12 @@ pub fn local_router(
             Err(error) => plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
         }
     });
-    let metrics = move |State(s): State<Shared>| async move {
-        let content_type = "text/plain; version=0.0.4; charset=utf-8";
-        answer(StatusCode::OK, content_type, s.health.metrics(mode))
+    let scrape = move |State(s): State<Shared>| async move {
+        answer(
+            StatusCode::OK,
+            metrics::CONTENT_TYPE,
+            s.health.metrics(mode),
+        )
     };
     let debug = Router::new()
         .route("/debug/sync", get(sync))
@@ -111,7 +115,7 @@ pub fn local_router(
         .route("/debug/diagnostics", diagnostics)
         .route("/debug/explain", explain)
         .route_layer(middleware::from_fn(only_loopback))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(scrape))
         .with_state(Shared { health, clock });
     Router::new()
         .route(

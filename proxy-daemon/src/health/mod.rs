@@ -16,6 +16,7 @@ use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::net::IpFamily;
@@ -26,10 +27,8 @@ use metrics::{Histogram, Metric, Page, Value as Of};
 mod bounded;
 mod metrics;
 mod places;
-mod rfc3339;
 mod server;
 
-pub use rfc3339::rfc3339;
 pub use server::{Ask, BindError, healthz_router, local_router, serve};
 
 /// How each family stands, written by the sync thread and read by the servers.
@@ -315,6 +314,11 @@ impl Health {
         };
         page.into_text()
     }
+}
+
+/// The moment as RFC 3339 in UTC with microseconds, such as `2026-11-22T08:15:00.000000Z`.
+fn rfc3339(moment: SystemTime) -> String {
+    Timestamp::try_from(moment).map_or_else(|_| String::new(), |moment| format!("{moment:.6}"))
 }
 
 #[cfg(test)]

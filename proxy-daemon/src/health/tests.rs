@@ -182,3 +182,15 @@ fn met_9_a_failure_counts_once_under_its_mode_s_names_and_moves_no_time() {
         assert!(!text.contains(others), "{text}");
     }
 }
+
+#[test]
+fn moments_are_written_as_rfc_3339() {
+    for (seconds, expected) in [
+        (0, "1970-01-01T00:00:00.000000Z"),
+        (951_782_400, "2000-02-29T00:00:00.000000Z"),
+        (1_795_334_399, "2026-11-22T07:59:59.000000Z"),
+    ] {
+        let moment = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(rfc3339(moment), expected);
+    }
+}

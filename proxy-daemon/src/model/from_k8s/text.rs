@@ -39,74 +39,9 @@ pub(crate) fn is_subdomain(text: &str) -> bool {
 /// Returns seconds since 1970-01-01 UTC; the fraction is dropped.
 /// Source: RFC 3339.
 pub(crate) fn parse_time(text: &str) -> Option<i64> {
-    let number = |from: usize, to: usize| -> Option<i64> {
-        let digits = text.get(from..to)?;
-        digits
-            .bytes()
-            .all(|b| b.is_ascii_digit())
-            .then(|| digits.parse().ok())?
-    };
-    let separator = |at: usize, allowed: &str| -> Option<()> {
-        text.get(at..=at)
-            .filter(|found| allowed.contains(found))
-            .map(|_| ())
-    };
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    separator(4, "-")?;
-    separator(7, "-")?;
-    separator(10, "Tt ")?;
-    separator(13, ":")?;
-    separator(16, ":")?;
-    let in_range = (1..=12).contains(&month)
-        && (1..=31).contains(&day)
-        && hour < 24
-        && minute < 60
-        && second <= 60;
-    if !in_range {
-        return None;
-    }
-    let mut zone = text.get(19..)?;
-    if let Some(fraction) = zone.strip_prefix('.') {
-        let after = fraction.trim_start_matches(|c: char| c.is_ascii_digit());
-        if after.len() == fraction.len() {
-            return None;
-        }
-        zone = after;
-    }
-    let local = days_from_civil(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second;
-    Some(local - parse_offset(zone)?)
-}
-
-/// Unit: seconds east of Greenwich.
-fn parse_offset(zone: &str) -> Option<i64> {
-    if zone == "Z" || zone == "z" {
-        return Some(0);
-    }
-    let sign = match zone.get(..1)? {
-        "+" => 1,
-        "-" => -1,
-        _ => return None,
-    };
-    let (hours, minutes) = zone.get(1..)?.split_once(':')?;
-    let two_digits = |text: &str| -> Option<i64> {
-        (text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok())?
-    };
-    let (hours, minutes) = (two_digits(hours)?, two_digits(minutes)?);
-    (hours < 24 && minutes < 60).then_some(sign * (hours * 3_600 + minutes * 60))
-}
-
-/// Days from 1970-01-01 to a date of the proleptic Gregorian calendar.
-///
-/// Source: Howard Hinnant, "chrono-compatible low-level date algorithms", `days_from_civil`.
-const fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    // Years start in March, so that the leap day is the last day of one.
-    let year = if month <= 2 { year - 1 } else { year };
-    let era = year.div_euclid(400);
-    let year_of_era = year.rem_euclid(400);
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    era * 146_097 + day_of_era - 719_468
+    text.parse::<jiff::Timestamp>()
+        .ok()
+        .map(jiff::Timestamp::as_second)
 }
 
 #[cfg(test)]

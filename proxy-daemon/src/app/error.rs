@@ -90,8 +90,7 @@ pub enum AppError {
         /// Where it was asked.
         address: std::net::SocketAddr,
         /// What came instead.
-        #[source]
-        source: std::io::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// An address cannot be listened on, and that was to be fatal.
     #[error(transparent)]

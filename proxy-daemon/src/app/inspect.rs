@@ -4,75 +4,75 @@
 //! which needs neither a cluster nor a privilege. There, the node's addresses are those that its Node
 //! object names, so that a cluster can be replayed on any machine.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::error::Error;
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Bytes;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 
 use super::{AppError, feed};
 use crate::cli::Command;
 use crate::compile::{Compiler, Environment};
 use crate::config::{Config, Source};
-use crate::debug::{ExplainError, Inside, Probe, json};
+use crate::debug::{ExplainError, Inside};
 use crate::diagnostics::About;
 use crate::sync::Surroundings;
 use crate::watch::{Shared, Store};
 
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long an answer of the running daemon may take; its server ends a connection after 15 s.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Answers one question on standard output.
 ///
 /// # Errors
-/// [`AppError::Explain`] if the question is not understood; [`AppError::NoDaemon`] if nobody answers it;
+/// [`AppError::Explain`] if there is no answer; [`AppError::NoDaemon`] if nobody answers it;
 /// [`AppError::Manifests`] if there is no such directory.
 pub(super) fn run(config: &Config, command: &Command) -> Result<(), AppError> {
-    if let Command::Explain { .. } = command {
-        let probe = Probe::parse(&command.query()).map_err(AppError::Explain)?;
-        if probe.from.is_ipv4() != probe.to.is_ipv4() {
-            return Err(AppError::Explain(ExplainError::Families));
-        }
+    if let Command::Explain(query) = command
+        && query.from.is_ipv4() != query.to.is_ipv4()
+    {
+        return Err(AppError::Explain(ExplainError::Families));
     }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(AppError::Runtime)?;
     let text = match &config.source {
-        Source::Manifests(_) => answer(&read(config)?, command)?,
-        Source::Kubernetes { .. } => ask(config, command)?,
+        Source::Manifests(_) => {
+            let inside = runtime.block_on(read(config))?;
+            match command {
+                Command::Dump(query) => inside.dump(*query),
+                Command::Explain(query) => inside.explain(query).map_err(AppError::Explain)?,
+            }
+        }
+        Source::Kubernetes { .. } => runtime.block_on(ask(config, command))?,
     };
     io::stdout()
         .write_all(text.as_bytes())
         .map_err(AppError::Runtime)
 }
 
-fn answer(inside: &Inside, command: &Command) -> Result<String, AppError> {
-    match command {
-        Command::Dump { output } if output == "json" => Ok(format!("{}\n", json(inside))),
-        Command::Dump { .. } => Ok(inside.table()),
-        Command::Explain { .. } => Probe::parse(&command.query())
-            .and_then(|probe| inside.explain(&probe))
-            .map_err(AppError::Explain),
-    }
-}
-
 /// Compiles the manifests as they are now.
-fn read(config: &Config) -> Result<Inside, AppError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(AppError::Runtime)?;
+async fn read(config: &Config) -> Result<Inside, AppError> {
     let shared = Arc::new(Shared::default());
-    runtime.block_on(async {
-        let feed = feed::open(config).await?;
-        let mut bell = shared.subscribe();
-        let complete = async {
-            while !shared.with(|store| store.is_complete()) {
-                if bell.changed().await.is_err() {
-                    break;
-                }
+    let feed = feed::open(config).await?;
+    let mut bell = shared.subscribe();
+    let complete = async {
+        while !shared.with(|store| store.is_complete()) {
+            if bell.changed().await.is_err() {
+                break;
             }
-        };
-        tokio::select! {
-            Err(error) = feed.run(Arc::clone(&shared)) => Err(error),
-            () = complete => Ok(()),
         }
-    })?;
+    };
+    tokio::select! {
+        Err(error) = feed.run(Arc::clone(&shared)) => return Err(error),
+        () = complete => {}
+    }
     let drained = shared.with(Store::drain);
     let mut surroundings = Surroundings::new(
         config.policy.clone(),
@@ -111,33 +111,35 @@ fn read(config: &Config) -> Result<Inside, AppError> {
     })
 }
 
-/// Asks the running daemon, whose server speaks plain HTTP.
-fn ask(config: &Config, command: &Command) -> Result<String, AppError> {
+/// Asks the running daemon.
+async fn ask(config: &Config, command: &Command) -> Result<String, AppError> {
     let address = config
         .metrics_address
         .unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 10249)));
     let path = match command {
-        Command::Dump { .. } => "/debug/forwarding",
-        Command::Explain { .. } => "/debug/explain",
+        Command::Dump(_) => "/debug/forwarding",
+        Command::Explain(_) => "/debug/explain",
     };
-    get(address, &format!("{path}?{}", command.query()))
+    let answer = async {
+        let query = command.query()?;
+        let uri = format!("http://{address}{path}?{query}").parse()?;
+        get(uri).await
+    };
+    let answer = tokio::time::timeout(PATIENCE, answer).await;
+    answer
+        .unwrap_or_else(|elapsed| Err(elapsed.into()))
         .map_err(|source| AppError::NoDaemon { address, source })
 }
 
-fn get(address: SocketAddr, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let bad = || io::Error::from(io::ErrorKind::InvalidData);
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(bad)?;
-    if head.split(' ').nth(1) == Some("200") {
-        Ok(body.to_owned())
+async fn get(uri: http::Uri) -> Result<String, Box<dyn Error + Send + Sync>> {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+    let response = client.get(uri).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    let text = String::from_utf8_lossy(&body).into_owned();
+    if status.is_success() {
+        Ok(text)
     } else {
-        Err(io::Error::other(body.trim().to_owned()))
+        Err(text.trim().into())
     }
 }

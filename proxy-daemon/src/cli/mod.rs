@@ -8,10 +8,12 @@ use std::ffi::OsString;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+use serde::Serialize;
 
 use crate::config::raw::{
     ClientConnection, Conntrack, DetectLocalSection, KubeProxyConfiguration, Logging, ModeSection,
 };
+use crate::debug::{Dump, Explain};
 
 mod flags;
 
@@ -42,56 +44,22 @@ pub struct Cli {
 }
 
 /// What can be asked instead of running; of the running daemon, or with `--manifests` of a directory.
-#[derive(Clone, Debug, clap::Subcommand)]
+#[derive(Clone, Debug, clap::Subcommand, Serialize)]
+#[serde(untagged)]
 pub enum Command {
     /// Prints what is forwarded where
-    Dump {
-        /// How: text or json
-        #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
-        output: String,
-    },
+    Dump(Dump),
     /// Says where a packet would go, and which rule and which object decided it
-    Explain {
-        /// The packet's source address
-        #[arg(long)]
-        from: String,
-        /// Its destination address
-        #[arg(long)]
-        to: String,
-        /// Its destination port; without one, it is a packet such as a ping
-        #[arg(long)]
-        port: Option<String>,
-        /// Its protocol: tcp, udp or sctp
-        #[arg(long, default_value = "tcp")]
-        proto: String,
-        /// The interface it enters through; without one, this node sends it
-        #[arg(long)]
-        interface: Option<String>,
-    },
+    Explain(Explain),
 }
 
 impl Command {
     /// The question as a query of the node-local server.
-    pub fn query(&self) -> String {
-        match self {
-            Self::Dump { output } => format!("output={output}"),
-            Self::Explain {
-                from,
-                to,
-                port,
-                proto,
-                interface,
-            } => {
-                let named = |name: &str, value: &Option<String>| {
-                    value.as_ref().map(|value| format!("&{name}={value}"))
-                };
-                format!(
-                    "from={from}&to={to}&proto={proto}{}{}",
-                    named("port", port).unwrap_or_default(),
-                    named("interface", interface).unwrap_or_default()
-                )
-            }
-        }
+    ///
+    /// # Errors
+    /// Never: each part is a number or text.
+    pub fn query(&self) -> Result<String, serde_urlencoded::ser::Error> {
+        serde_urlencoded::to_string(self)
     }
 }
 

@@ -157,7 +157,7 @@ fn every_flag_of_kube_proxy_is_accepted() {
 #[test]
 fn xm_15_dump_and_explain_are_questions() {
     let cli = read(&["--manifests=/m", "dump", "-o", "json"]);
-    assert_eq!(cli.command.unwrap().query(), "output=json");
+    assert_eq!(cli.command.unwrap().query().unwrap(), "output=json");
     let cli = read(&[
         "explain",
         "--from=10.0.0.1",
@@ -167,7 +167,7 @@ fn xm_15_dump_and_explain_are_questions() {
         "--proto=udp",
     ]);
     assert_eq!(
-        cli.command.unwrap().query(),
+        cli.command.unwrap().query().unwrap(),
         "from=10.0.0.1&to=10.96.0.10&proto=udp&port=53"
     );
 }

@@ -4,16 +4,15 @@
 //! manifests (`proxy-daemon dump`, `proxy-daemon explain`). Invariants: pure; equal states give equal
 //! answers, whatever carries them (XM-15).
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
+
+use serde::de::{Error as _, IntoDeserializer as _, value};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::forwarding::{ForwardingState, Oracle, Packet, Transport, explain, table};
 use crate::net::{Family, L4Proto, Port, V4, V6, parse_address};
-
-mod json;
-
-pub use json::json;
 
 /// What the sync thread shows of itself.
 #[derive(Clone, Debug, Default)]
@@ -29,8 +28,20 @@ pub struct Inside {
 }
 
 impl Inside {
-    /// Both forwarding states as text.
-    pub fn table(&self) -> String {
+    /// What the query asks for.
+    pub fn dump(&self, query: Dump) -> String {
+        match query.output {
+            Output::Text => self.table(),
+            Output::Json => format!("{}\n", self.json()),
+        }
+    }
+
+    fn json(&self) -> String {
+        // Every key of a mapping is text, so that this cannot fail.
+        serde_json::to_string(&Shown::from(self)).unwrap_or_default()
+    }
+
+    fn table(&self) -> String {
         let v4 = self.v4.as_ref().map(table::<V4>);
         let v6 = self.v6.as_ref().map(table::<V6>);
         [v4, v6].into_iter().flatten().collect()
@@ -47,10 +58,10 @@ impl Inside {
     /// # Errors
     /// [`ExplainError::Families`] if its addresses are of different families;
     /// [`ExplainError::NotYet`] if nothing was compiled yet.
-    pub fn explain(&self, probe: &Probe) -> Result<String, ExplainError> {
-        match (probe.from, probe.to) {
-            (IpAddr::V4(_), IpAddr::V4(_)) => self.explain_in(self.v4.as_ref(), probe),
-            (IpAddr::V6(_), IpAddr::V6(_)) => self.explain_in(self.v6.as_ref(), probe),
+    pub fn explain(&self, query: &Explain) -> Result<String, ExplainError> {
+        match (query.from, query.to) {
+            (IpAddr::V4(_), IpAddr::V4(_)) => self.explain_in(self.v4.as_ref(), query),
+            (IpAddr::V6(_), IpAddr::V6(_)) => self.explain_in(self.v6.as_ref(), query),
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
                 Err(ExplainError::Families)
             }
@@ -60,19 +71,19 @@ impl Inside {
     fn explain_in<F: Family>(
         &self,
         state: Option<&ForwardingState<F>>,
-        probe: &Probe,
+        query: &Explain,
     ) -> Result<String, ExplainError> {
         let state = state.ok_or(ExplainError::NotYet)?;
-        let (Some(source), Some(destination)) = (F::addr(probe.from), F::addr(probe.to)) else {
+        let (Some(source), Some(destination)) = (F::addr(query.from), F::addr(query.to)) else {
             return Err(ExplainError::Families);
         };
         let packet = Packet {
             source,
-            source_is_local: self.local_addresses.contains(&probe.from),
-            ingress: probe.interface.as_deref(),
+            source_is_local: self.local_addresses.contains(&query.from),
+            ingress: query.interface.as_deref(),
             destination,
-            transport: match probe.port {
-                Some(port) => Transport::Ports(probe.protocol, port),
+            transport: match query.port {
+                Some(port) => Transport::Ports(query.protocol, port),
                 None => Transport::Other,
             },
         };
@@ -80,121 +91,128 @@ impl Inside {
     }
 }
 
-/// The first packet of a flow that somebody asks about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Probe {
-    /// Its source address.
+/// [`Inside`] as JSON.
+#[derive(Serialize)]
+struct Shown<'a> {
+    families: Families<'a>,
+    diagnostics: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Families<'a> {
+    #[serde(rename = "IPv4", skip_serializing_if = "Option::is_none")]
+    v4: Option<&'a ForwardingState<V4>>,
+    #[serde(rename = "IPv6", skip_serializing_if = "Option::is_none")]
+    v6: Option<&'a ForwardingState<V6>>,
+}
+
+impl<'a> From<&'a Inside> for Shown<'a> {
+    fn from(inside: &'a Inside) -> Self {
+        Self {
+            families: Families {
+                v4: inside.v4.as_ref(),
+                v6: inside.v6.as_ref(),
+            },
+            diagnostics: &inside.diagnostics,
+        }
+    }
+}
+
+/// What is to be printed of the forwarding state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dump {
+    /// How: text or json
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// How something is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// The first packet of a flow that somebody asks about: flags of the command line, and a query of the
+/// node-local server such as `from=10.0.0.1&to=10.96.0.10&proto=tcp&port=80`.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explain {
+    /// The packet's source address
+    #[arg(long, value_parser = parse_address)]
+    #[serde(deserialize_with = "address")]
     pub from: IpAddr,
-    /// Its destination address.
+    /// Its destination address
+    #[arg(long, value_parser = parse_address)]
+    #[serde(deserialize_with = "address")]
     pub to: IpAddr,
-    /// Its destination port; `None` for what has none, such as an ICMP echo.
-    pub port: Option<Port>,
-    /// Its protocol, if it has a port.
+    /// Its protocol: tcp, udp or sctp
+    #[arg(long = "proto", default_value_t = tcp(), value_parser = protocol)]
+    #[serde(rename = "proto", default = "tcp")]
     pub protocol: L4Proto,
-    /// The interface it enters through; `None` if this node sends it.
+    /// Its destination port; without one, it is a packet such as a ping
+    #[arg(long)]
+    pub port: Option<Port>,
+    /// The interface it enters through; without one, this node sends it
+    #[arg(long)]
     pub interface: Option<String>,
 }
 
+const fn tcp() -> L4Proto {
+    L4Proto::Tcp
+}
+
+fn protocol(name: &str) -> Result<L4Proto, value::Error> {
+    L4Proto::deserialize(name.into_deserializer())
+}
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpAddr, D::Error> {
+    parse_address(&Cow::<str>::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
 /// Why a packet is not explained.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExplainError {
     /// Its addresses are of different families.
+    #[error("source and destination are of different IP families")]
     Families,
     /// Nothing was compiled yet.
+    #[error("not synced yet")]
     NotYet,
-    /// The question is not understood.
-    Question(String),
-}
-
-impl fmt::Display for ExplainError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Families => f.write_str("source and destination are of different IP families"),
-            Self::NotYet => f.write_str("nothing was read yet, so that nothing is known"),
-            Self::Question(what) => f.write_str(what),
-        }
-    }
-}
-
-impl std::error::Error for ExplainError {}
-
-impl Probe {
-    /// The probe that a query such as `from=10.0.0.1&to=10.96.0.10&port=80&proto=tcp` describes.
-    ///
-    /// # Errors
-    /// [`ExplainError::Question`] naming the part that is missing or not understood.
-    pub fn parse(query: &str) -> Result<Self, ExplainError> {
-        let question = |what: String| Err(ExplainError::Question(what));
-        let (mut from, mut to, mut port) = (None, None, None);
-        let (mut protocol, mut interface) = (L4Proto::Tcp, None);
-        let address = |text: &str| {
-            parse_address(text).map_err(|error| ExplainError::Question(error.to_string()))
-        };
-        for part in query.split('&').filter(|part| !part.is_empty()) {
-            let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            // An IPv6 address may come with its colons escaped.
-            let value = value.replace("%3A", ":").replace("%3a", ":");
-            match name {
-                "from" => from = Some(address(&value)?),
-                "to" => to = Some(address(&value)?),
-                "port" => match value.parse().ok().and_then(Port::new) {
-                    Some(number) => port = Some(number),
-                    None => return question(format!("port {value:?} is not from 1 to 65535")),
-                },
-                "proto" => match L4Proto::ALL.iter().find(|proto| proto.name() == value) {
-                    Some(found) => protocol = *found,
-                    None => return question(format!("proto {value:?} is not tcp, udp or sctp")),
-                },
-                "interface" => interface = Some(value),
-                other => {
-                    return question(format!(
-                        "{other:?} is none of from, to, port, proto, interface"
-                    ));
-                }
-            }
-        }
-        match (from, to) {
-            (Some(from), Some(to)) => Ok(Self {
-                from,
-                to,
-                port,
-                protocol,
-                interface,
-            }),
-            _ => question(
-                "from and to are needed, such as from=10.0.0.1&to=10.96.0.10&port=80".to_owned(),
-            ),
-        }
-    }
-
-    /// The query that [`Probe::parse`] reads.
-    pub fn query(&self) -> String {
-        let port = self.port.map(|port| format!("&port={port}"));
-        let interface = self.interface.as_ref();
-        let interface = interface.map(|interface| format!("&interface={interface}"));
-        format!(
-            "from={}&to={}&proto={}{}{}",
-            self.from,
-            self.to,
-            self.protocol,
-            port.unwrap_or_default(),
-            interface.unwrap_or_default()
-        )
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::forwarding::{
+        Backend, BackendSet, Detector, Exposure, Frontend, FrontendAddress, FrontendKey, Globals,
+        MarkBit, Route, Routes, ServicePort, ServicePortId,
+    };
+
+    fn parse(query: &str) -> Result<Explain, serde_urlencoded::de::Error> {
+        serde_urlencoded::from_str(query)
+    }
 
     #[test]
     fn a_probe_survives_its_query() {
         for query in [
             "from=10.0.0.1&to=10.96.0.10&proto=udp&port=53",
             "from=fd00::1&to=fd00::2&proto=tcp&interface=eth0",
+            "from=10.0.0.1&to=10.96.0.10&interface=a%26b%3Dc+%C3%A4",
         ] {
-            let probe = Probe::parse(query).unwrap();
-            assert_eq!(Probe::parse(&probe.query()).unwrap(), probe);
+            let explain = parse(query).unwrap();
+            let query = serde_urlencoded::to_string(&explain).unwrap();
+            assert_eq!(parse(&query).unwrap(), explain);
         }
     }
 
@@ -208,12 +226,123 @@ mod tests {
             "from=10.0.0.1&to=10.0.0.2&proto=icmp",
             "from=10.0.0.1&to=10.0.0.2&nonsense=1",
         ] {
-            assert!(Probe::parse(query).is_err(), "{query}");
+            assert!(parse(query).is_err(), "{query}");
         }
-        let mixed = Probe::parse("from=10.0.0.1&to=fd00::1&port=1").unwrap();
+        let mixed = parse("from=10.0.0.1&to=fd00::1&port=1").unwrap();
         let empty = Inside::default();
         assert_eq!(empty.explain(&mixed), Err(ExplainError::Families));
-        let plain = Probe::parse("from=10.0.0.1&to=10.0.0.2&port=1").unwrap();
+        let plain = parse("from=10.0.0.1&to=10.0.0.2&port=1").unwrap();
         assert_eq!(empty.explain(&plain), Err(ExplainError::NotYet));
+    }
+
+    fn state() -> ForwardingState<V4> {
+        let port = |number| Port::new(number).unwrap();
+        let route = Route::Forward {
+            to: BackendSet::Cluster,
+            masquerade: true,
+        };
+        let frontend = |address, exposure, routes| {
+            let key = FrontendKey {
+                address,
+                protocol: L4Proto::Tcp,
+                port: port(80),
+            };
+            let source_ranges = Some(Arc::from(["192.0.2.0/24".parse().unwrap()]));
+            let frontend = Frontend {
+                exposure,
+                routes,
+                source_ranges,
+            };
+            (key, frontend)
+        };
+        let service_port = ServicePort::<V4> {
+            id: ServicePortId::new(&"ns/a", "", L4Proto::Tcp),
+            protocol: L4Proto::Tcp,
+            cluster_ip: "10.96.0.10".parse().unwrap(),
+            affinity: Some(9),
+            cluster: [Backend {
+                address: "10.244.0.1".parse().unwrap(),
+                port: port(8080),
+            }]
+            .into(),
+            local: [].into(),
+            live: [].into(),
+            frontends: BTreeMap::from([
+                frontend(
+                    FrontendAddress::Vip("10.96.0.10".parse().unwrap()),
+                    Exposure::ClusterIp,
+                    Routes::all(route),
+                ),
+                frontend(
+                    FrontendAddress::Node,
+                    Exposure::NodePort,
+                    Routes::all(Route::Drop),
+                ),
+            ]),
+        };
+        ForwardingState {
+            globals: Globals {
+                detector: Some(Detector::Network("10.244.0.0/16".parse().unwrap())),
+                masquerade_bit: MarkBit::DEFAULT,
+                node_port_addresses: ["192.0.2.1".parse().unwrap()].into(),
+                service_cidrs: ["10.96.0.0/16".parse().unwrap()].into(),
+                spared: [].into(),
+                drop_invalid: true,
+            },
+            service_ports: [(service_port.id.clone(), Arc::new(service_port))].into(),
+        }
+    }
+
+    #[test]
+    fn states_are_printed_as_json() {
+        let inside = Inside {
+            v4: Some(state()),
+            diagnostics: vec!["a fault".to_owned()],
+            ..Inside::default()
+        };
+        let forward = json!({"to": "cluster", "masquerade": true});
+        assert_eq!(
+            serde_json::from_str::<Value>(&inside.json()).unwrap(),
+            json!({
+                "families": {"IPv4": {
+                    "globals": {
+                        "detector": {"network": "10.244.0.0/16"},
+                        "masqueradeBit": 14,
+                        "nodePortAddresses": ["192.0.2.1"],
+                        "serviceCIDRs": ["10.96.0.0/16"],
+                        "spared": [],
+                        "dropInvalid": true,
+                    },
+                    "servicePorts": [{
+                        "id": "ns/a/tcp",
+                        "protocol": "tcp",
+                        "clusterIP": "10.96.0.10",
+                        "affinitySeconds": 9,
+                        "cluster": ["10.244.0.1:8080"],
+                        "local": [],
+                        "live": [],
+                        "frontends": [
+                            {
+                                "exposure": "ClusterIP",
+                                "address": "10.96.0.10",
+                                "protocol": "tcp",
+                                "port": 80,
+                                "routes": {"pod": forward, "host": forward, "extn": forward},
+                                "sourceRanges": ["192.0.2.0/24"],
+                            },
+                            {
+                                "exposure": "NodePort",
+                                "address": null,
+                                "protocol": "tcp",
+                                "port": 80,
+                                "routes": {"pod": "drop", "host": "drop", "extn": "drop"},
+                                "sourceRanges": ["192.0.2.0/24"],
+                            },
+                        ],
+                    }],
+                }},
+                "diagnostics": ["a fault"],
+            })
+        );
     }
 }

@@ -9,19 +9,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Serialize, Serializer};
+
 use crate::net::{Family, L4Proto, Port};
 
 /// What must happen to the packets of one family.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", bound = "")]
 pub struct ForwardingState<F: Family> {
     /// What is the same for all ServicePorts.
     pub globals: Globals<F>,
     /// Every ServicePort that exists in this family, also those that forward nothing.
+    #[serde(serialize_with = "values")]
     pub service_ports: BTreeMap<ServicePortId, Arc<ServicePort<F>>>,
 }
 
 /// What is the same for all ServicePorts of a family.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", bound = "")]
 pub struct Globals<F: Family> {
     /// Who counts as POD; `None` if there is no detector, and so no POD. Spec: DL-5.
     pub detector: Option<Detector<F>>,
@@ -30,6 +35,7 @@ pub struct Globals<F: Family> {
     /// The addresses of this node that accept NodePort traffic. Spec: NP-2.
     pub node_port_addresses: BTreeSet<F::Addr>,
     /// Where addresses that are no live ClusterIP are dropped. Spec: REJ-6.
+    #[serde(rename = "serviceCIDRs")]
     pub service_cidrs: BTreeSet<F::Net>,
     /// Addresses in these networks that are not: this node's and endpoints'.
     pub spared: BTreeSet<F::Addr>,
@@ -40,7 +46,8 @@ pub struct Globals<F: Family> {
 /// The rule that says which packets come from a pod.
 ///
 /// Spec: DL-1 to DL-4.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", bound = "")]
 pub enum Detector<F: Family> {
     /// Those whose source address lies in this network.
     Network(F::Net),
@@ -54,7 +61,7 @@ pub enum Detector<F: Family> {
 ///
 /// Unit: 1 to 15 bytes, no slash and no white space.
 /// Source: `dev_valid_name()` and `IFNAMSIZ` in the kernel.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct InterfaceName(Arc<str>);
 
 impl InterfaceName {
@@ -82,7 +89,7 @@ impl fmt::Display for InterfaceName {
 /// One bit of the packet mark.
 ///
 /// Unit: bit number, 0 to 31. Default 14, the mark 0x4000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct MarkBit(u8);
 
 impl MarkBit {
@@ -108,7 +115,7 @@ impl MarkBit {
 /// The name of a ServicePort: `namespace/name:port/protocol`, `namespace/name/protocol` if unnamed.
 ///
 /// Unique within a state, sorted by namespace and name first. For people and as a key; nobody parses it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct ServicePortId(Arc<str>);
 
 impl ServicePortId {
@@ -139,15 +146,18 @@ impl fmt::Display for ServicePortId {
 }
 
 /// One ServicePort in one family: our unit of work.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", bound = "")]
 pub struct ServicePort<F: Family> {
     /// Its name.
     pub id: ServicePortId,
     /// Its protocol, that of all its frontends.
     pub protocol: L4Proto,
     /// The ClusterIP of its Service, live even if another Service won the frontend. Spec: REJ-5.
+    #[serde(rename = "clusterIP")]
     pub cluster_ip: F::Addr,
     /// How long clients keep their backend, in seconds; `None` without session affinity. Spec: AFF-1.
+    #[serde(rename = "affinitySeconds")]
     pub affinity: Option<u32>,
     /// The set C of SPEC §0, sorted.
     pub cluster: Box<[Backend<F>]>,
@@ -156,6 +166,7 @@ pub struct ServicePort<F: Family> {
     /// Endpoints whose UDP flows are kept: serving or ready ones, sorted; empty unless UDP. Spec: CT-2.
     pub live: Box<[Backend<F>]>,
     /// Where it answers, without the frontends that another ServicePort won.
+    #[serde(serialize_with = "entries")]
     pub frontends: BTreeMap<FrontendKey<F>, Frontend<F>>,
 }
 
@@ -181,7 +192,8 @@ impl<F: Family> ServicePort<F> {
 }
 
 /// What a packet must be addressed to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(bound = "")]
 pub struct FrontendKey<F: Family> {
     /// The destination address.
     pub address: FrontendAddress<F>,
@@ -208,7 +220,8 @@ impl<F: Family> fmt::Display for FrontendKey<F> {
 }
 
 /// The destination address of a frontend. VIPs are matched before NodePorts (SVC-14).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(untagged, bound = "")]
 pub enum FrontendAddress<F: Family> {
     /// A ClusterIP, ExternalIP or LoadBalancer address.
     Vip(F::Addr),
@@ -217,7 +230,8 @@ pub enum FrontendAddress<F: Family> {
 }
 
 /// How a frontend treats the packets addressed to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", bound = "")]
 pub struct Frontend<F: Family> {
     /// Why it exists.
     pub exposure: Exposure,
@@ -230,11 +244,13 @@ pub struct Frontend<F: Family> {
 }
 
 /// Why a frontend exists, strongest claim first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Exposure {
     /// It is the Service's ClusterIP.
+    #[serde(rename = "ClusterIP")]
     ClusterIp,
     /// It is one of `spec.externalIPs`.
+    #[serde(rename = "ExternalIP")]
     ExternalIp,
     /// It is one of `status.loadBalancer.ingress`.
     LoadBalancer,
@@ -267,7 +283,7 @@ pub enum SourceClass {
 }
 
 /// The rows of SPEC's table M1 for one frontend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Routes {
     /// For POD.
     pub pod: Route,
@@ -298,7 +314,8 @@ impl Routes {
 }
 
 /// What happens to packets of one source class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(into = "RouteText")]
 pub enum Route {
     /// One of the backends of the set, each equally likely.
     Forward {
@@ -314,7 +331,8 @@ pub enum Route {
 }
 
 /// One of a ServicePort's two sets of backends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum BackendSet {
     /// C: after topology.
     Cluster,
@@ -334,6 +352,12 @@ pub struct Backend<F: Family> {
 impl<F: Family> fmt::Display for Backend<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         std::net::SocketAddr::new(self.address.into(), self.port.get()).fmt(f)
+    }
+}
+
+impl<F: Family> Serialize for Backend<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -369,4 +393,45 @@ pub struct Change<F: Family> {
     pub old: Option<Arc<ServicePort<F>>>,
     /// After; `None` if it is gone.
     pub new: Option<Arc<ServicePort<F>>>,
+}
+
+/// A [`Route`] as JSON: `{"to": "cluster", "masquerade": true}`, `"reject"` or `"drop"`.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum RouteText {
+    Forward { to: BackendSet, masquerade: bool },
+    Word(&'static str),
+}
+
+impl From<Route> for RouteText {
+    fn from(route: Route) -> Self {
+        match route {
+            Route::Forward { to, masquerade } => Self::Forward { to, masquerade },
+            Route::Reject => Self::Word("reject"),
+            Route::Drop => Self::Word("drop"),
+        }
+    }
+}
+
+/// The values of a map whose keys are in them.
+fn values<S: Serializer, K, V: Serialize>(
+    map: &BTreeMap<K, V>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(map.values())
+}
+
+/// Each key with its value as one object.
+fn entries<S: Serializer, K: Serialize, V: Serialize>(
+    map: &BTreeMap<K, V>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Entry<K, V> {
+        #[serde(flatten)]
+        key: K,
+        #[serde(flatten)]
+        value: V,
+    }
+    serializer.collect_seq(map.iter().map(|(key, value)| Entry { key, value }))
 }

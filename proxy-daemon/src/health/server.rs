@@ -12,19 +12,23 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
 use axum::{Extension, Router};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::bounded;
 use super::metrics;
 use super::places::{Place, Places};
 use super::{Answer, Health};
-use crate::debug::{Inside, Probe, json};
+use crate::debug::{Dump, Explain, Inside, Output};
 use crate::sys::Clock;
 
 /// How long an address that is taken is left alone. Spec: HZ-8.
 const REBIND: Duration = Duration::from_secs(5);
 /// How long a look into the sync thread may take, which may be busy with a large sync.
 const LOOK: Duration = Duration::from_secs(10);
+
+const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Asks the sync thread to show itself.
 pub type Ask = Arc<dyn Fn(oneshot::Sender<Inside>) + Send + Sync>;
@@ -87,20 +91,17 @@ pub fn local_router(
         let body = format!("{:#}\n", s.health.report(&*s.clock));
         answer(StatusCode::OK, "application/json", body)
     };
-    let forwarding = inside(ask, |inside, query| {
-        if query == "output=json" {
-            let body = format!("{}\n", json(inside));
-            answer(StatusCode::OK, "application/json", body)
-        } else {
-            text(inside.table())
-        }
+    let forwarding = inside(ask, |inside, query: Dump| {
+        let content_type = match query.output {
+            Output::Text => TEXT,
+            Output::Json => "application/json",
+        };
+        answer(StatusCode::OK, content_type, inside.dump(query))
     });
-    let diagnostics = inside(ask, |inside, _| text(inside.diagnostics()));
-    let explain = inside(ask, |inside, query| {
-        match Probe::parse(query).and_then(|probe| inside.explain(&probe)) {
-            Ok(explanation) => text(explanation),
-            Err(error) => plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
-        }
+    let diagnostics = inside(ask, |inside, _: NoQuery| text(inside.diagnostics()));
+    let explain = inside(ask, |inside, query: Explain| match inside.explain(&query) {
+        Ok(explanation) => text(explanation),
+        Err(error) => plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
     });
     let scrape = move |State(s): State<Shared>| async move {
         answer(
@@ -143,16 +144,27 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
+/// A query that nothing is read of.
+#[derive(Deserialize)]
+struct NoQuery {}
+
 /// Answers with what the sync thread shows, given the query.
-fn inside(ask: &Ask, show: fn(&Inside, &str) -> Response) -> MethodRouter<Shared> {
+fn inside<Q: DeserializeOwned + Send + 'static>(
+    ask: &Ask,
+    show: fn(&Inside, Q) -> Response,
+) -> MethodRouter<Shared> {
     let ask = Arc::clone(ask);
     get(
         move |Extension(place): Extension<Arc<Place>>, RawQuery(query): RawQuery| async move {
             place.is_large();
+            let query = match serde_urlencoded::from_str(&query.unwrap_or_default()) {
+                Ok(query) => query,
+                Err(error) => return plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
+            };
             let (sender, receiver) = oneshot::channel();
             ask(sender);
             match tokio::time::timeout(LOOK, receiver).await {
-                Ok(Ok(inside)) => show(&inside, query.as_deref().unwrap_or_default()),
+                Ok(Ok(inside)) => show(&inside, query),
                 Ok(Err(_)) | Err(_) => plain(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "the sync thread does not answer\n".to_owned(),
@@ -176,7 +188,7 @@ fn text(body: String) -> Response {
 }
 
 fn plain(status: StatusCode, body: String) -> Response {
-    answer(status, "text/plain; charset=utf-8", body)
+    answer(status, TEXT, body)
 }
 
 fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response {

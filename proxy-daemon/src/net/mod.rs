@@ -5,9 +5,11 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, ParseIntError};
+use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 
 mod parse;
 mod special;
@@ -16,7 +18,8 @@ pub use parse::{AddressError, parse_address, parse_network};
 pub(crate) use special::{holds_loopback, link_local, never_unicast};
 
 /// A transport protocol that Services can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum L4Proto {
     /// TCP.
     Tcp,
@@ -70,7 +73,7 @@ impl fmt::Display for L4Proto {
 /// A port that is not zero.
 ///
 /// Unit: port number, 1 to 65,535, host byte order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Port(NonZeroU16);
 
 impl Port {
@@ -85,6 +88,14 @@ impl Port {
     /// The number, in host byte order.
     pub const fn get(self) -> u16 {
         self.0.get()
+    }
+}
+
+impl FromStr for Port {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        text.parse().map(Self)
     }
 }
 
@@ -151,6 +162,7 @@ pub trait Family:
         + Send
         + Sync
         + std::hash::Hash
+        + Serialize
         + Into<IpAddr>
         + 'static;
     /// A network of the family.
@@ -162,6 +174,7 @@ pub trait Family:
         + Send
         + Sync
         + std::hash::Hash
+        + Serialize
         + Into<IpNet>
         + 'static;
 

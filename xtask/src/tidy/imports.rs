@@ -28,8 +28,8 @@ enum Crates {
 }
 
 const KUBERNETES: &[&str] = &["k8s_openapi", "kube"];
-/// Crates that keep a module pure: words for networks, and derives for errors.
-const PURE: &[&str] = &["ipnet", "thiserror"];
+/// Crates that keep a module pure: words for networks, and derives for errors and for what is printed.
+const PURE: &[&str] = &["ipnet", "serde", "thiserror"];
 const EVERYTHING: &str = "*";
 /// Modules of this name are tests.
 const TESTS: &str = "tests";
@@ -148,7 +148,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         module: "cli",
-        ours: &["config"],
+        ours: &["config", "debug"],
         crates: Crates::Any,
     },
     Rule {

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::field::{Field, mapping_slot};
 
@@ -16,8 +17,12 @@ type List<T> = Field<Vec<Field<T>>>;
 
 /// A Service, EndpointSlice, Node or ServiceCIDR as it is written.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct Object<'a> {
+#[serde(
+    default,
+    rename_all = "camelCase",
+    bound(deserialize = "I: Default + Deserialize<'de>")
+)]
+pub(crate) struct Object<'a, I = IgnoredAny> {
     #[serde(borrow)]
     pub(crate) api_version: Text<'a>,
     #[serde(borrow)]
@@ -39,59 +44,30 @@ pub(crate) struct Object<'a> {
     pub(crate) code: Field<i64>,
     #[serde(borrow)]
     pub(crate) message: Text<'a>,
+    // What a list has.
+    pub(crate) items: I,
 }
 
 /// An object, or a list of objects; lists in lists are not read, so that no text makes us recurse.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct Document<'a> {
-    #[serde(borrow)]
-    pub(crate) items: List<Object<'a>>,
-    // The rest is as in `Object`.
-    #[serde(borrow)]
-    api_version: Text<'a>,
-    #[serde(borrow)]
-    kind: Text<'a>,
-    #[serde(borrow)]
-    metadata: Field<Metadata<'a>>,
-    #[serde(borrow)]
-    spec: Field<Spec<'a>>,
-    #[serde(borrow)]
-    status: Field<Status<'a>>,
-    #[serde(borrow)]
-    address_type: Text<'a>,
-    #[serde(borrow)]
-    endpoints: List<Endpoint<'a>>,
-    #[serde(borrow)]
-    ports: List<Port<'a>>,
-}
+pub(crate) type Document<'a> = Object<'a, List<Object<'a>>>;
 
 impl<'a> Document<'a> {
     /// The document as an object, and the items that it has as a list.
     pub(crate) fn into_parts(self) -> (Object<'a>, List<Object<'a>>) {
-        let Self {
-            items,
-            api_version,
-            kind,
-            metadata,
-            spec,
-            status,
-            address_type,
-            endpoints,
-            ports,
-        } = self;
         let object = Object {
-            api_version,
-            kind,
-            metadata,
-            spec,
-            status,
-            address_type,
-            endpoints,
-            ports,
-            ..Object::default()
+            api_version: self.api_version,
+            kind: self.kind,
+            metadata: self.metadata,
+            spec: self.spec,
+            status: self.status,
+            address_type: self.address_type,
+            endpoints: self.endpoints,
+            ports: self.ports,
+            code: self.code,
+            message: self.message,
+            items: IgnoredAny,
         };
-        (object, items)
+        (object, self.items)
     }
 }
 

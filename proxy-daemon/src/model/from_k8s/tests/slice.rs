@@ -180,3 +180,34 @@ fn names_of_nodes_zones_and_ports_are_shared() {
     };
     assert!(Arc::ptr_eq(&node(), &node()));
 }
+
+/// How fast slices are decoded; to compare two states of the code, run it with `--release --ignored`.
+#[test]
+#[ignore = "a measurement"]
+#[expect(clippy::print_stderr, reason = "its result is for who runs it")]
+fn decoding_ten_thousand_slices() {
+    let endpoint = |n: usize| {
+        json!({
+            "addresses": [format!("10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255)],
+            "conditions": {"ready": true, "serving": true, "terminating": false},
+            "nodeName": format!("node-{}", n % 100), "zone": "a",
+            "targetRef": {"kind": "Pod", "namespace": "default", "name": format!("web-{n}")},
+        })
+    };
+    let texts: Vec<String> = (0..10_000)
+        .map(|n| {
+            let endpoints: Vec<Json> = (10 * n..10 * n + 10).map(endpoint).collect();
+            let name = format!("web-{n}");
+            let over = json!({"metadata": {"name": name}, "endpoints": endpoints});
+            with(&web_slice(), &over).to_string()
+        })
+        .collect();
+    let begun = crate::sys::Clock::now(&crate::sys::SystemClock);
+    let mut decoder = Decoder::new(Author::ApiServer);
+    for text in &texts {
+        let object: Object<'_> = serde_json::from_str(text).expect("JSON");
+        let read = decoder.decode(ObjectKind::EndpointSlice, &object);
+        assert!(read.diagnostics.is_empty());
+    }
+    eprintln!("{:?}", begun.elapsed());
+}

@@ -3,22 +3,28 @@
 //! Invariants: it gets our `PATH`, the C locale and what the caller names, and nothing else of our
 //! environment; it runs in the network namespace of the calling thread; neither side can block the
 //! other by what it does not read; one that hangs is killed after [`IDLE`]; when a call returns, or panics,
-//! the program is gone and reaped, with whatever it started; and however the daemon ends, the program ends
-//! with it, so that it cannot write after a successor did.
+//! the program has ended and is reaped, and what it started is killed; and however the daemon ends, the
+//! program ends with it, so that it cannot write after a successor did.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::{self, BufWriter, Read as _, Write};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use super::{Clock as _, SystemClock};
@@ -36,9 +42,8 @@ const DIRECTORIES: [&str; 6] = [
 const SAID: usize = 16 << 10;
 /// The size of a read or a write.
 const CHUNK: usize = 64 << 10;
-/// How often one who waits for a program is told so.
-pub(crate) const SLOW: Duration = Duration::from_secs(2);
-
+/// How often a program is looked at while nothing else is to be done.
+const LOOK: Duration = Duration::from_secs(2);
 /// How often it is logged that a program has not ended.
 const NEWS: Duration = Duration::from_secs(15);
 /// After so long it is killed, even if it works.
@@ -46,7 +51,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// After so long it is killed if it neither read, wrote nor computed anything: it hangs.
 ///
 /// Longer than a program waits for the lock of iptables-legacy.
-pub(crate) const IDLE: Duration = Duration::from_secs(15);
+const IDLE: Duration = Duration::from_secs(15);
 /// How long the end of a program that was killed is waited for; the kernel may be busy for it.
 const REAP: Duration = Duration::from_secs(2);
 
@@ -69,7 +74,7 @@ pub(crate) fn end_all() {
 
 fn kill_group(pid: u32) {
     if let Err(error) = killpg(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL) {
-        tracing::debug!(pid, %error, "a program could not be ended");
+        tracing::debug!(pid, %error, "cannot kill a program");
     }
 }
 
@@ -109,29 +114,33 @@ pub(crate) struct Ended {
 impl Call<'_> {
     /// Runs the program with `write` as its standard input.
     ///
-    /// `slow` is called every [`SLOW`] with the process's id and for how long it has been running.
-    ///
     /// # Errors
     /// If it cannot be started, if `write` fails (the program is killed then), or if it ends well
     /// before having read everything. That it fails is no error: see [`Ended`].
     pub(crate) fn feed(
         &self,
         write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
-        slow: &mut dyn FnMut(u32, Duration),
     ) -> io::Result<Ended> {
-        let mut running = Running::spawn(self, Stdio::piped(), Stdio::null(), slow)?;
-        let pipe = running.child.stdin.take();
-        let mut input = Input::new(&mut running, pipe)?;
-        let mut buffer = BufWriter::with_capacity(CHUNK, &mut input);
+        let mut running = Running::spawn(self, Stdio::piped(), Stdio::null())?;
+        let pipe = running
+            .child
+            .stdin
+            .take()
+            .ok_or(io::ErrorKind::BrokenPipe)?;
+        // So that one that hangs instead of reading can be killed.
+        set_nonblocking(&pipe)?;
+        let mut buffer = BufWriter::with_capacity(CHUNK, Input { running, pipe });
         let written = write(&mut buffer).and_then(|()| buffer.flush());
         // Taken apart, it does not write the rest when dropped.
-        drop(buffer.into_parts());
-        let is_lost = input.is_lost;
-        // The end of what it reads.
-        drop(input);
+        let (Input { running, pipe }, _) = buffer.into_parts();
         match written {
-            Err(error) if !is_lost => Err(error),
+            // Killed before the end of its input is seen.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                drop(running);
+                Err(error)
+            }
             written => {
+                drop(pipe);
                 let ended = running.end()?;
                 if ended.status.success() {
                     written?;
@@ -146,25 +155,40 @@ impl Call<'_> {
     /// # Errors
     /// If it cannot be started or read. That it fails is no error: see [`Ended`].
     pub(crate) fn read(&self, each: &mut dyn FnMut(&str)) -> io::Result<Ended> {
-        let mut unheard = |_, _| ();
-        let mut running = Running::spawn(self, Stdio::null(), Stdio::piped(), &mut unheard)?;
-        let mut output = running.child.stdout.take();
-        let mut lines = Lines::default();
-        let mut chunk = vec![0; CHUNK];
-        while let Some(pipe) = &mut output {
-            if !running.wait(Some((pipe.as_fd(), PollFlags::POLLIN)))? {
-                continue;
-            }
-            match pipe.read(&mut chunk) {
-                Ok(0) => output = None,
-                Ok(n) => lines.take(chunk.get(..n).unwrap_or(&[]), each),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        let mut running = Running::spawn(self, Stdio::null(), Stdio::piped())?;
+        let pipe = running
+            .child
+            .stdout
+            .take()
+            .ok_or(io::ErrorKind::BrokenPipe)?;
+        set_nonblocking(&pipe)?;
+        let mut output = BufReader::with_capacity(CHUNK, pipe);
+        let mut line = Vec::new();
+        loop {
+            match output.read_until(b'\n', &mut line) {
+                Ok(n) => {
+                    if !line.is_empty() {
+                        let text = line.strip_suffix(b"\n").unwrap_or(&line);
+                        each(&String::from_utf8_lossy(text));
+                        line.clear();
+                    }
+                    if n == 0 {
+                        return running.end();
+                    }
+                }
+                // The beginning of a line stays in `line`.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    running.wait_for(output.get_ref().as_fd(), PollFlags::POLLIN)?;
+                }
                 Err(error) => return Err(error),
             }
         }
-        lines.finish(each);
-        running.end()
     }
+}
+
+fn set_nonblocking(pipe: &impl AsFd) -> io::Result<()> {
+    fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(())
 }
 
 /// Has the kernel kill the program when the thread that starts it ends, and with it the daemon.
@@ -176,7 +200,7 @@ fn end_with_us(command: &mut Command) {
         if nix::unistd::getppid() == us {
             Ok(())
         } else {
-            Err(nix::errno::Errno::ESRCH.into())
+            Err(Errno::ESRCH.into())
         }
     };
     #[expect(unsafe_code, reason = "the standard library has no safe way to say it")]
@@ -186,34 +210,28 @@ fn end_with_us(command: &mut Command) {
     }
 }
 
-/// A program that runs.
-struct Running<'a> {
+/// A program that runs; killed and reaped when dropped.
+struct Running {
     name: String,
-    /// For how long it has been running when that is logged next.
-    news: Duration,
     child: Child,
-    stderr: Option<ChildStderr>,
-    said: Vec<u8>,
-    begun: Instant,
-    /// When it was last seen to do something, and the CPU time that it had used then.
-    active: Instant,
-    cpu_time: u64,
-    /// How long its end is waited for, each time, when it has closed its standard error.
-    pause: Duration,
     is_reaped: bool,
-    /// For how long it has been running when `slow` is called next.
-    next: Duration,
-    slow: &'a mut dyn FnMut(u32, Duration),
+    /// Its sender goes when the program has ended.
+    end: Receiver<()>,
+    /// What it says on its standard error: a file in memory, so that it never waits for a reader.
+    said: File,
+    begun: Instant,
+    /// When it was last seen to do something.
+    active: Instant,
+    /// The CPU time that it had used, and how much it had said, at the last look.
+    seen: (u64, u64),
+    next_look: Instant,
+    next_news: Instant,
 }
 
-impl<'a> Running<'a> {
+impl Running {
     #[expect(clippy::disallowed_methods, reason = "this is the one place")]
-    fn spawn(
-        call: &Call<'_>,
-        stdin: Stdio,
-        stdout: Stdio,
-        slow: &'a mut dyn FnMut(u32, Duration),
-    ) -> io::Result<Self> {
+    fn spawn(call: &Call<'_>, stdin: Stdio, stdout: Stdio) -> io::Result<Self> {
+        let said = File::from(memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC)?);
         let mut command = Command::new(call.program);
         command
             .args(call.arguments)
@@ -223,46 +241,70 @@ impl<'a> Running<'a> {
             .envs(call.environment.iter().map(|(name, value)| (name, value)))
             .stdin(stdin)
             .stdout(stdout)
-            .stderr(Stdio::piped())
+            .stderr(said.try_clone()?)
             .process_group(0);
         end_with_us(&mut command);
-        let mut child = {
+        let child = {
             let mut running = running();
             let child = command.spawn()?;
             running.insert(child.id());
             child
         };
-        let begun = SystemClock.now();
-        Ok(Self {
+        let (ended, end) = mpsc::channel();
+        let now = SystemClock.now();
+        let running = Self {
             name: call.program.display().to_string(),
-            news: NEWS,
-            stderr: child.stderr.take(),
-            child,
-            said: Vec::new(),
-            begun,
-            active: begun,
-            cpu_time: 0,
-            pause: Duration::from_millis(1),
             is_reaped: false,
-            next: SLOW,
-            slow,
-        })
+            end,
+            said,
+            begun: now,
+            active: now,
+            seen: (0, 0),
+            next_look: now + LOOK,
+            next_news: now + NEWS,
+            child,
+        };
+        let pid = Pid::from_raw(running.child.id().cast_signed());
+        std::thread::Builder::new()
+            .name("program".to_owned())
+            .spawn(move || {
+                // It stays a zombie, so that its number is nobody else's until it is reaped.
+                let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+                while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {}
+                drop(ended);
+            })?;
+        Ok(running)
     }
 
-    /// Waits until `fd` is ready, which it answers, the program said something, or some time passed.
-    fn wait(&mut self, fd: Option<(BorrowedFd<'_>, PollFlags)>) -> io::Result<bool> {
-        let now = SystemClock.now();
-        let running = now.duration_since(self.begun);
-        if running >= self.next {
-            self.next = running + SLOW;
-            (self.slow)(self.child.id(), running);
-            let cpu_time = cpu_time(self.child.id());
-            if cpu_time != self.cpu_time {
-                self.cpu_time = cpu_time;
-                self.active = now;
+    /// Waits until the pipe is ready, or an error of it can be read.
+    fn wait_for(&mut self, pipe: BorrowedFd<'_>, events: PollFlags) -> io::Result<()> {
+        let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::MAX);
+        loop {
+            match poll(&mut [PollFd::new(pipe, events)], timeout) {
+                Ok(0) | Err(Errno::EINTR) => self.look()?,
+                Ok(_) => {
+                    self.active = SystemClock.now();
+                    return self.look();
+                }
+                Err(error) => return Err(error.into()),
             }
         }
-        let idle = now.duration_since(self.active);
+    }
+
+    /// Looks now and then whether it hangs, which is an error.
+    fn look(&mut self) -> io::Result<()> {
+        let now = SystemClock.now();
+        if now < self.next_look {
+            return Ok(());
+        }
+        self.next_look = now + LOOK;
+        let pid = self.child.id();
+        let seen = (cpu_time(pid), self.said.metadata()?.len());
+        if seen != self.seen {
+            self.seen = seen;
+            self.active = now;
+        }
+        let (idle, running) = (now - self.active, now - self.begun);
         if idle >= IDLE || running >= LIMIT {
             let what = if idle >= IDLE {
                 format!("did nothing for {} s", idle.as_secs())
@@ -275,130 +317,56 @@ impl<'a> Running<'a> {
             );
             return Err(io::Error::new(io::ErrorKind::TimedOut, error));
         }
-        if running >= self.news {
-            self.news = running + NEWS;
-            let (program, pid) = (&self.name, self.child.id());
+        if now >= self.next_news {
+            self.next_news = now + NEWS;
+            let program = &self.name;
             tracing::warn!(program, pid, seconds = running.as_secs(), "still running");
-        }
-        // One more millisecond, since a timeout is rounded down.
-        let mut timeout = self.next.saturating_sub(running) + Duration::from_millis(1);
-        if self.stderr.is_none() && fd.is_none() {
-            timeout = timeout.min(self.pause);
-            self.pause = (self.pause * 2).min(Duration::from_millis(50));
-        }
-        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-        let (has_said, is_ready) = {
-            let stderr = self.stderr.as_ref();
-            let stderr = stderr.map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
-            let fd = fd.map(|(fd, events)| PollFd::new(fd, events));
-            let has_stderr = stderr.is_some();
-            let mut fds: Vec<PollFd<'_>> = stderr.into_iter().chain(fd).collect();
-            match poll(&mut fds, timeout) {
-                Ok(_) | Err(nix::Error::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
-            (
-                has_stderr && ready.next() == Some(true),
-                ready.next() == Some(true),
-            )
-        };
-        if has_said || is_ready {
-            self.active = SystemClock.now();
-        }
-        if has_said {
-            self.hear()?;
-        }
-        Ok(is_ready)
-    }
-
-    /// How it ended, if it did.
-    fn reap(&mut self) -> io::Result<Option<ExitStatus>> {
-        let mut running = running();
-        let status = self.child.try_wait()?;
-        if status.is_some() && !self.is_reaped {
-            self.is_reaped = true;
-            running.remove(&self.child.id());
-        }
-        Ok(status)
-    }
-
-    /// Whether there is something to hear.
-    fn has_said(&self) -> io::Result<bool> {
-        let Some(pipe) = &self.stderr else {
-            return Ok(false);
-        };
-        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::ZERO) {
-            Ok(n) => Ok(n > 0),
-            Err(nix::Error::EINTR) => Ok(true),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Takes what the program has said on its standard error.
-    fn hear(&mut self) -> io::Result<()> {
-        let Some(pipe) = &mut self.stderr else {
-            return Ok(());
-        };
-        let mut chunk = [0; 4096];
-        match pipe.read(&mut chunk) {
-            Ok(0) => self.stderr = None,
-            Ok(n) => {
-                let room = SAID.saturating_sub(self.said.len()).min(n);
-                self.said.extend(chunk.get(..room).unwrap_or(&[]));
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
         }
         Ok(())
     }
 
     /// Waits for the end.
-    ///
-    /// Its standard error is closed when it ends, so there is nothing to look at again and again.
     fn end(mut self) -> io::Result<Ended> {
-        loop {
-            if let Some(status) = self.reap()? {
-                while self.has_said()? {
-                    self.hear()?;
-                }
-                return Ok(Ended {
-                    status,
-                    said: String::from_utf8_lossy(&self.said).into_owned(),
-                });
-            }
-            self.wait(None)?;
+        self.active = SystemClock.now();
+        while self.end.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            self.look()?;
         }
+        let status = self.reap()?;
+        let mut said = vec![0; SAID];
+        let n = self.said.read_at(&mut said, 0)?;
+        said.truncate(n);
+        Ok(Ended {
+            status,
+            said: String::from_utf8_lossy(&said).into_owned(),
+        })
     }
 
-    /// Ends it, and waits a moment for that.
-    fn kill(&mut self) -> io::Result<()> {
+    /// Takes its status, once it has ended, and kills what it left behind.
+    fn reap(&mut self) -> io::Result<ExitStatus> {
+        let mut running = running();
         kill_group(self.child.id());
-        let begun = SystemClock.now();
-        while self.reap()?.is_none() {
-            if SystemClock.now().duration_since(begun) >= REAP {
-                let (program, pid) = (&self.name, self.child.id());
-                tracing::warn!(
-                    program,
-                    pid,
-                    "was killed and has not ended: the kernel does not let it go; look what it waits for in /proc/PID/stack"
-                );
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Ok(())
+        self.is_reaped = true;
+        running.remove(&self.child.id());
+        self.child.wait()
     }
 }
 
-impl Drop for Running<'_> {
-    /// Ends and reaps the program if that has not happened.
+impl Drop for Running {
+    /// Kills it if it has not ended, and waits a moment for that.
     fn drop(&mut self) {
-        if !self.is_reaped
-            && let Err(error) = self.kill()
-        {
-            tracing::debug!(%error, "a program could not be ended");
+        if self.is_reaped {
+            return;
+        }
+        let (program, pid) = (&self.name, self.child.id());
+        kill_group(pid);
+        if self.end.recv_timeout(REAP) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!(
+                program,
+                pid,
+                "cannot kill a program: the kernel does not let it go; look what it waits for in /proc/PID/stack"
+            );
+        } else if let Err(error) = self.reap() {
+            tracing::debug!(%error, "cannot reap a program");
         }
     }
 }
@@ -429,47 +397,23 @@ fn cpu_time(group: u32) -> u64 {
     times.sum()
 }
 
-/// The standard input of a program, as its writer sees it.
-struct Input<'a, 'b> {
-    running: &'a mut Running<'b>,
-    pipe: Option<ChildStdin>,
-    /// Whether the program ended, or closed its input, before it had read everything.
-    is_lost: bool,
+/// The standard input of a program, as its writer sees it. The program is dropped first.
+struct Input {
+    running: Running,
+    pipe: ChildStdin,
 }
 
-impl<'a, 'b> Input<'a, 'b> {
-    fn new(running: &'a mut Running<'b>, pipe: Option<ChildStdin>) -> io::Result<Self> {
-        if let Some(pipe) = &pipe {
-            // So that a program that talks instead of reading can be listened to.
-            fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        }
-        Ok(Self {
-            running,
-            pipe,
-            is_lost: false,
-        })
-    }
-}
-
-impl Write for Input<'_, '_> {
+impl Write for Input {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Some(pipe) = &mut self.pipe else {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        };
         loop {
-            match pipe.write(bytes) {
+            match self.pipe.write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.running
-                        .wait(Some((pipe.as_fd(), PollFlags::POLLOUT)))?;
+                        .wait_for(self.pipe.as_fd(), PollFlags::POLLOUT)?;
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.is_lost = error.kind() == io::ErrorKind::BrokenPipe;
-                    return Err(error);
-                }
-                Ok(n) => {
+                written => {
                     self.running.active = SystemClock.now();
-                    return Ok(n);
+                    return written;
                 }
             }
         }
@@ -477,35 +421,6 @@ impl Write for Input<'_, '_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// Cuts what is read into lines.
-#[derive(Default)]
-struct Lines {
-    /// The beginning of a line whose end has not come.
-    rest: Vec<u8>,
-}
-
-impl Lines {
-    fn take(&mut self, bytes: &[u8], each: &mut dyn FnMut(&str)) {
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            match part.strip_suffix(b"\n") {
-                Some(line) if self.rest.is_empty() => each(&String::from_utf8_lossy(line)),
-                Some(line) => {
-                    self.rest.extend(line);
-                    each(&String::from_utf8_lossy(&self.rest));
-                    self.rest.clear();
-                }
-                None => self.rest.extend(part),
-            }
-        }
-    }
-
-    fn finish(self, each: &mut dyn FnMut(&str)) {
-        if !self.rest.is_empty() {
-            each(&String::from_utf8_lossy(&self.rest));
-        }
     }
 }
 
@@ -527,7 +442,7 @@ mod tests {
         script: &str,
         mut write: impl FnMut(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<Ended> {
-        shell(&["-c", script]).feed(&mut write, &mut |_, _| ())
+        shell(&["-c", script]).feed(&mut write)
     }
 
     fn lines(script: &str) -> (Vec<String>, Ended) {
@@ -610,13 +525,10 @@ mod tests {
             environment: &[],
         };
         let error = call
-            .feed(
-                &mut |w| {
-                    w.write_all(b"first")?;
-                    Err(io::Error::other("second"))
-                },
-                &mut |_, _| (),
-            )
+            .feed(&mut |w| {
+                w.write_all(b"first")?;
+                Err(io::Error::other("second"))
+            })
             .expect_err("the writer's error");
         std::fs::remove_file(&file).expect("the program is there");
         assert_eq!(error.to_string(), "second");
@@ -651,16 +563,14 @@ mod tests {
     }
 
     #[test]
-    fn one_who_waits_is_told_so() {
-        let mut told = Vec::new();
-        let ended = shell(&["-c", "read a; sleep 4.5; echo $a >&2"])
-            .feed(&mut |w| w.write_all(b"a\n"), &mut |pid, running| {
-                assert!(Path::new(&format!("/proc/{pid}")).exists());
-                told.push(running.as_secs());
-            })
-            .expect("sh runs");
-        assert_eq!(told, [2, 4]);
-        assert_eq!(ended.said, "a\n");
+    fn what_a_program_leaves_behind_ends_with_it() {
+        let (lines, ended) = lines("sleep 600 >/dev/null & echo $!");
+        assert!(ended.status.success());
+        // It was told to end, which takes a moment.
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", lines[0]));
+        while stat().is_ok_and(|stat| !stat.contains(") Z ")) {
+            std::thread::yield_now();
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::flavour::Flavour;
-use super::lock::{Holder, VARIABLE, XtablesLock};
+use super::lock::{self, VARIABLE};
 use super::script::Lines;
 use crate::datapath::DatapathError;
 use crate::net::IpFamily;
@@ -19,8 +19,6 @@ use crate::sys::process::{Call, Ended, find};
 /// How long a program waits for the lock of iptables-legacy, as with kube-proxy; the other family is served
 /// between the attempts.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
-/// How often it is said who holds the lock.
-const LOCK_NEWS: Duration = Duration::from_secs(30);
 /// The first version of iptables-restore that waits for the lock.
 const OLDEST: [u32; 3] = [1, 6, 2];
 
@@ -33,7 +31,7 @@ pub(crate) struct Tools {
     save: PathBuf,
     ipset: PathBuf,
     environment: Vec<(&'static str, OsString)>,
-    lock: XtablesLock,
+    lock: PathBuf,
     lock_wait: Duration,
 }
 
@@ -74,7 +72,7 @@ impl Tools {
             restore,
             save,
             ipset,
-            lock: XtablesLock::new(file.map(|(_, file)| file.as_os_str())),
+            lock: file.map_or_else(|| lock::FILE.into(), |(_, file)| file.into()),
             lock_wait: LOCK_WAIT,
             environment,
         })
@@ -112,16 +110,28 @@ impl Tools {
             Flavour::Nft => &["--noflush"],
             Flavour::Legacy => &["--noflush", "-w", &wait],
         };
-        let mut news = LockNews::new(self);
         let ended = self
             .call(&self.restore, arguments)
-            .feed(write, &mut |pid, running| news.slow(pid, running))
+            .feed(write)
             .map_err(refused)?;
         match ended.status.success() {
             true => Ok(()),
-            false if ended.said.contains("holding the xtables lock") => Err(refused(news.error())),
+            false if ended.said.contains("holding the xtables lock") => Err(refused(self.locked())),
             false => Err(refused(failure(&ended))),
         }
+    }
+
+    /// That the lock of iptables-legacy could not be taken.
+    fn locked(&self) -> io::Error {
+        io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!(
+                "{} is held by {} for more than {} s; it must end before rules can be written",
+                self.lock.display(),
+                lock::holder(&self.lock),
+                self.lock_wait.as_secs()
+            ),
+        )
     }
 
     /// Hands each line of `iptables-save -t table` to `each`; none if the kernel has no such table.
@@ -180,7 +190,7 @@ impl Tools {
         let refused = |source| refused("writing sets", &self.ipset, source);
         let ended = self
             .call(&self.ipset, &["-exist", "restore"])
-            .feed(write, &mut |_, _| ())
+            .feed(write)
             .map_err(refused)?;
         if ended.status.success() {
             Ok(())
@@ -332,61 +342,6 @@ fn failure(ended: &Ended) -> io::Error {
     } else {
         said.join("; ")
     })
-}
-
-/// What is known about the lock that a program of ours waits for.
-struct LockNews<'a> {
-    tools: &'a Tools,
-    holder: Holder,
-    /// For how long the program had been running when it was last said who holds the lock.
-    said: Option<Duration>,
-}
-
-impl<'a> LockNews<'a> {
-    fn new(tools: &'a Tools) -> Self {
-        Self {
-            tools,
-            holder: Holder::Nobody,
-            said: None,
-        }
-    }
-
-    /// Looks who holds the lock that this process waits for, and says so now and then.
-    fn slow(&mut self, pid: u32, running: Duration) {
-        if self.tools.flavour != Flavour::Legacy {
-            return;
-        }
-        let holder = self.tools.lock.holder(pid);
-        if matches!(holder, Holder::Itself | Holder::Nobody) {
-            return;
-        }
-        let is_due = self
-            .said
-            .is_none_or(|said| running.saturating_sub(said) >= LOCK_NEWS);
-        if is_due {
-            self.said = Some(running);
-            tracing::warn!(
-                lock = %self.tools.lock.file().display(),
-                %holder,
-                seconds = running.as_secs(),
-                "waiting for the lock of iptables"
-            );
-        }
-        self.holder = holder;
-    }
-
-    /// That the lock was not to be had.
-    fn error(&self) -> io::Error {
-        io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!(
-                "{} is held by {} for more than {} s; it must end before rules can be written",
-                self.tools.lock.file().display(),
-                self.holder,
-                self.tools.lock_wait.as_secs()
-            ),
-        )
-    }
 }
 
 #[cfg(test)]

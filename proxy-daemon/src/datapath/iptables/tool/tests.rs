@@ -200,7 +200,7 @@ fn with_lock(name: &str, wait: Duration) -> (Tools, PathBuf) {
     let file = std::env::temp_dir().join(format!("{}-{name}", std::process::id()));
     let mut tools = Tools::open(IpFamily::V4, Flavour::Legacy).expect("iptables is installed");
     tools.environment = vec![(VARIABLE, file.clone().into_os_string())];
-    tools.lock = XtablesLock::new(Some(file.as_os_str()));
+    tools.lock.clone_from(&file);
     tools.lock_wait = wait;
     (tools, file)
 }
@@ -240,7 +240,7 @@ fn a_lock_is_waited_for() {
         let release = std::thread::spawn(move || {
             // Until the other waits for it.
             let inode = std::os::unix::fs::MetadataExt::ino(
-                &fs::metadata(lock.file()).expect("the file is there"),
+                &fs::metadata(&lock).expect("the file is there"),
             );
             let waits =
                 |line: &str| line.contains(" -> FLOCK") && line.contains(&format!(":{inode} "));

@@ -134,11 +134,7 @@ fn read_config(cli: &Cli) -> Result<Resolved, AppError> {
 }
 
 /// The daemon, from the first connection to the last signal.
-async fn run(
-    config: Config,
-    watched: Option<std::io::Result<Watched>>,
-    held: &mut Held,
-) -> Result<(), AppError> {
+async fn run(config: Config, watched: Option<Watched>, held: &mut Held) -> Result<(), AppError> {
     // From here on it does not end the process; below it is looked at.
     let hang_up = signal(SignalKind::hangup()).map_err(AppError::Runtime)?;
     let taking = tokio::task::spawn_blocking(lock::Lock::take);

@@ -8,8 +8,10 @@
 //! Invariants: Services and endpoints are elements of a constant number of sets; a change costs what
 //! changed; packets of established flows meet one rule.
 //!
-//! `nft list table ip proxy-daemon` (1.0.6 and later) shows all of it, in words that `nft` also takes
-//! (1.0.6 but for the line `gc-interval`). Never write a rule that `nft` could not: 1.0.6 dies of some.
+//! `nft list table ip proxy-daemon` (1.0.6 and later) shows all of it, in words that `nft` also takes.
+//! `text` writes the same words without a kernel. Two limits of 1.0.6: it does not read the line
+//! `gc-interval` of a map, and has too few registers for IPv6 rules with session affinity. Never write a
+//! rule that `nft` cannot list: 1.0.6 dies of some.
 
 mod affinity;
 mod apply;
@@ -26,6 +28,9 @@ mod sets;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod text;
+
+use std::collections::BTreeSet;
 
 use super::{Datapath, DatapathError, SyncReport};
 use crate::forwarding::{Changes, ForwardingState};
@@ -67,6 +72,11 @@ impl<F: Family> Nftables<F> {
             n_unseen: 0,
         })
     }
+}
+
+/// The rules of a state, as `nft -f` takes them. Needs no privilege and no kernel.
+pub fn rules<F: Family>(state: &ForwardingState<F>) -> String {
+    text::table(&desired::Desired::render(state, &BTreeSet::new()))
 }
 
 impl<F: Family> Nftables<F> {

@@ -4,8 +4,8 @@
 //! that we would write for it, once `write_normal` has put its attributes in our order; the key
 //! comes first, and its length is known, so that elements can be sorted and found by it.
 
-use super::expr::{DATA_VALUE, write_verdict};
-use super::wire::{Attrs, Writer};
+use super::expr::{DATA_VALUE, read_verdict, write_verdict};
+use super::wire::{Attr, Attrs, Writer};
 use crate::datapath::nftables::ruleset::Verdict;
 
 const KEY: u16 = 1;
@@ -143,6 +143,34 @@ impl<'a> Printed<'a> {
     pub(crate) fn timeout(self) -> Option<(u64, u64)> {
         let number = |kind| self.0.get(kind)?.u64();
         Some((number(TIMEOUT)?, number(EXPIRATION)?))
+    }
+
+    /// An element that [`write_element`] wrote.
+    pub(crate) const fn of(bytes: &'a [u8]) -> Self {
+        Self(Attrs(bytes))
+    }
+
+    /// The last key of its range.
+    pub(crate) fn last_key(self) -> Option<&'a [u8]> {
+        self.value(KEY_END)
+    }
+
+    /// Whether its key is the first one after an interval.
+    pub(crate) fn is_end(self) -> bool {
+        self.0.get(FLAGS).and_then(Attr::u32) == Some(INTERVAL_END)
+    }
+
+    /// The verdict that it holds.
+    pub(crate) fn verdict(self) -> Option<Verdict> {
+        read_verdict(Attrs(self.0.get(DATA)?.payload))
+    }
+
+    /// Its comment.
+    pub(crate) fn comment(self) -> Option<String> {
+        // Type, length, text, closing zero.
+        let comment = self.0.get(USERDATA)?.payload.get(2..)?;
+        let text = comment.strip_suffix(&[0]).unwrap_or(comment);
+        Some(String::from_utf8_lossy(text).into_owned())
     }
 
     fn value(self, kind: u16) -> Option<&'a [u8]> {

@@ -4,7 +4,7 @@
 //! rule read back can be compared byte for byte; what the kernel fills in by itself is left out.
 //! Source: `include/uapi/linux/netfilter/nf_tables.h`.
 
-use super::wire::Writer;
+use super::wire::{Attrs, Writer};
 use crate::datapath::nftables::ruleset::{Checksum, Expr, Reg, Rule, Verdict};
 use crate::net::IpFamily;
 
@@ -41,6 +41,19 @@ pub(super) fn write_verdict(w: &mut Writer, verdict: &Verdict) {
             w.attr_str(2, chain);
         }
     });
+}
+
+/// Reads what [`write_verdict`] wrote.
+pub(super) fn read_verdict(attrs: Attrs<'_>) -> Option<Verdict> {
+    let verdict = Attrs(attrs.get(DATA_VERDICT)?.payload);
+    let chain = || verdict.get(2)?.str();
+    match i32::from_be_bytes(verdict.get(1)?.payload.try_into().ok()?) {
+        0 => Some(Verdict::Drop),
+        1 => Some(Verdict::Accept),
+        -3 => Some(Verdict::Jump(chain()?.into())),
+        -4 => Some(Verdict::Goto(chain()?.into())),
+        _ => None,
+    }
 }
 
 /// Writes the payload of `NFTA_RULE_EXPRESSIONS`.

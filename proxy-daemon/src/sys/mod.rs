@@ -1,6 +1,6 @@
 //! What does the machine we run on offer?
 //!
-//! Clock, limiter, memory, capabilities, sysctls, addresses, name, programs. Invariants: nothing here knows Services or a
+//! Clock, limiter, memory, capabilities, sysctls, addresses, name, programs, netfilter. Invariants: nothing here knows Services or a
 //! datapath; whoever needs the time asks a [`Clock`].
 
 pub mod addresses;
@@ -9,6 +9,7 @@ mod clock;
 pub mod host;
 mod limiter;
 pub(crate) mod memory;
+pub mod netfilter;
 pub(crate) mod process;
 mod sysctl;
 

@@ -146,7 +146,7 @@ impl<F: Family> Installed<F> {
                 chains.iter().any(|chain| {
                     chain.name == wanted.name
                         && chain.is_declared_as(wanted)
-                        && chain.has_rules(&wanted.rules, F::FAMILY)
+                        && chain.has_rules_of(wanted, F::FAMILY)
                 })
             });
         let is_same =

@@ -230,7 +230,7 @@ fn repair_chains<F: Family>(
     }
     for chain in wanted {
         match find(chain) {
-            Some(printed) if printed.has_rules(&chain.rules, F::FAMILY) => continue,
+            Some(printed) if printed.has_rules_of(chain, F::FAMILY) => continue,
             Some(printed) => {
                 transaction.flush_chain(&chain.name);
                 report.n_removed += printed.n_rules();

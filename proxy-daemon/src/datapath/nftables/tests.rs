@@ -647,7 +647,9 @@ fn sync_10_a_table_that_another_program_holds_is_named() {
 fn life_17_unknown_user_data_disturbs_nobody() {
     in_netns(|| {
         // A type that does not exist, of three bytes, and a comment.
-        let userdata = [200, 3, 1, 2, 3, 7, 2, b'x', 0];
+        let mut userdata = codec::Writer::new();
+        userdata.attr(13, &[200, 3, 1, 2, 3, 7, 2, b'x', 0]);
+        let userdata = userdata.as_slice();
         let declaration = SetId::ClusterIps.declaration(IpFamily::V4);
         let newer = ruleset::Set {
             name: "newer",
@@ -656,7 +658,7 @@ fn life_17_unknown_user_data_disturbs_nobody() {
         let mut foreign = Kernel::open(IpFamily::V4, "foreign").unwrap();
         let mut transaction = codec::Transaction::new(IpFamily::V4, "foreign", None);
         transaction.ensure_table();
-        transaction.create_set_with(&newer, &userdata);
+        transaction.create_set_with(&newer, userdata);
         foreign.commit(transaction).unwrap();
         let state = one_of_each::<V4>();
         let mut datapath = Nftables::<V4>::open().unwrap();
@@ -665,7 +667,7 @@ fn life_17_unknown_user_data_disturbs_nobody() {
 
         let mut ours = Kernel::open(IpFamily::V4, layout::TABLE).unwrap();
         let mut transaction = codec::Transaction::new(IpFamily::V4, layout::TABLE, None);
-        transaction.create_set_with(&newer, &userdata);
+        transaction.create_set_with(&newer, userdata);
         ours.commit(transaction).unwrap();
         assert!(datapath.changed_by_others().unwrap());
         datapath.resync(&state).unwrap();
@@ -676,7 +678,7 @@ fn life_17_unknown_user_data_disturbs_nobody() {
         nft("delete table ip proxy-daemon");
         let mut transaction = codec::Transaction::new(IpFamily::V4, layout::TABLE, None);
         transaction.ensure_table();
-        transaction.create_set_with(&declaration, &userdata);
+        transaction.create_set_with(&declaration, userdata);
         ours.commit(transaction).unwrap();
         datapath.resync(&state).unwrap();
         assert_eq!(Nftables::open().unwrap().resync(&state).unwrap(), NOTHING);

@@ -4,9 +4,21 @@
 //! that we would write for it, once `write_normal` has put its attributes in our order; the key
 //! comes first, and its length is known, so that elements can be sorted and found by it.
 
-use super::expr::{DATA_VALUE, read_verdict, write_verdict};
-use super::wire::{Attr, Attrs, Writer};
+use nftnl_sys::libc;
+
 use crate::datapath::nftables::ruleset::Verdict;
+use crate::sys::netfilter::attributes::{Attrs, Writer};
+
+/// `NFTA_LIST_ELEM`
+pub(super) const LIST_ELEM: u16 = 1;
+/// `NFTA_DATA_VALUE`
+const DATA_VALUE: u16 = 1;
+/// `NFTA_DATA_VERDICT`
+const DATA_VERDICT: u16 = 2;
+/// `NFTA_VERDICT_CODE`
+const VERDICT_CODE: u16 = 1;
+/// `NFTA_VERDICT_CHAIN`
+const VERDICT_CHAIN: u16 = 2;
 
 const KEY: u16 = 1;
 const DATA: u16 = 2;
@@ -18,8 +30,7 @@ const EXPR: u16 = 7;
 const OBJECT: u16 = 9;
 const KEY_END: u16 = 10;
 const EXPRESSIONS: u16 = 11;
-/// `NFT_SET_ELEM_INTERVAL_END`
-const INTERVAL_END: u32 = 1;
+const INTERVAL_END: u32 = libc::NFT_SET_ELEM_INTERVAL_END.cast_unsigned();
 /// Bytes of a comment that `nft` can show, without the closing zero.
 const MAX_COMMENT: usize = 127;
 
@@ -66,22 +77,31 @@ pub(crate) fn write_element(w: &mut Writer, key: Key<'_>, data: Data<'_>, commen
         Data::Bytes(bytes) => w.nest(DATA, |w| w.attr(DATA_VALUE, bytes)),
     }
     if !comment.is_empty() {
-        w.nest(USERDATA, |w| write_comment(w, comment));
+        w.attr(USERDATA, &comment_bytes(comment));
     }
     key_len
 }
 
-/// The user data of an object with this comment; of one without any there is none.
-pub(super) fn comment_bytes(comment: &str) -> Vec<u8> {
-    let mut w = Writer::new();
-    if !comment.is_empty() {
-        write_comment(&mut w, comment);
-    }
-    w.bytes
+fn write_verdict(w: &mut Writer, verdict: &Verdict) {
+    let (code, chain) = match verdict {
+        Verdict::Drop => (libc::NF_DROP, None),
+        Verdict::Accept => (libc::NF_ACCEPT, None),
+        Verdict::Jump(chain) => (libc::NFT_JUMP, Some(chain)),
+        Verdict::Goto(chain) => (libc::NFT_GOTO, Some(chain)),
+    };
+    w.nest(DATA_VERDICT, |w| {
+        w.attr_u32(VERDICT_CODE, code.cast_unsigned());
+        if let Some(chain) = chain {
+            w.attr_str(VERDICT_CHAIN, chain);
+        }
+    });
 }
 
-/// Writes a comment as `nft` keeps it in an object's user data.
-pub(super) fn write_comment(w: &mut Writer, comment: &str) {
+/// A comment as `nft` keeps it in an object's user data; none is no data.
+pub(super) fn comment_bytes(comment: &str) -> Vec<u8> {
+    if comment.is_empty() {
+        return Vec::new();
+    }
     let clean = comment.bytes().take(MAX_COMMENT).map(|b| {
         if b == b'"' || b == b'\\' || !(b' '..0x7f).contains(&b) {
             b'?'
@@ -90,10 +110,8 @@ pub(super) fn write_comment(w: &mut Writer, comment: &str) {
         }
     });
     let len = comment.len().min(MAX_COMMENT) + 1;
-    w.bytes
-        .extend_from_slice(&[0, u8::try_from(len).unwrap_or(u8::MAX)]);
-    w.bytes.extend(clean);
-    w.bytes.push(0);
+    let head = [0, u8::try_from(len).unwrap_or(u8::MAX)];
+    head.into_iter().chain(clean).chain([0]).collect()
 }
 
 /// An element that the kernel printed.
@@ -157,12 +175,20 @@ impl<'a> Printed<'a> {
 
     /// Whether its key is the first one after an interval.
     pub(crate) fn is_end(self) -> bool {
-        self.0.get(FLAGS).and_then(Attr::u32) == Some(INTERVAL_END)
+        self.0.u32(FLAGS) == Some(INTERVAL_END)
     }
 
     /// The verdict that it holds.
     pub(crate) fn verdict(self) -> Option<Verdict> {
-        read_verdict(Attrs(self.0.get(DATA)?.payload))
+        let verdict = self.0.inside(DATA).inside(DATA_VERDICT);
+        let chain = || Some(verdict.str(VERDICT_CHAIN)?.to_owned().into());
+        match verdict.u32(VERDICT_CODE)?.cast_signed() {
+            libc::NF_DROP => Some(Verdict::Drop),
+            libc::NF_ACCEPT => Some(Verdict::Accept),
+            libc::NFT_JUMP => Some(Verdict::Jump(chain()?)),
+            libc::NFT_GOTO => Some(Verdict::Goto(chain()?)),
+            _ => None,
+        }
     }
 
     /// Its comment.
@@ -174,9 +200,7 @@ impl<'a> Printed<'a> {
     }
 
     fn value(self, kind: u16) -> Option<&'a [u8]> {
-        Attrs(self.0.get(kind)?.payload)
-            .get(DATA_VALUE)
-            .map(|attr| attr.payload)
+        Some(self.0.inside(kind).get(DATA_VALUE)?.payload)
     }
 }
 

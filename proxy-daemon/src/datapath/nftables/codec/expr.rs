@@ -1,237 +1,221 @@
-//! How does a rule become attributes?
+//! How does a rule become expressions of libnftnl?
 //!
 //! Invariants: register numbers are written in the form in which the kernel prints them, so that a
 //! rule read back can be compared byte for byte; what the kernel fills in by itself is left out.
-//! Source: `include/uapi/linux/netfilter/nf_tables.h`.
 
-use super::wire::{Attrs, Writer};
-use crate::datapath::nftables::ruleset::{Checksum, Expr, Reg, Rule, Verdict};
-use crate::net::IpFamily;
+use std::ffi::{CString, c_int};
+use std::ptr::NonNull;
 
-/// `NFTA_LIST_ELEM`
-pub(super) const LIST_ELEM: u16 = 1;
-/// `NFTA_DATA_VALUE`
-pub(super) const DATA_VALUE: u16 = 1;
-/// `NFTA_DATA_VERDICT`
-const DATA_VERDICT: u16 = 2;
+use nftnl::expr::{Expression, Verdict as NftnlVerdict};
+use nftnl::{ProtoFamily, Rule};
+use nftnl_sys::{self as sys, libc, nftnl_expr};
+
+use crate::datapath::nftables::ruleset::{Checksum, Expr, Reg, Verdict};
+use crate::sys::netfilter::library::RawExpression;
+
+/// `NFT_FIB_RESULT_ADDRTYPE`
+const FIB_RESULT_TYPE: u32 = 3;
+/// `NFTA_FIB_F_SADDR`
+const FIB_SOURCE: u32 = 1;
+/// `NFT_PAYLOAD_CSUM_SCTP`
+const CHECKSUM_SCTP: u32 = 2;
+/// `NFT_PAYLOAD_L4CSUM_PSEUDOHDR`
+const CHANGES_PSEUDO_HEADER: u32 = 1;
+/// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`
+const RANDOM_PORT: u32 = 0x10;
+/// `ICMP_PORT_UNREACH` and `ICMPV6_PORT_UNREACH`
+const PORT_UNREACHABLE: (u8, u8) = (3, 4);
+
+/// A constant of libc, which has them as signed.
+fn number(constant: c_int) -> u32 {
+    constant.cast_unsigned()
+}
 
 impl Reg {
     /// The number as the kernel prints it: 128-bit registers by their own numbers.
-    const fn number(self) -> u32 {
-        let index = self.0 as u32;
+    fn number(self) -> u32 {
+        let index = u32::from(self.0);
         if index.is_multiple_of(4) {
-            1 + index / 4
+            number(libc::NFT_REG_1) + index / 4
         } else {
-            8 + index
+            number(libc::NFT_REG32_00) + index
         }
     }
 }
 
-/// Writes a verdict into the attribute that holds it.
-pub(super) fn write_verdict(w: &mut Writer, verdict: &Verdict) {
-    let (code, chain) = match verdict {
-        Verdict::Drop => (0, None),
-        Verdict::Accept => (1, None),
-        Verdict::Jump(chain) => (-3_i32, Some(chain)),
-        Verdict::Goto(chain) => (-4, Some(chain)),
-    };
-    w.nest(DATA_VERDICT, |w| {
-        w.attr(1, &code.to_be_bytes());
-        if let Some(chain) = chain {
-            w.attr_str(2, chain);
-        }
-    });
-}
-
-/// Reads what [`write_verdict`] wrote.
-pub(super) fn read_verdict(attrs: Attrs<'_>) -> Option<Verdict> {
-    let verdict = Attrs(attrs.get(DATA_VERDICT)?.payload);
-    let chain = || verdict.get(2)?.str();
-    match i32::from_be_bytes(verdict.get(1)?.payload.try_into().ok()?) {
-        0 => Some(Verdict::Drop),
-        1 => Some(Verdict::Accept),
-        -3 => Some(Verdict::Jump(chain()?.into())),
-        -4 => Some(Verdict::Goto(chain()?.into())),
-        _ => None,
+fn verdict(verdict: &Verdict) -> NftnlVerdict {
+    let chain = |name: &str| CString::new(name).unwrap_or_default();
+    match verdict {
+        Verdict::Drop => NftnlVerdict::Drop,
+        Verdict::Accept => NftnlVerdict::Accept,
+        Verdict::Jump(name) => NftnlVerdict::Jump { chain: chain(name) },
+        Verdict::Goto(name) => NftnlVerdict::Goto { chain: chain(name) },
     }
 }
 
-/// Writes the payload of `NFTA_RULE_EXPRESSIONS`.
-pub(super) fn write_expressions(w: &mut Writer, rule: &Rule, family: IpFamily) {
-    for expr in &rule.exprs {
-        w.nest(LIST_ELEM, |w| write_expression(w, expr, family));
-    }
+fn payload(base: c_int, offset: u32, len: u32) -> RawExpression {
+    RawExpression::new(c"payload")
+        .number(sys::NFTNL_EXPR_PAYLOAD_BASE, number(base))
+        .number(sys::NFTNL_EXPR_PAYLOAD_OFFSET, offset)
+        .number(sys::NFTNL_EXPR_PAYLOAD_LEN, len)
 }
 
-fn named(w: &mut Writer, name: &str, fill: impl FnOnce(&mut Writer)) {
-    w.attr_str(1, name);
-    w.nest(2, fill);
-}
-
-fn payload(w: &mut Writer, base: u32, offset: u32, len: u32, to: Reg) {
-    named(w, "payload", |w| {
-        w.attr_u32(1, to.number());
-        w.attr_u32(2, base);
-        w.attr_u32(3, offset);
-        w.attr_u32(4, len);
-    });
+fn load_payload(base: c_int, offset: u32, len: u32, to: Reg) -> RawExpression {
+    payload(base, offset, len).number(sys::NFTNL_EXPR_PAYLOAD_DREG, to.number())
 }
 
 /// Writes a register into the packet; `checksum` is its kind, its offset and whether the transport's changes too.
-fn write_payload(
-    w: &mut Writer,
-    base: u32,
-    offset: u32,
-    len: u32,
-    from: Reg,
-    checksum: (u32, u32, u32),
-) {
-    named(w, "payload", |w| {
-        w.attr_u32(5, from.number());
-        w.attr_u32(2, base);
-        w.attr_u32(3, offset);
-        w.attr_u32(4, len);
-        w.attr_u32(6, checksum.0);
-        w.attr_u32(7, checksum.1);
-        w.attr_u32(8, checksum.2);
-    });
+fn write_payload(written: RawExpression, from: Reg, checksum: (u32, u32, u32)) -> RawExpression {
+    written
+        .number(sys::NFTNL_EXPR_PAYLOAD_SREG, from.number())
+        .number(sys::NFTNL_EXPR_PAYLOAD_CSUM_TYPE, checksum.0)
+        .number(sys::NFTNL_EXPR_PAYLOAD_CSUM_OFFSET, checksum.1)
+        .number(sys::NFTNL_EXPR_PAYLOAD_FLAGS, checksum.2)
 }
 
-/// An expression that loads one thing, by its key, into one register.
-fn load(w: &mut Writer, name: &str, key: u32, to: Reg) {
-    named(w, name, |w| {
-        if name == "meta" {
-            w.attr_u32(2, key);
-            w.attr_u32(1, to.number());
-        } else {
-            w.attr_u32(1, to.number());
-            w.attr_u32(2, key);
-        }
-    });
+fn load_meta(key: c_int, to: Reg) -> RawExpression {
+    RawExpression::new(c"meta")
+        .number(sys::NFTNL_EXPR_META_KEY, number(key))
+        .number(sys::NFTNL_EXPR_META_DREG, to.number())
 }
 
-fn compare(w: &mut Writer, reg: Reg, operation: u32, bytes: &[u8]) {
-    named(w, "cmp", |w| {
-        w.attr_u32(1, reg.number());
-        w.attr_u32(2, operation);
-        w.nest(3, |w| w.attr(DATA_VALUE, bytes));
-    });
+fn set_meta(key: c_int, from: Reg) -> RawExpression {
+    RawExpression::new(c"meta")
+        .number(sys::NFTNL_EXPR_META_KEY, number(key))
+        .number(sys::NFTNL_EXPR_META_SREG, from.number())
 }
 
-/// `flags`: 1 goes on if there is no such key.
-fn lookup(w: &mut Writer, set: &str, key: Reg, to: Option<u32>, flags: u32) {
-    named(w, "lookup", |w| {
-        w.attr_str(1, set);
-        w.attr_u32(2, key.number());
-        if let Some(to) = to {
-            w.attr_u32(3, to);
-        }
-        w.attr_u32(5, flags);
-    });
+fn load_ct(key: c_int, to: Reg) -> RawExpression {
+    RawExpression::new(c"ct")
+        .number(sys::NFTNL_EXPR_CT_KEY, number(key))
+        .number(sys::NFTNL_EXPR_CT_DREG, to.number())
 }
 
-fn change_map(w: &mut Writer, operation: u32, set: &str, key: Reg, data: Reg, seconds: u32) {
-    named(w, "dynset", |w| {
-        w.attr_u32(4, key.number());
-        w.attr_u32(5, data.number());
-        w.attr_u32(3, operation);
-        w.attr_str(1, set);
-        if seconds > 0 {
-            w.attr_u64(6, u64::from(seconds) * 1000);
-        }
-    });
+fn compare(reg: Reg, operation: c_int, bytes: &[u8]) -> RawExpression {
+    RawExpression::new(c"cmp")
+        .number(sys::NFTNL_EXPR_CMP_SREG, reg.number())
+        .number(sys::NFTNL_EXPR_CMP_OP, number(operation))
+        .bytes(sys::NFTNL_EXPR_CMP_DATA, bytes)
 }
 
-#[expect(clippy::too_many_lines, reason = "a table, one arm per expression")]
-fn write_expression(w: &mut Writer, expr: &Expr, family: IpFamily) {
-    const NETWORK_HEADER: u32 = 1;
-    const TRANSPORT_HEADER: u32 = 2;
-    let (nf_family, port_unreachable) = match family {
-        IpFamily::V4 => (super::NFPROTO_IPV4, 3),
-        IpFamily::V6 => (super::NFPROTO_IPV6, 4),
-    };
-    match expr {
-        Expr::Network { offset, len, to } => payload(w, NETWORK_HEADER, *offset, *len, *to),
-        Expr::SourcePort { to } => payload(w, TRANSPORT_HEADER, 0, 2, *to),
-        Expr::DestinationPort { to } => payload(w, TRANSPORT_HEADER, 2, 2, *to),
-        Expr::L4Proto { to } => load(w, "meta", 16, *to),
-        Expr::Mark { to } => load(w, "meta", 3, *to),
-        Expr::Priority { to } => load(w, "meta", 2, *to),
-        Expr::SetPriority { from } => named(w, "meta", |w| {
-            w.attr_u32(2, 2);
-            w.attr_u32(3, from.number());
-        }),
-        Expr::Zero { to } => named(w, "immediate", |w| {
-            w.attr_u32(1, to.number());
-            w.nest(2, |w| w.attr(DATA_VALUE, &[0; 4]));
-        }),
-        Expr::UdpChecksum { to } => payload(w, TRANSPORT_HEADER, 6, 2, *to),
-        Expr::SetDestination { from } => match family {
-            IpFamily::V4 => write_payload(w, NETWORK_HEADER, 16, 4, *from, (1, 10, 1)),
-            IpFamily::V6 => write_payload(w, NETWORK_HEADER, 24, 16, *from, (0, 0, 1)),
-        },
-        Expr::SetDestinationPort { from, checksum } => {
-            let checksum = match checksum {
-                Checksum::Tcp => (1, 16, 0),
-                Checksum::Udp => (1, 6, 0),
-                Checksum::Sctp => (2, 8, 0),
-                Checksum::None => (0, 0, 0),
-            };
-            write_payload(w, TRANSPORT_HEADER, 2, 2, *from, checksum);
-        }
-        Expr::InterfaceName { to } => load(w, "meta", 6, *to),
-        Expr::CtState { to } => load(w, "ct", 0, *to),
-        Expr::CtStatus { to } => load(w, "ct", 2, *to),
-        Expr::SetMark { from } => named(w, "meta", |w| {
-            w.attr_u32(2, 3);
-            w.attr_u32(3, from.number());
-        }),
-        Expr::SourceAddressType { to } => named(w, "fib", |w| {
-            w.attr_u32(1, to.number());
-            w.attr_u32(2, 3);
-            w.attr_u32(3, 1);
-        }),
-        Expr::Bitwise { reg, mask, xor } => named(w, "bitwise", |w| {
-            w.attr_u32(1, reg.number());
-            w.attr_u32(2, reg.number());
-            w.attr_u32(3, u32::try_from(mask.len()).unwrap_or(4));
-            w.nest(4, |w| w.attr(DATA_VALUE, mask));
-            w.nest(5, |w| w.attr(DATA_VALUE, xor));
-        }),
-        Expr::Equal { reg, to } => compare(w, *reg, 0, to),
-        Expr::NotEqual { reg, to } => compare(w, *reg, 1, to),
-        Expr::In { set, key } => lookup(w, set, *key, None, 0),
-        Expr::NotIn { set, key } => lookup(w, set, *key, None, 1),
-        Expr::Map { set, key, to } => lookup(w, set, *key, Some(to.number()), 0),
-        Expr::VerdictMap { set, key } => lookup(w, set, *key, Some(0), 0),
-        Expr::Random { below, to } => named(w, "numgen", |w| {
-            w.attr_u32(1, to.number());
-            w.attr_u32(2, *below);
-            w.attr_u32(3, 1);
-            w.attr_u32(4, 0);
-        }),
-        Expr::Verdict(verdict) => named(w, "immediate", |w| {
-            w.attr_u32(1, 0);
-            w.nest(2, |w| write_verdict(w, verdict));
-        }),
-        Expr::Dnat { address, port } => named(w, "nat", |w| {
-            w.attr_u32(1, 1);
-            w.attr_u32(2, u32::from(nf_family));
-            w.attr_u32(3, address.number());
-            w.attr_u32(5, port.number());
-        }),
-        // NF_NAT_RANGE_PROTO_RANDOM_FULLY
-        Expr::Masquerade => named(w, "masq", |w| w.attr_u32(1, 0x10)),
-        Expr::Reject => named(w, "reject", |w| {
-            w.attr_u32(1, 0);
-            w.attr(2, &[port_unreachable]);
-        }),
-        Expr::Remember {
-            set,
-            key,
-            data,
-            seconds,
-        } => change_map(w, 1, set, *key, *data, *seconds),
-        Expr::Forget { set, key, data } => change_map(w, 2, set, *key, *data, 0),
+fn lookup(set: &str, key: Reg, flags: c_int) -> RawExpression {
+    RawExpression::new(c"lookup")
+        .name(sys::NFTNL_EXPR_LOOKUP_SET, set)
+        .number(sys::NFTNL_EXPR_LOOKUP_SREG, key.number())
+        .number(sys::NFTNL_EXPR_LOOKUP_FLAGS, number(flags))
+}
+
+fn change_map(operation: u32, set: &str, key: Reg, data: Reg) -> RawExpression {
+    RawExpression::new(c"dynset")
+        .name(sys::NFTNL_EXPR_DYNSET_SET_NAME, set)
+        .number(sys::NFTNL_EXPR_DYNSET_OP, operation)
+        .number(sys::NFTNL_EXPR_DYNSET_SREG_KEY, key.number())
+        .number(sys::NFTNL_EXPR_DYNSET_SREG_DATA, data.number())
+}
+
+impl Expression for Expr {
+    #[expect(clippy::too_many_lines, reason = "a table, one arm per expression")]
+    fn to_expr(&self, rule: &Rule<'_>) -> NonNull<nftnl_expr> {
+        use libc::{
+            NFT_PAYLOAD_NETWORK_HEADER as NETWORK, NFT_PAYLOAD_TRANSPORT_HEADER as TRANSPORT,
+        };
+        let family = rule.get_chain().get_table().get_family();
+        let is_v4 = family == ProtoFamily::Ipv4;
+        let inet = number(libc::NFT_PAYLOAD_CSUM_INET);
+        let expression = match self {
+            Self::Network { offset, len, to } => load_payload(NETWORK, *offset, *len, *to),
+            Self::SourcePort { to } => load_payload(TRANSPORT, 0, 2, *to),
+            Self::DestinationPort { to } => load_payload(TRANSPORT, 2, 2, *to),
+            Self::UdpChecksum { to } => load_payload(TRANSPORT, 6, 2, *to),
+            Self::SetDestination { from } if is_v4 => {
+                let checksum = (inet, 10, CHANGES_PSEUDO_HEADER);
+                write_payload(payload(NETWORK, 16, 4), *from, checksum)
+            }
+            Self::SetDestination { from } => write_payload(
+                payload(NETWORK, 24, 16),
+                *from,
+                (0, 0, CHANGES_PSEUDO_HEADER),
+            ),
+            Self::SetDestinationPort { from, checksum } => {
+                let checksum = match checksum {
+                    Checksum::Tcp => (inet, 16, 0),
+                    Checksum::Udp => (inet, 6, 0),
+                    Checksum::Sctp => (CHECKSUM_SCTP, 8, 0),
+                    Checksum::None => (0, 0, 0),
+                };
+                write_payload(payload(TRANSPORT, 2, 2), *from, checksum)
+            }
+            Self::L4Proto { to } => load_meta(libc::NFT_META_L4PROTO, *to),
+            Self::Mark { to } => load_meta(libc::NFT_META_MARK, *to),
+            Self::Priority { to } => load_meta(libc::NFT_META_PRIORITY, *to),
+            Self::InterfaceName { to } => load_meta(libc::NFT_META_IIFNAME, *to),
+            Self::SetMark { from } => set_meta(libc::NFT_META_MARK, *from),
+            Self::SetPriority { from } => set_meta(libc::NFT_META_PRIORITY, *from),
+            Self::CtState { to } => load_ct(libc::NFT_CT_STATE, *to),
+            Self::CtStatus { to } => load_ct(libc::NFT_CT_STATUS, *to),
+            Self::Zero { to } => RawExpression::new(c"immediate")
+                .number(sys::NFTNL_EXPR_IMM_DREG, to.number())
+                .bytes(sys::NFTNL_EXPR_IMM_DATA, &[0; 4]),
+            Self::SourceAddressType { to } => RawExpression::new(c"fib")
+                .number(sys::NFTNL_EXPR_FIB_DREG, to.number())
+                .number(sys::NFTNL_EXPR_FIB_RESULT, FIB_RESULT_TYPE)
+                .number(sys::NFTNL_EXPR_FIB_FLAGS, FIB_SOURCE),
+            Self::Bitwise { reg, mask, xor } => RawExpression::new(c"bitwise")
+                .number(sys::NFTNL_EXPR_BITWISE_SREG, reg.number())
+                .number(sys::NFTNL_EXPR_BITWISE_DREG, reg.number())
+                .number(
+                    sys::NFTNL_EXPR_BITWISE_LEN,
+                    u32::try_from(mask.len()).unwrap_or(4),
+                )
+                .bytes(sys::NFTNL_EXPR_BITWISE_MASK, mask)
+                .bytes(sys::NFTNL_EXPR_BITWISE_XOR, xor),
+            Self::Equal { reg, to } => compare(*reg, libc::NFT_CMP_EQ, to),
+            Self::NotEqual { reg, to } => compare(*reg, libc::NFT_CMP_NEQ, to),
+            Self::In { set, key } => lookup(set, *key, 0),
+            Self::NotIn { set, key } => lookup(set, *key, libc::NFT_LOOKUP_F_INV),
+            Self::Map { set, key, to } => {
+                lookup(set, *key, 0).number(sys::NFTNL_EXPR_LOOKUP_DREG, to.number())
+            }
+            Self::VerdictMap { set, key } => lookup(set, *key, 0)
+                .number(sys::NFTNL_EXPR_LOOKUP_DREG, number(libc::NFT_REG_VERDICT)),
+            Self::Random { below, to } => RawExpression::new(c"numgen")
+                .number(sys::NFTNL_EXPR_NG_DREG, to.number())
+                .number(sys::NFTNL_EXPR_NG_MODULUS, *below)
+                .number(sys::NFTNL_EXPR_NG_TYPE, number(libc::NFT_NG_RANDOM))
+                .number(sys::NFTNL_EXPR_NG_OFFSET, 0),
+            Self::Verdict(code) => return verdict(code).to_expr(rule),
+            Self::Dnat { address, port } => RawExpression::new(c"nat")
+                .number(sys::NFTNL_EXPR_NAT_TYPE, number(libc::NFT_NAT_DNAT))
+                .number(sys::NFTNL_EXPR_NAT_FAMILY, family as u32)
+                .number(sys::NFTNL_EXPR_NAT_REG_ADDR_MIN, address.number())
+                .number(sys::NFTNL_EXPR_NAT_REG_PROTO_MIN, port.number()),
+            Self::Masquerade => {
+                RawExpression::new(c"masq").number(sys::NFTNL_EXPR_MASQ_FLAGS, RANDOM_PORT)
+            }
+            Self::Reject => {
+                let (v4, v6) = PORT_UNREACHABLE;
+                RawExpression::new(c"reject")
+                    .number(
+                        sys::NFTNL_EXPR_REJECT_TYPE,
+                        number(libc::NFT_REJECT_ICMP_UNREACH),
+                    )
+                    .bytes(sys::NFTNL_EXPR_REJECT_CODE, &[if is_v4 { v4 } else { v6 }])
+            }
+            Self::Remember {
+                set,
+                key,
+                data,
+                seconds,
+            } => {
+                let change = change_map(number(libc::NFT_DYNSET_OP_UPDATE), set, *key, *data);
+                let milliseconds = u64::from(*seconds) * 1000;
+                change.bytes(sys::NFTNL_EXPR_DYNSET_TIMEOUT, &milliseconds.to_ne_bytes())
+            }
+            Self::Forget { set, key, data } => change_map(DYNSET_DELETE, set, *key, *data),
+        };
+        expression.into_raw()
     }
 }
+
+/// `NFT_DYNSET_OP_DELETE`
+const DYNSET_DELETE: u32 = 2;

@@ -3,16 +3,47 @@
 //! Invariants: every attribute that we know is compared, also those that we never write: what is set
 //! there was set by others, and may switch the rest off. Attributes that we do not know are passed
 //! over, so that a newer kernel is no damage. Spec: SYNC-9, LIFE-17.
+//!
+//! What was wanted is written as it would be sent and compared attribute by attribute, so that there is
+//! one description of each object and not one for writing and one for reading.
 //! Source: `include/uapi/linux/netfilter/nf_tables.h` of Linux 6.18.
 
+use super::Transaction;
 use super::element::comment_bytes;
-use super::expr::write_expressions;
-use super::wire::{Attr, Attrs, Writer};
-use crate::datapath::nftables::ruleset::{Chain, Rule};
+use crate::datapath::nftables::ruleset::Chain;
 use crate::net::IpFamily;
+use crate::sys::netfilter::attributes::{Attr, Attrs};
+use crate::sys::netfilter::contents;
 
 /// `NFT_TABLE_F_DORMANT`: none of its base chains is called.
 const DORMANT: u32 = 1;
+
+/// The attributes of the messages that `fill` writes.
+pub(super) fn written(family: IpFamily, fill: impl FnOnce(&mut Transaction)) -> Vec<Vec<u8>> {
+    let mut transaction = Transaction::new(family, "", None);
+    fill(&mut transaction);
+    let (batch, ..) = transaction.finish();
+    contents(batch)
+}
+
+/// Whether an attribute that was read is what was written.
+///
+/// Kernel: `nf_tables` does not say of an attribute that it is nested; libnftnl does.
+pub(super) fn is_same(read: Option<Attr<'_>>, written: Option<Attr<'_>>) -> bool {
+    match (read, written) {
+        (Some(read), Some(written)) if written.is_nested => {
+            let (mut all_read, mut all_written) = (read.inside(), written.inside());
+            loop {
+                match (all_read.next(), all_written.next()) {
+                    (None, None) => return true,
+                    (Some(r), Some(w)) if r.kind == w.kind && is_same(Some(r), Some(w)) => {}
+                    _ => return false,
+                }
+            }
+        }
+        (read, written) => read.map(|attr| attr.payload) == written.map(|attr| attr.payload),
+    }
+}
 
 /// Our table, as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,12 +74,11 @@ impl PrintedTable {
         const USE: u16 = 3;
         const USERDATA: u16 = 6;
         const OWNER: u16 = 7;
-        let number = |kind| attrs.get(kind).and_then(Attr::u32);
         Self {
-            flags: number(FLAGS).unwrap_or(0),
-            comment: payload(attrs, USERDATA),
-            owner: number(OWNER),
-            n_objects: number(USE).and_then(|n| usize::try_from(n).ok()),
+            flags: attrs.u32(FLAGS).unwrap_or(0),
+            comment: attrs.payload(USERDATA).to_vec(),
+            owner: attrs.u32(OWNER),
+            n_objects: attrs.u32(USE).and_then(|n| usize::try_from(n).ok()),
         }
     }
 
@@ -69,95 +99,57 @@ impl PrintedTable {
 pub(crate) struct PrintedChain {
     /// Its name.
     pub(crate) name: String,
-    /// Set for base chains: type, hook number, priority and policy.
-    hook: Option<(String, u32, u32, u32)>,
-    comment: Vec<u8>,
-    /// Whether something is set that we never set: devices, offloading, counters.
-    has_more: bool,
-    /// Its rules.
-    pub(super) rules: Vec<PrintedRule>,
-}
-
-/// A rule that the kernel has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PrintedRule {
-    /// The payload of `NFTA_RULE_EXPRESSIONS`.
-    exprs: Vec<u8>,
-    comment: Vec<u8>,
-}
-
-impl PrintedRule {
-    pub(super) fn new(attrs: Attrs<'_>) -> Self {
-        const EXPRESSIONS: u16 = 4;
-        const USERDATA: u16 = 7;
-        Self {
-            exprs: payload(attrs, EXPRESSIONS),
-            comment: payload(attrs, USERDATA),
-        }
-    }
-
-    fn is(&self, rule: &Rule, family: IpFamily) -> bool {
-        let mut w = Writer::new();
-        write_expressions(&mut w, rule, family);
-        self.comment == comment_bytes(rule.comment.unwrap_or_default())
-            && same_expressions(&self.exprs, w.as_slice())
-    }
+    /// The attributes of its declaration.
+    declaration: Vec<u8>,
+    /// The attributes of each of its rules.
+    pub(super) rules: Vec<Vec<u8>>,
 }
 
 impl PrintedChain {
     pub(super) fn new(attrs: Attrs<'_>) -> Option<Self> {
-        const NAME: u16 = 3;
-        const HOOK: u16 = 4;
-        const POLICY: u16 = 5;
-        const TYPE: u16 = 7;
-        const COUNTERS: u16 = 8;
-        const FLAGS: u16 = 10;
-        const USERDATA: u16 = 12;
-        const HOOK_NUMBER: u16 = 1;
-        const HOOK_PRIORITY: u16 = 2;
-        const HOOK_DEVICE: u16 = 3;
-        const HOOK_DEVICES: u16 = 4;
-        /// `NFT_CHAIN_HW_OFFLOAD`, `NFT_CHAIN_BINDING`
-        const NOT_OURS: u32 = 2 | 4;
-        let hook_attrs = attrs.get(HOOK).map(|hook| Attrs(hook.payload));
-        let hook = hook_attrs.and_then(|hook| {
-            Some((
-                attrs.get(TYPE)?.str()?,
-                hook.get(HOOK_NUMBER)?.u32()?,
-                hook.get(HOOK_PRIORITY)?.u32()?,
-                attrs.get(POLICY)?.u32()?,
-            ))
-        });
-        let has_device = hook_attrs.is_some_and(|hook| {
-            hook.get(HOOK_DEVICE).is_some() || hook.get(HOOK_DEVICES).is_some()
-        });
-        let flags = attrs.get(FLAGS).and_then(Attr::u32).unwrap_or(0);
         Some(Self {
-            name: attrs.get(NAME)?.str()?,
-            hook,
-            comment: payload(attrs, USERDATA),
-            has_more: has_device || flags & NOT_OURS != 0 || attrs.get(COUNTERS).is_some(),
+            name: attrs.str(super::CHAIN_NAME)?.to_owned(),
+            declaration: attrs.0.to_vec(),
             rules: Vec::new(),
         })
     }
 
     /// Whether it is declared as `chain`; its rules apart. A base chain accepts what no rule decides.
     pub(crate) fn is_declared_as(&self, chain: &Chain) -> bool {
-        let hook = chain.hook.map(|hook| {
-            let priority = u32::from_be_bytes(hook.priority.to_be_bytes());
-            (hook.chain_type.to_owned(), hook.number, priority, 1)
-        });
-        self.hook == hook && !self.has_more && self.comment == comment_bytes(chain.comment)
+        /// Policy, type, counters, user data.
+        const COMPARED: [u16; 4] = [5, 7, 8, 12];
+        const HOOK: u16 = 4;
+        /// Number, priority, device, devices.
+        const OF_HOOK: [u16; 4] = [1, 2, 3, 4];
+        const FLAGS: u16 = 10;
+        /// `NFT_CHAIN_HW_OFFLOAD`, `NFT_CHAIN_BINDING`
+        const NOT_OURS: u32 = 2 | 4;
+        let read = Attrs(&self.declaration);
+        let written = written(IpFamily::V4, |transaction| transaction.create_chain(chain));
+        let written = Attrs(written.first().map_or(&[], |attributes| attributes));
+        let (read_hook, written_hook) = (read.inside(HOOK), written.inside(HOOK));
+        read.u32(FLAGS).unwrap_or(0) & NOT_OURS == 0
+            && COMPARED
+                .iter()
+                .all(|kind| is_same(read.get(*kind), written.get(*kind)))
+            && OF_HOOK
+                .iter()
+                .all(|kind| is_same(read_hook.get(*kind), written_hook.get(*kind)))
     }
 
-    /// Whether it has just these rules.
-    pub(crate) fn has_rules(&self, rules: &[Rule], family: IpFamily) -> bool {
-        self.rules.len() == rules.len()
-            && self
-                .rules
-                .iter()
-                .zip(rules)
-                .all(|(printed, rule)| printed.is(rule, family))
+    /// Whether it has just the rules of `chain`.
+    pub(crate) fn has_rules_of(&self, chain: &Chain, family: IpFamily) -> bool {
+        /// `NFTA_RULE_EXPRESSIONS`
+        const EXPRESSIONS: u16 = 4;
+        /// `NFTA_RULE_USERDATA`
+        const USERDATA: u16 = 7;
+        let written = written(family, |transaction| transaction.create_rules(chain));
+        self.rules.len() == written.len()
+            && self.rules.iter().zip(&written).all(|(read, written)| {
+                let (read, written) = (Attrs(read), Attrs(written));
+                read.payload(USERDATA) == written.payload(USERDATA)
+                    && same_expressions(read.inside(EXPRESSIONS), written.inside(EXPRESSIONS))
+            })
     }
 
     /// How many rules it has.
@@ -177,12 +169,6 @@ pub(crate) struct PrintedSet {
     pub(crate) is_anonymous: bool,
     /// How many elements it has; newer kernels say so.
     pub(crate) n_elements: Option<usize>,
-}
-
-fn payload(attrs: Attrs<'_>, kind: u16) -> Vec<u8> {
-    attrs
-        .get(kind)
-        .map_or_else(Vec::new, |attr| attr.payload.to_vec())
 }
 
 /// The attributes of an expression that we know, and what the kernel prints of those that we leave out.
@@ -244,16 +230,15 @@ const fn known(name: &'static str, max: u16, defaults: &'static [(u16, Default)]
 }
 
 impl Known {
-    fn of(name: &[u8]) -> Option<&'static Self> {
-        let name = name.strip_suffix(&[0]).unwrap_or(name);
-        KNOWN.iter().find(|known| known.name.as_bytes() == name)
+    fn of(name: &str) -> Option<&'static Self> {
+        KNOWN.iter().find(|known| known.name == name)
     }
 
     /// Whether what was read is what was written, and otherwise what the kernel fills in by itself.
     fn is_same(&self, read: Attrs<'_>, written: Attrs<'_>) -> bool {
         let mut all_written = written;
         let mut all_read = read;
-        all_written.all(|attr| read.get(attr.kind) == Some(attr))
+        all_written.all(|attr| is_same(read.get(attr.kind), Some(attr)))
             && all_read.all(|attr| {
                 attr.kind > self.max
                     || written.get(attr.kind).is_some()
@@ -272,26 +257,20 @@ impl Known {
 }
 
 /// Whether the expressions that were read are those that were written.
-///
-/// Both arguments are the payload of `NFTA_RULE_EXPRESSIONS`.
-fn same_expressions(read: &[u8], written: &[u8]) -> bool {
+fn same_expressions(mut read: Attrs<'_>, mut written: Attrs<'_>) -> bool {
+    /// `NFTA_EXPR_NAME`
     const NAME: u16 = 1;
+    /// `NFTA_EXPR_DATA`
     const DATA: u16 = 2;
-    fn payload(expr: Attr<'_>, kind: u16) -> Option<&[u8]> {
-        Attrs(expr.payload).get(kind).map(|attr| attr.payload)
-    }
-    let mut read = Attrs(read);
-    let all = Attrs(written).all(|want| {
-        read.next().is_some_and(|got| {
-            let (Some(got_data), Some(want_data)) = (payload(got, DATA), payload(want, DATA))
-            else {
-                return false;
-            };
-            let name = payload(want, NAME);
-            payload(got, NAME) == name
-                && name
+    let all = written.all(|want| {
+        let want = want.inside();
+        read.next().map(Attr::inside).is_some_and(|got| {
+            got.get(DATA).is_some()
+                && got.str(NAME) == want.str(NAME)
+                && want
+                    .str(NAME)
                     .and_then(Known::of)
-                    .is_some_and(|known| known.is_same(Attrs(got_data), Attrs(want_data)))
+                    .is_some_and(|known| known.is_same(got.inside(DATA), want.inside(DATA)))
         })
     });
     all && read.next().is_none()
@@ -300,6 +279,7 @@ fn same_expressions(read: &[u8], written: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::netfilter::attributes::Writer;
 
     fn expression(name: &str, attrs: &[(u16, u32)]) -> Vec<u8> {
         let mut w = Writer::new();
@@ -325,11 +305,15 @@ mod tests {
             (&[(4, 2), (6, 9), (7, 3)], false),
         ] {
             let read = expression("nat", &[&nat[..], more].concat());
-            assert_eq!(same_expressions(&read, &written), same, "{more:?}");
+            assert_eq!(
+                same_expressions(Attrs(&read), Attrs(&written)),
+                same,
+                "{more:?}"
+            );
         }
         let twice = [written.clone(), expression("counter", &[])].concat();
-        assert!(!same_expressions(&twice, &written));
-        assert!(!same_expressions(&[], &written));
+        assert!(!same_expressions(Attrs(&twice), Attrs(&written)));
+        assert!(!same_expressions(Attrs(&[]), Attrs(&written)));
     }
 
     fn table(attrs: &[(u16, u32)]) -> TableIs {

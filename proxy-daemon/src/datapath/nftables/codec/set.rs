@@ -1,38 +1,29 @@
-//! How does the declaration of a set become attributes, and is a printed one the same?
+//! How does the declaration of a set become an object of libnftnl, and is a printed one the same?
 //!
 //! Invariants: what `nft` needs to print keys rightly (type numbers, byte order, where a number comes
 //! from) goes into type fields and user data that the kernel only stores.
 //! Source: `include/udata.h` of nftables 1.0.6, and its netlink dumps.
 
-use super::wire::{Attr, Attrs, Writer};
+use std::ffi::CString;
+use std::net::Ipv4Addr;
+
+use nftnl::{ProtoFamily, Table};
+use nftnl_sys::{self as sys, libc};
+
 use crate::datapath::nftables::ruleset::{DataType, Set, SetKind, Value};
 use crate::net::IpFamily;
+use crate::sys::netfilter::attributes::Attrs;
+use crate::sys::netfilter::library::set_attribute;
 
 const FLAGS: u16 = 3;
-const KEY_TYPE: u16 = 4;
-const KEY_LEN: u16 = 5;
-const DATA_TYPE: u16 = 6;
-const DATA_LEN: u16 = 7;
-const POLICY: u16 = 8;
 const DESC: u16 = 9;
-const ID: u16 = 10;
-const TIMEOUT: u16 = 11;
-const GC_INTERVAL: u16 = 12;
-const USERDATA: u16 = 13;
-const OBJECT_TYPE: u16 = 15;
-const EXPR: u16 = 17;
-const EXPRESSIONS: u16 = 18;
 
-const NFT_SET_ANONYMOUS: u32 = 0x1;
 /// All flags that we know; newer kernels may have others.
 const NFT_SET_KNOWN: u32 = 0x1ff;
-
-const NFT_SET_INTERVAL: u32 = 0x4;
-const NFT_SET_MAP: u32 = 0x8;
-const NFT_SET_TIMEOUT: u32 = 0x10;
-const NFT_SET_EVAL: u32 = 0x20;
-const NFT_SET_CONCAT: u32 = 0x80;
+const NFT_SET_CONCAT: i32 = 0x80;
 const NFT_DATA_VERDICT: u32 = 0xffff_ff00;
+/// Bytes of a verdict in a map.
+const VERDICT_LEN: u32 = 16;
 
 /// How often the kernel removes elements whose time is over; lookups ignore those anyway.
 const GC_INTERVAL_MS: u32 = 30_000;
@@ -52,97 +43,83 @@ fn concatenation(types: &[DataType]) -> (u32, u32) {
     (number, len)
 }
 
-/// Flags, key type, key length, and for maps data type and data length.
-fn numbers(set: &Set) -> (u32, (u32, u32), Option<(u32, u32)>) {
-    let flags = match set.kind {
+/// Hands the set, as an object of the library, to `then`.
+///
+/// The crate's type knows sets of one simple type without data; the rest is set through the library.
+pub(super) fn with_nftnl_set(
+    set: &Set,
+    table: &Table,
+    then: impl FnOnce(&nftnl::set::Set<'_, Ipv4Addr>),
+) {
+    // The kernel asks for a number that is unique in the transaction; we name sets by name.
+    const ID: u32 = 1;
+    let name = CString::new(set.name).unwrap_or_default();
+    let family = table.get_family();
+    let mut nftnl = nftnl::set::Set::<Ipv4Addr>::new_named(&name, ID, table, family);
+    let mut put = |attribute, bytes: &[u8]| set_attribute(&mut nftnl, attribute, bytes);
+    let mut flags = match set.kind {
         SetKind::Exact => 0,
-        SetKind::Interval if set.key.len() > 1 => NFT_SET_INTERVAL | NFT_SET_CONCAT,
-        SetKind::Interval => NFT_SET_INTERVAL,
-        SetKind::Dynamic { .. } => NFT_SET_TIMEOUT | NFT_SET_EVAL,
+        SetKind::Interval if set.key.len() > 1 => libc::NFT_SET_INTERVAL | NFT_SET_CONCAT,
+        SetKind::Interval => libc::NFT_SET_INTERVAL,
+        SetKind::Dynamic { .. } => libc::NFT_SET_TIMEOUT | libc::NFT_SET_EVAL,
     };
     let data = match set.value {
         Value::None => None,
-        Value::Verdict => Some((NFT_DATA_VERDICT, 16)),
+        Value::Verdict => Some((NFT_DATA_VERDICT, VERDICT_LEN)),
         Value::Data(types) => Some(concatenation(types)),
     };
-    let flags = if data.is_some() {
-        flags | NFT_SET_MAP
-    } else {
-        flags
-    };
-    (flags, concatenation(set.key), data)
-}
-
-/// Writes what declares a set, after the table's name.
-pub(super) fn write_set(w: &mut Writer, set: &Set, family: IpFamily) {
-    let (flags, key, data) = numbers(set);
-    w.attr_str(2, set.name);
-    w.attr_u32(FLAGS, flags);
-    w.attr_u32(KEY_TYPE, key.0);
-    w.attr_u32(KEY_LEN, key.1);
-    if let Some(data) = data {
-        w.attr_u32(DATA_TYPE, data.0);
-        w.attr_u32(DATA_LEN, data.1);
+    if let Some((data_type, len)) = data {
+        flags |= libc::NFT_SET_MAP;
+        put(sys::NFTNL_SET_DATA_TYPE, &data_type.to_ne_bytes());
+        put(sys::NFTNL_SET_DATA_LEN, &len.to_ne_bytes());
     }
-    write_desc(w, set);
-    // The kernel asks for a number that is unique in the transaction; we name sets by name.
-    w.attr_u32(ID, 1);
-    if matches!(set.kind, SetKind::Dynamic { .. }) {
-        w.attr_u32(GC_INTERVAL, GC_INTERVAL_MS);
-    }
-    w.attr(USERDATA, &userdata(set, family));
-}
-
-fn write_desc(w: &mut Writer, set: &Set) {
+    let (key_type, len) = concatenation(set.key);
+    put(sys::NFTNL_SET_FLAGS, &flags.to_ne_bytes());
+    put(sys::NFTNL_SET_KEY_TYPE, &key_type.to_ne_bytes());
+    put(sys::NFTNL_SET_KEY_LEN, &len.to_ne_bytes());
     match set.kind {
-        SetKind::Dynamic { size } => w.nest(DESC, |w| w.attr_u32(1, size)),
-        SetKind::Interval if set.key.len() > 1 => w.nest(DESC, |w| {
-            w.nest(2, |w| {
-                for field in set.key {
-                    w.nest(1, |w| w.attr_u32(1, field.len()));
-                }
-            });
-        }),
+        SetKind::Dynamic { size } => {
+            put(sys::NFTNL_SET_DESC_SIZE, &size.to_ne_bytes());
+            put(sys::NFTNL_SET_GC_INTERVAL, &GC_INTERVAL_MS.to_ne_bytes());
+        }
+        SetKind::Interval if set.key.len() > 1 => {
+            let len = |kind: &DataType| u8::try_from(kind.len()).unwrap_or(u8::MAX);
+            let lens: Vec<u8> = set.key.iter().map(len).collect();
+            put(sys::NFTNL_SET_DESC_CONCAT, &lens);
+        }
         SetKind::Interval | SetKind::Exact => {}
     }
+    let family = if family == ProtoFamily::Ipv6 {
+        IpFamily::V6
+    } else {
+        IpFamily::V4
+    };
+    put(sys::NFTNL_SET_USERDATA, &userdata(set, family));
+    then(&nftnl);
 }
 
-/// Whether a set that the kernel printed is declared as `set`.
-pub(super) fn is_same(attrs: Attrs<'_>, set: &Set, family: IpFamily) -> bool {
-    let (flags, key, data) = numbers(set);
-    let number = |kind| attrs.get(kind).and_then(Attr::u32);
-    let mut wanted = Writer::new();
-    write_desc(&mut wanted, set);
+/// Whether a set that the kernel printed is what was written.
+pub(super) fn is_same(read: Attrs<'_>, written: Attrs<'_>) -> bool {
+    /// Types and lengths of key and data, policy, garbage collection and timeout, user data, objects,
+    /// expressions: also what we never set, as a time that elements stay.
+    const COMPARED: [u16; 11] = [4, 5, 6, 7, 8, 11, 12, 13, 15, 17, 18];
     // Size and fields. Kernel: others can change the size, and a set that is full takes no more.
-    let desc = |attrs: Attrs<'_>, kind| {
-        let desc = attrs.get(DESC).map(|desc| Attrs(desc.payload));
-        desc.and_then(|desc| desc.get(kind))
-            .map(|attr| attr.payload.to_vec())
+    const DESCRIBED: [u16; 2] = [1, 2];
+    let same = |read: Attrs<'_>, written: Attrs<'_>, kind| {
+        super::printed::is_same(read.get(kind), written.get(kind))
     };
-    let same_desc = [1, 2]
-        .into_iter()
-        .all(|kind| desc(attrs, kind) == desc(Attrs(wanted.as_slice()), kind));
-    let is_dynamic = matches!(set.kind, SetKind::Dynamic { .. });
-    // What we never set: the policy, a time that elements stay, objects and expressions.
-    let has_more = [POLICY, TIMEOUT, OBJECT_TYPE, EXPR, EXPRESSIONS]
-        .into_iter()
-        .any(|kind| attrs.get(kind).is_some());
     // Kernel: no flags are no attribute.
-    number(FLAGS).unwrap_or(0) & NFT_SET_KNOWN == flags
-        && !has_more
-        && number(GC_INTERVAL) == is_dynamic.then_some(GC_INTERVAL_MS)
-        && number(KEY_TYPE) == Some(key.0)
-        && number(KEY_LEN) == Some(key.1)
-        && number(DATA_TYPE) == data.map(|data| data.0)
-        && (number(DATA_LEN) == data.map(|data| data.1))
-        && same_desc
-        && attrs.get(USERDATA).map(|attr| attr.payload) == Some(&userdata(set, family))
+    read.u32(FLAGS).unwrap_or(0) & NFT_SET_KNOWN == written.u32(FLAGS).unwrap_or(0)
+        && COMPARED.iter().all(|kind| same(read, written, *kind))
+        && DESCRIBED
+            .iter()
+            .all(|kind| same(read.inside(DESC), written.inside(DESC), *kind))
 }
 
 /// Whether a printed set is part of a rule.
 pub(super) fn is_anonymous(attrs: Attrs<'_>) -> bool {
-    let flags = attrs.get(FLAGS).and_then(Attr::u32).unwrap_or(0);
-    flags & NFT_SET_ANONYMOUS != 0
+    let flags = attrs.u32(FLAGS).unwrap_or(0);
+    flags & libc::NFT_SET_ANONYMOUS.cast_unsigned() != 0
 }
 
 /// How many elements a printed set has.
@@ -150,14 +127,14 @@ pub(super) fn is_anonymous(attrs: Attrs<'_>) -> bool {
 /// Kernel: `NFTA_SET_COUNT`, since 6.17.
 pub(super) fn n_elements(attrs: Attrs<'_>) -> Option<usize> {
     const COUNT: u16 = 20;
-    usize::try_from(attrs.get(COUNT)?.u32()?).ok()
+    usize::try_from(attrs.u32(COUNT)?).ok()
 }
 
 /// `NFTNL_UDATA_SET_*`: byte orders, where numbers come from, and the comment.
 fn userdata(set: &Set, family: IpFamily) -> Vec<u8> {
     // Type, length, value.
-    fn put(to: &mut Vec<u8>, kind: u8, value: &[u8]) {
-        to.push(kind);
+    fn put(to: &mut Vec<u8>, kind: u32, value: &[u8]) {
+        to.push(u8::try_from(kind).unwrap_or(u8::MAX));
         to.push(u8::try_from(value.len()).unwrap_or(u8::MAX));
         to.extend_from_slice(value);
     }
@@ -170,17 +147,33 @@ fn userdata(set: &Set, family: IpFamily) -> Vec<u8> {
         }
     }
     let mut bytes = Vec::with_capacity(192);
-    put(&mut bytes, 0, &byte_order(set.key).to_ne_bytes());
+    put(
+        &mut bytes,
+        sys::NFTNL_UDATA_SET_KEYBYTEORDER,
+        &byte_order(set.key).to_ne_bytes(),
+    );
     if let Value::Data(types) = set.value {
-        put(&mut bytes, 1, &byte_order(types).to_ne_bytes());
+        put(
+            &mut bytes,
+            sys::NFTNL_UDATA_SET_DATABYTEORDER,
+            &byte_order(types).to_ne_bytes(),
+        );
         // A number's type alone says neither its length nor its byte order; where it comes from does.
         if set.key.contains(&DataType::Integer) {
-            put(&mut bytes, 3, &type_of(set.key, family));
-            put(&mut bytes, 4, &type_of(types, family));
+            put(
+                &mut bytes,
+                sys::NFTNL_UDATA_SET_KEY_TYPEOF,
+                &type_of(set.key, family),
+            );
+            put(
+                &mut bytes,
+                sys::NFTNL_UDATA_SET_DATA_TYPEOF,
+                &type_of(types, family),
+            );
         }
     }
     let comment: Vec<u8> = set.comment.bytes().take(80).chain([0]).collect();
-    put(&mut bytes, 7, &comment);
+    put(&mut bytes, sys::NFTNL_UDATA_SET_COMMENT, &comment);
     bytes
 }
 

@@ -1,356 +1,412 @@
 //! How do changes to our table become one batch of messages?
 //!
-//! Invariants: a batch is all or nothing; each message in it has a label, so that a refusal can say
-//! what was refused; elements share messages as far as a message can hold them.
+//! The batch, the table, its chains, sets and rules are objects of nftnl. Elements are bytes that
+//! `element` wrote, as messages of their own in the same batch, because there are hundreds of
+//! thousands of them, and libnftnl wants an object, a list node and a copy of each key. Invariants: a
+//! batch is all or nothing; each message in it has a label, so that a refusal can say what was refused;
+//! elements share messages as far as a message can hold them.
 
 use std::borrow::Cow;
+use std::ffi::{CString, c_int};
 
-use super::element::write_comment;
-use super::expr::{LIST_ELEM, write_expressions};
-use super::set::write_set;
-use super::wire::{
-    Attrs, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFTABLES, NLM_F_ACK, NLM_F_APPEND,
-    NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, Writer,
-};
-use super::{
-    MSG_DELCHAIN, MSG_DELRULE, MSG_DELSET, MSG_DELSETELEM, MSG_DELTABLE, MSG_NEWCHAIN, MSG_NEWRULE,
-    MSG_NEWSET, MSG_NEWSETELEM, MSG_NEWTABLE, Refused, nfproto,
-};
+use nftnl::{Batch, ChainType, Hook, MsgType, NlMsg, Policy, ProtoFamily, Rule, Table};
+use nftnl_sys::libc::{self, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
+
+use super::Refused;
+use super::element::{LIST_ELEM, comment_bytes};
+use super::set::with_nftnl_set;
 use crate::datapath::nftables::ruleset::{Chain, Set};
 use crate::net::IpFamily;
+use crate::sys::netfilter::attributes::{Attrs, Writer};
+use crate::sys::netfilter::library::{Header, Message};
+use crate::sys::netfilter::{Refusal, new_batch};
 
-/// First sequence number of a transaction's messages; requests that read count from 1.
-const FIRST_SEQ: u32 = 1 << 31;
 /// A message's list of elements is one attribute, which cannot be longer than 65,535 bytes.
 const MAX_ELEMENT_BYTES: usize = 60_000;
-
 /// What a message that adds elements is to do.
 const ADDITION: &str = "addition of elements";
 
 /// Changes to our table that take effect together or not at all.
-#[derive(Debug)]
 pub(crate) struct Transaction {
-    family: IpFamily,
-    table: &'static str,
-    w: Writer,
-    last: usize,
-    labels: Vec<Label>,
-    elements: Option<OpenElements>,
+    table: Table,
+    name: &'static str,
+    generation: Option<u32>,
+    messages: Messages,
+    elements: Elements,
 }
 
-/// What a message is to do.
-#[derive(Clone, Debug)]
-struct Label {
-    operation: &'static str,
-    object: Cow<'static, str>,
-    /// Where it begins.
-    start: usize,
+/// What a message is to do, and to which object.
+type Label = (&'static str, Cow<'static, str>);
+
+/// A batch, and the labels of its messages.
+struct Messages {
+    batch: Batch,
+    labels: Vec<Label>,
+    n_element_bytes: usize,
+}
+
+impl Messages {
+    fn add(
+        &mut self,
+        object: &impl NlMsg,
+        msg_type: MsgType,
+        (flags, more): (c_int, &[u8]),
+        label: Label,
+    ) {
+        // One message is acknowledged, for all of them.
+        let acknowledge = if self.labels.is_empty() { NLM_F_ACK } else { 0 };
+        let flags = flags | acknowledge;
+        let message = Message {
+            object,
+            flags,
+            more,
+        };
+        self.batch.add(&message, msg_type);
+        self.labels.push(label);
+    }
 }
 
 /// The message that takes elements at the moment.
-#[derive(Debug)]
-struct OpenElements {
-    kind: u16,
-    set: &'static str,
-    message: usize,
+#[derive(Default)]
+struct Elements {
+    /// Its type and set.
+    of: Option<(c_int, &'static str)>,
+    w: Writer,
     list: usize,
+}
+
+fn c_string(text: &str) -> CString {
+    CString::new(text).unwrap_or_default()
+}
+
+fn hook(number: u32) -> Hook {
+    const HOOKS: [Hook; 5] = [
+        Hook::PreRouting,
+        Hook::In,
+        Hook::Forward,
+        Hook::Out,
+        Hook::PostRouting,
+    ];
+    let mut hooks = HOOKS.into_iter();
+    let found = hooks.find(|hook| *hook as u32 == number);
+    found.unwrap_or(Hook::Ingress)
 }
 
 impl Transaction {
     /// No changes yet. With a generation, the kernel refuses if anything changed since that one.
     pub(crate) fn new(family: IpFamily, table: &'static str, generation: Option<u32>) -> Self {
-        let mut w = Writer::new();
-        let begin = w.open_message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, FIRST_SEQ, 0, NFTABLES);
-        if let Some(generation) = generation {
-            w.attr_u32(1, generation);
-        }
-        w.close_message(begin);
+        let family = match family {
+            IpFamily::V4 => ProtoFamily::Ipv4,
+            IpFamily::V6 => ProtoFamily::Ipv6,
+        };
         Self {
-            family,
-            table,
-            w,
-            last: 0,
-            labels: vec![Label {
-                operation: "beginning",
-                object: Cow::Borrowed("transaction"),
-                start: 0,
-            }],
-            elements: None,
+            table: Table::new(c_string(table), family),
+            name: table,
+            generation,
+            messages: Messages {
+                batch: new_batch(),
+                labels: Vec::new(),
+                n_element_bytes: 0,
+            },
+            elements: Elements::default(),
         }
     }
 
     /// Whether there is nothing to do.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.labels.len() == 1
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.messages.labels.is_empty() && self.elements.of.is_none()
     }
 
-    /// How many bytes there are to send.
+    /// How many bytes of elements there are to send.
     pub(crate) fn len(&self) -> usize {
-        self.w.len()
+        self.messages.n_element_bytes + self.elements.w.len()
     }
 
     /// Creates the table, if it is not there.
     pub(crate) fn create_table(&mut self, comment: &str) {
-        self.message(
-            MSG_NEWTABLE,
-            NLM_F_CREATE,
-            "creation",
-            "table".into(),
-            |w| {
-                w.attr_u32(2, 0);
-                w.nest(6, |w| write_comment(w, comment));
-            },
-        );
+        /// `NFTA_TABLE_USERDATA`
+        const USERDATA: u16 = 6;
+        let mut w = Writer::new();
+        w.attr(USERDATA, &comment_bytes(comment));
+        self.close_elements();
+        let label = ("creation", "table".into());
+        let how = (NLM_F_CREATE, w.as_slice());
+        self.messages.add(&self.table, MsgType::Add, how, label);
     }
 
     /// Makes sure that there is a table, and changes nothing if there is.
     pub(crate) fn ensure_table(&mut self) {
-        let flags = NLM_F_CREATE;
-        self.message(MSG_NEWTABLE, flags, "creation", "table".into(), |_| {});
+        self.close_elements();
+        // The library's message would clear the table's flags.
+        let mut w = Writer::new();
+        w.attr_str(super::TABLE_NAME, self.name);
+        self.plain(
+            libc::NFT_MSG_NEWTABLE,
+            (NLM_F_CREATE, &w),
+            ("creation", "table".into()),
+        );
     }
 
     /// Calls the base chains of a table that others switched off.
     pub(crate) fn wake_table(&mut self) {
-        let operation = "clearing the flags";
-        self.message(MSG_NEWTABLE, 0, operation, "table".into(), |w| {
-            w.attr_u32(2, 0);
-        });
+        self.close_elements();
+        let label = ("clearing the flags", "table".into());
+        self.messages
+            .add(&self.table, MsgType::Add, (0, &[]), label);
     }
 
     /// Removes the table with all that is in it.
     pub(crate) fn delete_table(&mut self) {
-        self.message(MSG_DELTABLE, 0, "removal", "table".into(), |_| {});
+        self.close_elements();
+        let label = ("removal", "table".into());
+        self.messages
+            .add(&self.table, MsgType::Del, (0, &[]), label);
     }
 
     /// Creates a set or map.
     pub(crate) fn create_set(&mut self, set: &Set) {
-        let family = self.family;
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.message(MSG_NEWSET, flags, "creation", set.name.into(), |w| {
-            write_set(w, set, family);
-        });
+        self.create_set_with(set, &[]);
     }
 
-    /// Creates a set or map with other user data than ours.
-    #[cfg(test)]
-    pub(crate) fn create_set_with(&mut self, set: &Set, userdata: &[u8]) {
-        const USERDATA: u16 = 13;
-        let family = self.family;
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.message(MSG_NEWSET, flags, "creation", set.name.into(), |w| {
-            write_set(w, set, family);
-            // Kernel: the last of several counts.
-            w.attr(USERDATA, userdata);
+    /// Creates a set or map with more attributes than ours.
+    ///
+    /// Kernel: the last of several with the same type counts.
+    pub(crate) fn create_set_with(&mut self, set: &Set, more: &[u8]) {
+        self.close_elements();
+        let messages = &mut self.messages;
+        with_nftnl_set(set, &self.table, |nftnl| {
+            let label = ("creation", set.name.into());
+            let how = (NLM_F_CREATE | NLM_F_EXCL, more);
+            messages.add(nftnl, MsgType::Add, how, label);
         });
     }
 
     /// Removes a set or map by name.
     pub(crate) fn delete_set(&mut self, name: &str) {
-        self.message(MSG_DELSET, 0, "removal", name.to_owned().into(), |w| {
-            w.attr_str(2, name);
-        });
+        self.close_elements();
+        let mut w = self.of_table();
+        w.attr_str(super::SET_NAME, name);
+        let label = ("removal", name.to_owned().into());
+        self.plain(libc::NFT_MSG_DELSET, (0, &w), label);
     }
 
     /// Removes all elements of a set or map.
     pub(crate) fn flush_set(&mut self, name: &'static str) {
-        self.message(
-            MSG_DELSETELEM,
-            0,
-            "removal of all elements",
-            name.into(),
-            |w| {
-                w.attr_str(2, name);
-            },
-        );
+        self.close_elements();
+        let mut w = self.of_table();
+        w.attr_str(super::SET_NAME, name);
+        let label = ("removal of all elements", name.into());
+        self.plain(libc::NFT_MSG_DELSETELEM, (0, &w), label);
     }
 
     /// Creates a chain without its rules.
     pub(crate) fn create_chain(&mut self, chain: &Chain) {
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.message(MSG_NEWCHAIN, flags, "creation", chain.name.clone(), |w| {
-            w.attr_str(3, &chain.name);
-            if let Some(hook) = chain.hook {
-                w.nest(4, |w| {
-                    w.attr_u32(1, hook.number);
-                    w.attr(2, &hook.priority.to_be_bytes());
-                });
-                w.attr_u32(5, 1);
-                w.attr_str(7, hook.chain_type);
-            }
-            if !chain.comment.is_empty() {
-                w.nest(12, |w| write_comment(w, chain.comment));
-            }
-        });
+        /// `NFTA_CHAIN_USERDATA`
+        const USERDATA: u16 = 12;
+        self.close_elements();
+        let mut nftnl = nftnl::Chain::new(c_string(&chain.name), &self.table);
+        if let Some(place) = chain.hook {
+            let is_nat = place.chain_type == "nat";
+            nftnl.set_hook(hook(place.number), place.priority);
+            nftnl.set_policy(Policy::Accept);
+            nftnl.set_type(if is_nat {
+                ChainType::Nat
+            } else {
+                ChainType::Filter
+            });
+        }
+        let mut w = Writer::new();
+        if !chain.comment.is_empty() {
+            w.attr(USERDATA, &comment_bytes(chain.comment));
+        }
+        let how = (NLM_F_CREATE | NLM_F_EXCL, w.as_slice());
+        let label = ("creation", chain.name.clone());
+        self.messages.add(&nftnl, MsgType::Add, how, label);
     }
 
     /// Removes an empty chain by name.
     pub(crate) fn delete_chain(&mut self, name: &str) {
-        self.message(MSG_DELCHAIN, 0, "removal", name.to_owned().into(), |w| {
-            w.attr_str(3, name);
-        });
+        self.close_elements();
+        let nftnl = nftnl::Chain::new(c_string(name), &self.table);
+        let label = ("removal", name.to_owned().into());
+        self.messages.add(&nftnl, MsgType::Del, (0, &[]), label);
     }
 
     /// Adds the rules of a chain behind those it has.
     pub(crate) fn create_rules(&mut self, chain: &Chain) {
-        let family = self.family;
+        self.close_elements();
+        let of = nftnl::Chain::new(c_string(&chain.name), &self.table);
         for rule in &chain.rules {
-            let flags = NLM_F_CREATE | NLM_F_APPEND;
-            self.message(
-                MSG_NEWRULE,
-                flags,
-                "creation of a rule",
-                chain.name.clone(),
-                |w| {
-                    w.attr_str(2, &chain.name);
-                    w.nest(4, |w| write_expressions(w, rule, family));
-                    if let Some(comment) = rule.comment {
-                        w.nest(7, |w| write_comment(w, comment));
-                    }
-                },
-            );
+            let mut nftnl = Rule::new(&of);
+            for expr in &rule.exprs {
+                nftnl.add_expr(expr);
+            }
+            // It fails for comments over 128 bytes, of which we have none: the rule is shown without it.
+            let _is_shown = rule
+                .comment
+                .map(|comment| nftnl.set_comment(c_string(comment)));
+            let label = ("creation of a rule", chain.name.clone());
+            let how: (c_int, &[u8]) = (NLM_F_CREATE | NLM_F_APPEND, &[]);
+            self.messages.add(&nftnl, MsgType::Add, how, label);
         }
     }
 
     /// Removes all rules of a chain.
     pub(crate) fn flush_chain(&mut self, name: &str) {
-        self.message(
-            MSG_DELRULE,
-            0,
-            "removal of the rules",
-            name.to_owned().into(),
-            |w| {
-                w.attr_str(2, name);
-            },
-        );
+        self.close_elements();
+        let of = nftnl::Chain::new(c_string(name), &self.table);
+        let label = ("removal of the rules", name.to_owned().into());
+        self.messages
+            .add(&Rule::new(&of), MsgType::Del, (0, &[]), label);
     }
 
     /// Adds an element, given as `codec::write_element` wrote it.
     pub(crate) fn add_element(&mut self, set: &'static str, element: &[u8]) {
-        self.element(MSG_NEWSETELEM, set, element);
+        self.element(libc::NFT_MSG_NEWSETELEM, set, element);
     }
 
     /// Removes an element, given the bytes of its key as `codec::write_element` wrote it.
     pub(crate) fn delete_element(&mut self, set: &'static str, key: &[u8]) {
-        self.element(MSG_DELSETELEM, set, key);
+        self.element(libc::NFT_MSG_DELSETELEM, set, key);
     }
 
-    fn element(&mut self, kind: u16, set: &'static str, element: &[u8]) {
-        if let Some(open) = &self.elements {
-            let full = self.w.len() - open.list + element.len() + 4 > MAX_ELEMENT_BYTES;
-            if full || open.kind != kind || open.set != set {
-                self.close_elements();
-            }
+    fn element(&mut self, kind: c_int, set: &'static str, element: &[u8]) {
+        /// `NFTA_SET_ELEM_LIST_ELEMENTS`
+        const ELEMENTS: u16 = 3;
+        let is_full = self.elements.w.len() + element.len() + 4 > MAX_ELEMENT_BYTES;
+        if is_full || self.elements.of != Some((kind, set)) {
+            self.close_elements();
+            let w = &mut self.elements.w;
+            w.attr_str(super::SET_TABLE, self.name);
+            w.attr_str(super::SET_NAME, set);
+            self.elements.list = w.open(ELEMENTS);
+            self.elements.of = Some((kind, set));
         }
-        if self.elements.is_none() {
-            let (flags, operation) = if kind == MSG_NEWSETELEM {
-                (NLM_F_CREATE, ADDITION)
-            } else {
-                (0, "removal of elements")
-            };
-            let message = self.open(kind, flags, operation, set.into());
-            self.w.attr_str(2, set);
-            let list = self.w.open(3);
-            self.elements = Some(OpenElements {
-                kind,
-                set,
-                message,
-                list,
-            });
-        }
-        self.w.attr(LIST_ELEM, element);
+        self.elements.w.attr(LIST_ELEM, element);
     }
 
     fn close_elements(&mut self) {
-        if let Some(open) = self.elements.take() {
-            self.w.close(open.list);
-            self.w.close_message(open.message);
+        let Some((kind, set)) = self.elements.of.take() else {
+            return;
+        };
+        let (flags, operation) = if kind == libc::NFT_MSG_NEWSETELEM {
+            (NLM_F_CREATE, ADDITION)
+        } else {
+            (0, "removal of elements")
+        };
+        let mut w = std::mem::take(&mut self.elements.w);
+        w.close(self.elements.list);
+        self.messages.n_element_bytes += w.len();
+        self.plain(kind, (flags, &w), (operation, set.into()));
+        w.clear();
+        self.elements.w = w;
+    }
+
+    fn of_table(&self) -> Writer {
+        let mut w = Writer::new();
+        w.attr_str(super::SET_TABLE, self.name);
+        w
+    }
+
+    /// Adds a message with just these attributes.
+    fn plain(&mut self, kind: c_int, (flags, w): (c_int, &Writer), label: Label) {
+        let header = Header {
+            kind: u16::try_from(kind).unwrap_or(u16::MAX),
+            family: self.table.get_family() as u16,
+        };
+        let how = (flags, w.as_slice());
+        self.messages.add(&header, MsgType::Add, how, label);
+    }
+
+    /// What is to be sent, for which generation, and what each message is to do.
+    pub(super) fn finish(mut self) -> (Batch, Option<u32>, Labels) {
+        self.close_elements();
+        let Messages { batch, labels, .. } = self.messages;
+        (batch, self.generation, Labels(labels))
+    }
+}
+
+/// What each message of a transaction is to do, and to which object.
+pub(super) struct Labels(Vec<Label>);
+
+impl Labels {
+    /// What was to be done, to which object, and the element at fault, if it is one.
+    pub(super) fn explain(&self, refusal: &Refusal) -> (Label, Option<Refused>) {
+        let label = refusal.message.and_then(|index| self.0.get(index));
+        let Some(label) = label else {
+            return (("commit", "transaction".into()), None);
+        };
+        let attr = Attrs(&refusal.attribute).next();
+        let element = match (label, attr) {
+            ((ADDITION, Cow::Borrowed(set)), Some(attr)) if attr.kind == LIST_ELEM => {
+                Some(Refused {
+                    set,
+                    element: attr.payload.to_vec(),
+                })
+            }
+            _ => None,
+        };
+        (label.clone(), element)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::element::{Data, Key, write_element};
+    use super::*;
+    use nftnl::set::{Set as NftnlSet, SetKey};
+    use std::time::Instant;
+
+    struct Frontend([u8; 16]);
+
+    impl SetKey for Frontend {
+        const TYPE: u32 = 7;
+        const LEN: u32 = 16;
+
+        fn data(&self) -> Box<[u8]> {
+            self.0.into()
         }
     }
 
-    fn open(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        operation: &'static str,
-        object: Cow<'static, str>,
-    ) -> usize {
-        let seq = FIRST_SEQ + u32::try_from(self.labels.len()).unwrap_or(0);
-        let start = self.w.open_message(
-            NFTABLES << 8 | kind,
-            NLM_F_REQUEST | flags,
-            seq,
-            nfproto(self.family),
-            0,
-        );
-        self.last = start;
-        self.labels.push(Label {
-            operation,
-            object,
-            start,
-        });
-        self.w.attr_str(1, self.table);
-        start
-    }
-
-    fn message(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        operation: &'static str,
-        object: Cow<'static, str>,
-        fill: impl FnOnce(&mut Writer),
-    ) {
-        self.close_elements();
-        let start = self.open(kind, flags, operation, object);
-        fill(&mut self.w);
-        self.w.close_message(start);
-    }
-
-    /// Ends the batch; answers the sequence number that the kernel will acknowledge.
-    pub(super) fn finish(&mut self) -> u32 {
-        self.close_elements();
-        self.w.add_flags(self.last, NLM_F_ACK);
-        let n = u32::try_from(self.labels.len()).unwrap_or(0);
-        let end = self.w.open_message(
-            NFNL_MSG_BATCH_END,
-            NLM_F_REQUEST,
-            FIRST_SEQ + n,
-            0,
-            NFTABLES,
-        );
-        self.w.close_message(end);
-        FIRST_SEQ + n.saturating_sub(1)
-    }
-
-    /// The bytes to send.
-    pub(super) fn as_slice(&self) -> &[u8] {
-        self.w.as_slice()
-    }
-
-    /// What the message with this sequence number was to do, and to which object.
-    pub(super) fn label(&self, seq: u32) -> (&'static str, Cow<'static, str>) {
-        self.find(seq)
-            .map_or(("commit", "transaction".into()), |label| {
-                (label.operation, label.object.clone())
-            })
-    }
-
-    fn find(&self, seq: u32) -> Option<&Label> {
-        let index = usize::try_from(seq.wrapping_sub(FIRST_SEQ)).ok()?;
-        self.labels.get(index)
-    }
-
-    /// The element at this byte of a message that adds elements.
-    pub(super) fn element_at(&self, seq: u32, offset: Option<usize>) -> Option<Refused> {
-        let label = self.find(seq)?;
-        let attr = self.w.as_slice().get(label.start + offset?..)?;
-        let attr = Attrs(attr).next()?;
-        let Cow::Borrowed(set) = label.object else {
-            return None;
+    /// Prints how long both ways take; see the module's documentation.
+    #[test]
+    #[ignore = "a measurement, not a test: build it with --release"]
+    #[expect(clippy::disallowed_methods, reason = "a measurement needs the time")]
+    fn elements_as_bytes_and_as_objects() {
+        const N: u32 = 100_000;
+        let key = |number: u32| {
+            let mut key = [0; 16];
+            key[..4].copy_from_slice(&number.to_be_bytes());
+            key
         };
-        (label.operation == ADDITION && attr.kind == LIST_ELEM).then(|| Refused {
-            set,
-            element: attr.payload.to_vec(),
-        })
+        let table = Table::new(c"measured", ProtoFamily::Ipv4);
+        for _ in 0..5 {
+            let start = Instant::now();
+            let mut transaction = Transaction::new(IpFamily::V4, "measured", None);
+            let mut w = Writer::new();
+            for number in 0..N {
+                w.clear();
+                write_element(&mut w, Key::Exact(&key(number)), Data::None, "");
+                transaction.add_element("set", w.as_slice());
+            }
+            let (batch, ..) = transaction.finish();
+            let n_own: usize = batch.finalize().iter().map(<[u8]>::len).sum();
+            let own = start.elapsed();
+
+            let start = Instant::now();
+            let mut set = NftnlSet::<Frontend>::new_named(c"set", 1, &table, ProtoFamily::Ipv4);
+            for number in 0..N {
+                set.add(&Frontend(key(number)));
+            }
+            let mut batch = new_batch();
+            batch.add_iter(set.elems_iter(), MsgType::Add);
+            let n_objects: usize = batch.finalize().iter().map(<[u8]>::len).sum();
+            drop(set);
+            let objects = start.elapsed();
+            println!(
+                "{N} elements: {own:?} as bytes ({n_own}), {objects:?} as objects ({n_objects}), ratio {:.1}",
+                objects.as_secs_f64() / own.as_secs_f64()
+            );
+        }
     }
 }

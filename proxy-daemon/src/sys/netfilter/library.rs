@@ -1,0 +1,174 @@
+//! How are libnftnl's objects filled where the nftnl crate has no safe word for it?
+//!
+//! The room with `unsafe`: expressions and set attributes by libnftnl's setters, messages that carry
+//! other flags or more attributes than the crate's, and what the sockets of libmnl lack. Invariants:
+//! one operation per block, with the reason why it holds. Callers name attributes by the constants of
+//! `nftnl_sys`, and only such as are numbers, names or values: an attribute that is an object of the
+//! library (`NFTNL_EXPR_DYNSET_EXPR`) would be taken for a pointer.
+
+#![expect(
+    unsafe_code,
+    reason = "libnftnl and libmnl are C; the crates over them have no safe form of these calls"
+)]
+
+use std::alloc::{Layout, handle_alloc_error};
+use std::ffi::{CStr, c_int, c_void};
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+
+use nftnl::set::Set;
+use nftnl::{MsgType, NlMsg, nft_nlmsg_maxsize};
+use nftnl_sys::libc::{self, NLM_F_REQUEST, nlmsghdr};
+use nftnl_sys::{nftnl_expr, nftnl_expr_alloc, nftnl_expr_set};
+
+/// A netlink socket of netfilter, with a port of its own.
+pub(super) struct Socket(pub(super) mnl::Socket);
+
+// SAFETY: a `mnl_socket` is a file descriptor and an address on the heap; libmnl keeps nothing of it in
+// the thread that opened it, and `&mut` of the owner keeps two threads from using it at once.
+unsafe impl Send for Socket {}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Socket").field(&self.0.as_raw_fd()).finish()
+    }
+}
+
+impl Socket {
+    /// Opens a socket that programs which the daemon starts do not inherit.
+    pub(super) fn open() -> io::Result<Self> {
+        let socket = Self(mnl::Socket::new(mnl::Bus::Netfilter)?);
+        // SAFETY: takes no pointer, and the descriptor is open.
+        match unsafe { libc::fcntl(socket.0.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(socket),
+        }
+    }
+
+    /// Sets an option that is a number.
+    pub(super) fn set_option(&self, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+        let len = libc::socklen_t::try_from(size_of::<c_int>()).map_err(io::Error::other)?;
+        let value: *const c_int = &raw const value;
+        // SAFETY: `value` points to `len` bytes that live until the call returns, which copies them.
+        match unsafe { libc::setsockopt(self.0.as_raw_fd(), level, name, value.cast(), len) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// A message with no more than its headers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Header {
+    /// The message's type within `nf_tables`.
+    pub(crate) kind: u16,
+    /// `NFPROTO_*`
+    pub(crate) family: u16,
+}
+
+// SAFETY: 20 bytes are written.
+unsafe impl NlMsg for Header {
+    unsafe fn write(&self, buf: *mut c_void, seq: u32, _: MsgType) {
+        // SAFETY: the caller's buffer has room for any message.
+        unsafe {
+            nftnl_sys::nftnl_nlmsg_build_hdr(buf.cast(), self.kind, self.family, 0, seq);
+        }
+    }
+}
+
+/// A message with flags of our choice, and attributes behind its own.
+#[derive(Debug)]
+pub(crate) struct Message<'a, T> {
+    /// What writes the message.
+    pub(crate) object: &'a T,
+    /// Instead of those that it writes; that it is a request is said in any case.
+    pub(crate) flags: c_int,
+    /// Attributes, padded to four bytes. Where they find no room, the message goes without them.
+    pub(crate) more: &'a [u8],
+}
+
+// SAFETY: what `T` writes has at most the largest size, and the rest is written only if all of it has.
+unsafe impl<T: NlMsg> NlMsg for Message<'_, T> {
+    unsafe fn write(&self, buf: *mut c_void, seq: u32, msg_type: MsgType) {
+        // SAFETY: the caller's buffer has room for any message.
+        unsafe { self.object.write(buf, seq, msg_type) };
+        // SAFETY: `T` has just put a header there. The batch aligns its messages to four bytes.
+        let header = unsafe { &mut *buf.cast::<nlmsghdr>() };
+        header.nlmsg_flags = u16::try_from(NLM_F_REQUEST | self.flags).unwrap_or(0);
+        let (start, len) = (header.nlmsg_len, self.more.len());
+        let end = u32::try_from(len).map_or(u32::MAX, |len| start.saturating_add(len));
+        if end > nft_nlmsg_maxsize() {
+            return;
+        }
+        header.nlmsg_len = end;
+        // SAFETY: `start` is within the caller's buffer, since it is not more than `end`.
+        let to = unsafe { buf.cast::<u8>().add(start as usize) };
+        // SAFETY: up to `end` the buffer is ours to write, and the attributes are no part of it.
+        unsafe { to.copy_from_nonoverlapping(self.more.as_ptr(), len) };
+    }
+}
+
+/// `NFT_DATA_VALUE_MAXLEN`: room for a value in an expression. No name of ours is as long.
+const MAX_VALUE: usize = 64;
+
+/// An expression of a rule while its attributes are set.
+#[derive(Debug)]
+pub(crate) struct RawExpression(NonNull<nftnl_expr>);
+
+impl RawExpression {
+    /// One without attributes. Ends the process if there is no memory, as Rust's own allocations do.
+    pub(crate) fn new(name: &CStr) -> Self {
+        // SAFETY: the name ends with a zero, and is only read.
+        let expression = unsafe { nftnl_expr_alloc(name.as_ptr()) };
+        Self(
+            NonNull::new(expression)
+                .unwrap_or_else(|| handle_alloc_error(Layout::new::<[usize; 8]>())),
+        )
+    }
+
+    /// Sets an attribute (`NFTNL_EXPR_*`) to a name or a value, at most [`MAX_VALUE`] bytes, which is copied.
+    #[must_use]
+    pub(crate) fn bytes(self, attribute: u32, bytes: &[u8]) -> Self {
+        let attribute = u16::try_from(attribute).unwrap_or(u16::MAX);
+        let mut value = [0_u8; MAX_VALUE + 8];
+        let n = bytes.len().min(MAX_VALUE);
+        for (to, from) in value.iter_mut().take(n).zip(bytes) {
+            *to = *from;
+        }
+        let len = u32::try_from(n).unwrap_or(0);
+        // SAFETY: the expression is alive until it is handed to a rule. Of a value the library reads `len`
+        // bytes, of a name those before a zero, of a number at most 8: all of these lie within `value`.
+        unsafe { nftnl_expr_set(self.0.as_ptr(), attribute, value.as_ptr().cast(), len) };
+        self
+    }
+
+    /// Sets an attribute to a name.
+    #[must_use]
+    pub(crate) fn name(self, attribute: u32, name: &str) -> Self {
+        // libnftnl 1.2.4 copies the name up to its zero, newer versions look at the length.
+        let name = [name.as_bytes(), &[0]].concat();
+        self.bytes(attribute, &name)
+    }
+
+    /// Sets an attribute to a number of 32 bits.
+    #[must_use]
+    pub(crate) fn number(self, attribute: u32, number: u32) -> Self {
+        self.bytes(attribute, &number.to_ne_bytes())
+    }
+
+    /// For the rule that frees it.
+    pub(crate) const fn into_raw(self) -> NonNull<nftnl_expr> {
+        self.0
+    }
+}
+
+/// Sets an attribute of a set (`NFTNL_SET_*`) to bytes, which are copied.
+pub(crate) fn set_attribute(set: &mut Set<'_, Ipv4Addr>, attribute: u32, bytes: &[u8]) {
+    let attribute = u16::try_from(attribute).unwrap_or(u16::MAX);
+    let len = u32::try_from(bytes.len()).unwrap_or(0);
+    let set = set.as_ptr().as_ptr();
+    // SAFETY: the set is borrowed for as long as this takes; the library reads `len` bytes.
+    unsafe { nftnl_sys::nftnl_set_set_data(set, attribute, bytes.as_ptr().cast(), len) };
+}

@@ -18,7 +18,6 @@
 
 mod expected;
 mod legacy;
-mod netlink;
 mod nft;
 mod sets;
 

@@ -8,10 +8,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
 
-use super::netlink::{Attributes, Question, ask, attribute};
+use crate::sys::netfilter::attributes::{Attrs, Writer};
+use crate::sys::netfilter::{IPSET, Netfilter};
 
-/// `NFNL_SUBSYS_IPSET` with `IPSET_CMD_LIST`.
-const LIST: u16 = 6 << 8 | 7;
+/// `IPSET_CMD_LIST`
+const LIST: u16 = IPSET | 7;
+/// Kernel: ipset looks at the family of a set, not of a question; this is `NFPROTO_IPV4`.
+const ANY_FAMILY: u8 = 2;
 const IPSET_ATTR_PROTOCOL: u16 = 1;
 const IPSET_ATTR_SETNAME: u16 = 2;
 const IPSET_ATTR_FLAGS: u16 = 6;
@@ -96,37 +99,33 @@ impl Sizes {
 /// # Errors
 /// What the kernel answers; `Unsupported` if it has no sets.
 pub(super) fn uses(prefix: &str, mut each: impl FnMut(&str, bool)) -> io::Result<()> {
-    let request = [
-        attribute(IPSET_ATTR_PROTOCOL, &[PROTOCOL]),
-        attribute(IPSET_ATTR_FLAGS, &HEADER_ONLY.to_be_bytes()),
-    ]
-    .concat();
-    ask(LIST, Question::All, 2, &request, &mut |set| {
-        let name = set
-            .get(IPSET_ATTR_SETNAME)
-            .and_then(|name| name.strip_suffix(&[0]));
-        let Some(name) = name.and_then(|name| std::str::from_utf8(name).ok()) else {
+    list(None, &mut |set| {
+        let Some(name) = set.str(IPSET_ATTR_SETNAME) else {
             return;
         };
-        let references = set
-            .nested(IPSET_ATTR_DATA)
-            .and_then(|data| data.number(IPSET_ATTR_REFERENCES));
+        let references = set.inside(IPSET_ATTR_DATA).u32(IPSET_ATTR_REFERENCES);
         if name.starts_with(prefix) {
             each(name, references != Some(0));
         }
     })
 }
 
+/// Asks for a set, or for all, without their entries.
+fn list(name: Option<&str>, each: &mut dyn FnMut(Attrs<'_>)) -> io::Result<()> {
+    let mut w = Writer::new();
+    w.attr(IPSET_ATTR_PROTOCOL, &[PROTOCOL]);
+    if let Some(name) = name {
+        w.attr_str(IPSET_ATTR_SETNAME, name);
+    }
+    w.attr_u32(IPSET_ATTR_FLAGS, HEADER_ONLY);
+    Netfilter::open()?.list(LIST, ANY_FAMILY, &w, each)
+}
+
 fn look(name: &str) -> io::Result<Set> {
-    let request = [
-        attribute(IPSET_ATTR_PROTOCOL, &[PROTOCOL]),
-        attribute(IPSET_ATTR_SETNAME, &[name.as_bytes(), &[0]].concat()),
-        attribute(IPSET_ATTR_FLAGS, &HEADER_ONLY.to_be_bytes()),
-    ]
-    .concat();
     let mut set = Set::Absent;
-    let asked = ask(LIST, Question::All, 2, &request, &mut |attributes| {
-        let n = attributes.nested(IPSET_ATTR_DATA).and_then(n_elements);
+    let asked = list(Some(name), &mut |attributes| {
+        let n = attributes.inside(IPSET_ATTR_DATA).u32(IPSET_ATTR_ELEMENTS);
+        let n = n.and_then(|n| usize::try_from(n).ok());
         set = n.map_or(Set::Uncounted, Set::Has);
     });
     match asked {
@@ -134,10 +133,4 @@ fn look(name: &str) -> io::Result<Set> {
         Err(error) => Err(error),
         Ok(()) => Ok(set),
     }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "it is handed out by value")]
-fn n_elements(data: Attributes<'_>) -> Option<usize> {
-    data.number(IPSET_ATTR_ELEMENTS)
-        .and_then(|n| usize::try_from(n).ok())
 }

@@ -223,7 +223,7 @@ impl Netfilter {
             .send(&question(kind, flags, seq, family, attributes)?)?;
         let mut is_disturbed = false;
         loop {
-            let n = self.receive(MsgFlags::empty())?;
+            let n = self.receive()?;
             for message in messages(self.buffer.get(..n.next_multiple_of(4)).unwrap_or(&[])) {
                 let Some(answer) = Answer::read(message?).filter(|answer| answer.seq == seq) else {
                     continue;
@@ -244,12 +244,22 @@ impl Netfilter {
         }
     }
 
-    fn receive(&mut self, flags: MsgFlags) -> io::Result<usize> {
+    /// Waits for a datagram; answers how many bytes it has.
+    fn receive(&mut self) -> io::Result<usize> {
         loop {
-            match recv(self.socket.0.as_raw_fd(), &mut self.buffer, flags) {
-                Err(nix::Error::EINTR) => {}
-                other => return Ok(other?),
+            match self.socket.0.recv_raw(&mut self.buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
             }
+        }
+    }
+
+    /// Takes a datagram that is there already.
+    fn receive_now(&mut self) -> io::Result<Option<usize>> {
+        let fd = self.socket.0.as_raw_fd();
+        match recv(fd, &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+            Err(nix::Error::EAGAIN) => Ok(None),
+            other => Ok(Some(other?)),
         }
     }
 
@@ -275,12 +285,7 @@ impl Netfilter {
         let mut refusal = None;
         let mut is_acknowledged = false;
         // Kernel: nfnetlink_rcv_batch() runs inside sendmsg(), so all answers are queued by now.
-        loop {
-            let n = match self.receive(MsgFlags::MSG_DONTWAIT) {
-                Ok(n) => n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            };
+        while let Some(n) = self.receive_now()? {
             for message in messages(self.buffer.get(..n.next_multiple_of(4)).unwrap_or(&[])) {
                 let Some(answer) = Answer::read(message?) else {
                     continue;

@@ -16,7 +16,11 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iproute2", "ip"),
     ("iputils-ping", "ping"),
     ("ethtool", "ethtool"),
+    ("pkg-config", "pkg-config"),
 ];
+
+/// Libraries that the daemon is linked with: Debian's name of each package, and pkg-config's.
+const LIBRARIES: &[(&str, &str)] = &[("libmnl-dev", "libmnl"), ("libnftnl-dev", "libnftnl")];
 
 /// The verb: installs what is missing and says so.
 pub(crate) fn run() -> Result<bool> {
@@ -43,9 +47,11 @@ pub(crate) fn ensure() -> Result<()> {
     if !debian {
         bail!(
             "missing: {}\nThis is not Debian or Ubuntu, so please install them by hand, for example\n  \
-             Fedora:  dnf install gcc nftables iptables-nft iptables-legacy ipset conntrack-tools iproute iputils ethtool\n  \
-             Arch:    pacman -S gcc nftables iptables ipset conntrack-tools iproute2 iputils ethtool\n  \
-             Alpine:  apk add gcc musl-dev nftables iptables iptables-legacy ipset conntrack-tools iproute2 iputils ethtool",
+             Fedora:  dnf install gcc nftables iptables-nft iptables-legacy ipset conntrack-tools iproute iputils ethtool \
+             pkgconf-pkg-config libmnl-devel libnftnl-devel\n  \
+             Arch:    pacman -S gcc nftables iptables ipset conntrack-tools iproute2 iputils ethtool pkgconf libmnl libnftnl\n  \
+             Alpine:  apk add gcc musl-dev nftables iptables iptables-legacy ipset conntrack-tools iproute2 iputils ethtool \
+             pkgconf libmnl-dev libnftnl-dev",
             missing.join(" ")
         );
     }
@@ -96,16 +102,19 @@ fn is_debian(os_release: &str) -> bool {
 fn missing_on_debian() -> Result<Vec<&'static str>> {
     let output = sh::program("dpkg-query")
         .args(["--show", "--showformat=${Package} ${db:Status-Status}\\n"])
-        .args(PACKAGES.iter().map(|(name, _)| name))
+        .args(packages())
         .output()
         .context("cannot start dpkg-query")?;
     // It exits with 1 when it does not know one of the names, and still lists the others.
     let installed = installed(&String::from_utf8_lossy(&output.stdout));
-    Ok(PACKAGES
-        .iter()
-        .filter(|(name, _)| !installed.contains(*name))
-        .map(|(name, _)| *name)
+    Ok(packages()
+        .filter(|name| !installed.contains(*name))
         .collect())
+}
+
+/// Debian's names of all packages.
+fn packages() -> impl Iterator<Item = &'static str> {
+    PACKAGES.iter().chain(LIBRARIES).map(|(name, _)| *name)
 }
 
 fn installed(dpkg_query: &str) -> BTreeSet<String> {
@@ -117,11 +126,15 @@ fn installed(dpkg_query: &str) -> BTreeSet<String> {
 }
 
 fn missing_elsewhere() -> Vec<&'static str> {
-    PACKAGES
+    let programs = PACKAGES
         .iter()
-        .filter(|(_, program)| sh::which(program).is_none())
-        .map(|(name, _)| *name)
-        .collect()
+        .filter(|(_, program)| sh::which(program).is_none());
+    let libraries = LIBRARIES.iter().filter(|(_, library)| {
+        let mut pkg_config = sh::program("pkg-config");
+        let found = pkg_config.args(["--exists", library]).status();
+        !found.is_ok_and(|status| status.success())
+    });
+    programs.chain(libraries).map(|(name, _)| *name).collect()
 }
 
 #[cfg(test)]
@@ -134,6 +147,14 @@ mod tests {
         assert!(is_debian("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n"));
         assert!(!is_debian("ID=fedora\nVERSION_ID=42\n"));
         assert!(!is_debian(""));
+    }
+
+    #[test]
+    fn what_the_daemon_links_with_is_installed_before_it_is_built() {
+        let names: Vec<_> = packages().collect();
+        for name in ["pkg-config", "libmnl-dev", "libnftnl-dev"] {
+            assert!(names.contains(&name), "{names:?}");
+        }
     }
 
     #[test]

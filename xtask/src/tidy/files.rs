@@ -10,7 +10,8 @@ const LONG: usize = 600;
 const UNSAFE: &[&str] = &[
     "proxy-common/",
     "proxy-ebpf/",
-    "proxy-daemon/src/datapath/nftables/codec",
+    // Calls of libnftnl and libmnl, and two socket options.
+    "proxy-daemon/src/sys/netfilter/library.rs",
     // One getsockopt that reads its value before it writes it, which no crate offers.
     "proxy-daemon/src/datapath/iptables/presence/legacy.rs",
     // A closure between fork and exec: a program must end with the daemon that started it.

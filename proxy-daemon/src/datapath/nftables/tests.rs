@@ -711,3 +711,53 @@ fn sync_16_sets_and_chains_do_not_grow_with_services() {
         assert_eq!(count(250), few);
     });
 }
+
+/// The library keeps a batch in pages; the kernel must see one.
+#[test]
+fn sync_7_a_transaction_of_many_pages_takes_effect_whole_or_not_at_all() {
+    use codec::{Data, Key, Transaction, write_element};
+    const N: u32 = 100_000;
+    fn element(number: u32, owner: u8) -> Vec<u8> {
+        let mut element = codec::Writer::new();
+        let bytes = number.to_be_bytes();
+        let key = [bytes[0], 0, 0, 0, bytes[2], bytes[3], bytes[1], 0];
+        let data = Data::Bytes(&[192, 0, 2, owner]);
+        write_element(&mut element, Key::Exact(&key), data, "");
+        element.as_slice().to_vec()
+    }
+    let transaction = |generation, clash: Option<&[u8]>| {
+        let map = SetId::NodePortOwners.declaration(IpFamily::V4);
+        let mut transaction = Transaction::new(IpFamily::V4, layout::TABLE, generation);
+        transaction.create_table("many pages");
+        transaction.create_set(&map);
+        for number in 0..N {
+            transaction.add_element(map.name, &element(number, 1));
+        }
+        if let Some(clash) = clash {
+            transaction.add_element(map.name, clash);
+        }
+        assert!(transaction.len() > 3 << 20);
+        transaction
+    };
+    in_netns(move || {
+        let map = SetId::NodePortOwners.name();
+        let mut kernel = Kernel::open(IpFamily::V4, layout::TABLE).unwrap();
+        let before = kernel.generation().unwrap();
+        let clash = element(N / 2, 2);
+        let refused = kernel.commit(transaction(None, Some(&clash)));
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains(map), "{error}");
+        let refused = kernel.take_refused().map(|refused| refused.element);
+        assert_eq!(refused, Some(clash));
+        assert_eq!(kernel.table().unwrap(), None);
+        assert_eq!(kernel.generation().unwrap(), before);
+        kernel.commit(transaction(Some(before), None)).unwrap();
+        assert_eq!(kernel.generation().unwrap(), before + 1);
+        let mut n = 0;
+        kernel.elements(map, || (), |(), _| n += 1).unwrap();
+        assert_eq!(n, N);
+        // Made for a generation that is over.
+        assert!(kernel.commit(transaction(Some(before), None)).is_err());
+        assert_eq!(kernel.generation().unwrap(), before + 1);
+    });
+}

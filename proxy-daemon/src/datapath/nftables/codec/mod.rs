@@ -206,7 +206,9 @@ impl Kernel {
     /// Our table's sets, compared with what is expected.
     pub(crate) fn sets(&mut self, expected: &[Set]) -> Result<Vec<PrintedSet>, DatapathError> {
         let written = written(self.family, |transaction| {
-            expected.iter().for_each(|set| transaction.create_set(set));
+            for set in expected {
+                transaction.create_set(set);
+            }
         });
         self.read("reading the sets", |kernel| {
             let mut sets = Vec::new();

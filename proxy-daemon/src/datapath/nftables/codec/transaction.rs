@@ -355,6 +355,7 @@ mod tests {
     use super::super::element::{Data, Key, write_element};
     use super::*;
     use nftnl::set::{Set as NftnlSet, SetKey};
+    use std::io::Write as _;
     use std::time::Instant;
 
     struct Frontend([u8; 16]);
@@ -403,10 +404,13 @@ mod tests {
             let n_objects: usize = batch.finalize().iter().map(<[u8]>::len).sum();
             drop(set);
             let objects = start.elapsed();
-            println!(
-                "{N} elements: {own:?} as bytes ({n_own}), {objects:?} as objects ({n_objects}), ratio {:.1}",
-                objects.as_secs_f64() / own.as_secs_f64()
-            );
+            let ratio = objects.as_secs_f64() / own.as_secs_f64();
+            writeln!(
+                std::io::stdout(),
+                "{N} elements as bytes: {own:?}, {n_own} bytes; as objects: {objects:?}, {n_objects} bytes; \
+                 ratio {ratio:.1}"
+            )
+            .unwrap();
         }
     }
 }

@@ -28,10 +28,12 @@ mod sets;
 mod stale;
 #[cfg(test)]
 mod tests;
+mod text;
 mod tool;
 mod tree;
 
 pub use flavour::{Because, Flavour};
+pub use text::rules;
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};

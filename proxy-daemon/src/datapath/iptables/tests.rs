@@ -7,12 +7,50 @@ use super::sets::SetId;
 use super::tool::tests::shell;
 use super::*;
 use crate::datapath::fixtures::{NOTHING, changes, in_netns, one_of_each, service_port, state};
-use crate::net::V4;
+use crate::net::{V4, V6};
 
 const FLAVOURS: [(Flavour, &str); 2] = [
     (Flavour::Nft, "iptables-nft"),
     (Flavour::Legacy, "iptables-legacy"),
 ];
+
+fn the_text_is_what_is_written<F: Family>(flavour: Flavour, iptables: &str) {
+    let iptables = match F::FAMILY {
+        IpFamily::V4 => iptables.to_owned(),
+        IpFamily::V6 => iptables.replace("iptables", "ip6tables"),
+    };
+    for is_default in [true, false] {
+        let mut state = one_of_each::<F>();
+        if !is_default {
+            state.globals.drop_invalid = false;
+            state.globals.detector = None;
+        }
+        let text = rules(&state);
+        let (sets, rules) = text.split_once("--noflush\n").unwrap();
+        let file = format!("/tmp/pd-{}-{iptables}", std::process::id());
+        for (input, program) in [
+            (sets, "ipset restore".to_owned()),
+            (rules, format!("{iptables}-restore --noflush")),
+        ] {
+            std::fs::write(&file, input).unwrap();
+            shell(&format!("{program} < {file}"));
+        }
+        std::fs::remove_file(&file).unwrap();
+        let mut datapath = Iptables::<F>::open(flavour).unwrap();
+        assert_eq!(datapath.resync(&state).unwrap(), NOTHING);
+        assert!(!datapath.changed_by_others().unwrap());
+        datapath.cleanup().unwrap();
+    }
+}
+
+/// What `dump --rules` prints is what the kernel gets.
+#[test]
+fn the_text_of_a_state_is_what_is_written() {
+    for (flavour, iptables) in FLAVOURS {
+        in_netns(move || the_text_is_what_is_written::<V4>(flavour, iptables));
+        in_netns(move || the_text_is_what_is_written::<V6>(flavour, iptables));
+    }
+}
 
 #[test]
 fn sync_9_damage_is_noticed_and_repaired() {
@@ -124,7 +162,7 @@ fn sync_10_foreign_rules_and_sets_stay() {
 fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
     for (flavour, _) in FLAVOURS {
         in_netns(move || {
-            let with_affinity = |n, seconds| {
+            let is_default = |n, seconds| {
                 let mut service_port = service_port::<V4>(1, n, 0);
                 service_port.affinity = Some(seconds);
                 service_port
@@ -135,27 +173,27 @@ fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
                 all.lines().map(str::to_owned).collect::<Vec<String>>()
             };
             let mut datapath = Iptables::<V4>::open(flavour).unwrap();
-            let first = state([with_affinity(3, 10_800)]);
+            let first = state([is_default(3, 10_800)]);
             datapath.resync(&first).unwrap();
             shell(
                 "n=1; for set in $(ipset list -n | grep PROXYD4-A-); do ipset add $set 192.0.2.$n timeout 10000; n=$((n+1)); done",
             );
             assert_eq!(clients().len(), 3);
             // Restart, and a change of something else.
-            let second = state([with_affinity(3, 10_800), service_port(2, 3, 0xff)]);
+            let second = state([is_default(3, 10_800), service_port(2, 3, 0xff)]);
             let mut restarted = Iptables::<V4>::open(flavour).unwrap();
             assert_eq!(restarted.resync(&first).unwrap(), NOTHING);
             restarted.sync(&second, &changes(&first, &second)).unwrap();
             assert_eq!(clients().len(), 3);
             // A backend goes; and comes back, whether or not the kernel let go of its set meanwhile.
-            let third = state([with_affinity(2, 10_800)]);
+            let third = state([is_default(2, 10_800)]);
             restarted.sync(&third, &changes(&second, &third)).unwrap();
             assert_eq!(clients().len(), 2);
             restarted.sync(&first, &changes(&third, &first)).unwrap();
             assert_eq!(clients().len(), 2);
             restarted.sync(&third, &changes(&first, &third)).unwrap();
             // The time changes: of 10,800 s, 800 s were over.
-            let fourth = state([with_affinity(2, 1000)]);
+            let fourth = state([is_default(2, 1000)]);
             restarted.sync(&fourth, &changes(&third, &fourth)).unwrap();
             let left = clients();
             let is_right = |client: &String| {
@@ -163,7 +201,7 @@ fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
                 (150..=200).contains(&left)
             };
             assert!(left.len() == 2 && left.iter().all(is_right), "{left:?}");
-            let fifth = state([with_affinity(2, 500)]);
+            let fifth = state([is_default(2, 500)]);
             restarted.sync(&fifth, &changes(&fourth, &fifth)).unwrap();
             assert_eq!(clients(), Vec::<String>::new());
             assert_eq!(

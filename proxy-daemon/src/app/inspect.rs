@@ -3,6 +3,9 @@
 //! Without `--manifests` the running daemon is asked; with it, the directory is read and compiled here,
 //! which needs neither a cluster nor a privilege. There, the node's addresses are those that its Node
 //! object names, so that a cluster can be replayed on any machine.
+//!
+//! `dump --rules` prints what the datapath makes of the state, not what the kernel holds: a running daemon
+//! prints it of the state that it compiled last, in its own mode, whether or not it is written already.
 
 use std::error::Error;
 use std::io::{self, Write as _};
@@ -18,8 +21,10 @@ use hyper_util::rt::TokioExecutor;
 use super::{AppError, feed};
 use crate::cli::Command;
 use crate::compile::{Compiler, Environment};
-use crate::config::{Config, Source};
-use crate::debug::{ExplainError, Inside};
+use crate::config::{Config, Mode, Source};
+use crate::datapath::Kind;
+use crate::datapath::iptables::Flavour;
+use crate::debug::{Dump, ExplainError, Inside};
 use crate::diagnostics::About;
 use crate::sync::Surroundings;
 use crate::watch::{Shared, Store};
@@ -46,6 +51,7 @@ pub(super) fn run(config: &Config, command: &Command) -> Result<(), AppError> {
         Source::Manifests(_) => {
             let inside = runtime.block_on(read(config))?;
             match command {
+                Command::Dump(Dump { rules: true, .. }) => rules(config.mode, &inside),
                 Command::Dump(query) => inside.dump(*query),
                 Command::Explain(query) => inside.explain(query).map_err(AppError::Explain)?,
             }
@@ -55,6 +61,18 @@ pub(super) fn run(config: &Config, command: &Command) -> Result<(), AppError> {
     io::stdout()
         .write_all(text.as_bytes())
         .map_err(AppError::Runtime)
+}
+
+/// The rules of both families, as the datapath of this mode writes them.
+pub(super) fn rules(mode: Mode, inside: &Inside) -> String {
+    let kind = match mode {
+        Mode::Nftables => Kind::Nftables,
+        // Both flavours get the same, so that it does not matter which one this node has.
+        Mode::Iptables(_) => Kind::Iptables(Flavour::Nft),
+    };
+    let v4 = inside.v4.as_ref().map(|state| kind.rules(state));
+    let v6 = inside.v6.as_ref().map(|state| kind.rules(state));
+    [v4, v6].into_iter().flatten().collect()
 }
 
 /// Compiles the manifests as they are now.
@@ -117,6 +135,7 @@ async fn ask(config: &Config, command: &Command) -> Result<String, AppError> {
         .metrics_address
         .unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 10249)));
     let path = match command {
+        Command::Dump(Dump { rules: true, .. }) => "/debug/rules",
         Command::Dump(_) => "/debug/forwarding",
         Command::Explain(_) => "/debug/explain",
     };

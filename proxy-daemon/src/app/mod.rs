@@ -237,6 +237,7 @@ async fn serve(
         Arc::clone(&health),
         Arc::clone(&clock),
         &ask,
+        move |inside| inspect::rules(mode, inside),
     );
     let hard_fail = config.bind_address_hard_fail;
     tokio::select! {

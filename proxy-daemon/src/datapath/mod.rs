@@ -58,6 +58,16 @@ impl Kind {
         })
     }
 
+    /// What it makes of a state, in the words of its own tools: `nft`, or `ipset` and `iptables-restore`.
+    ///
+    /// Pure: needs no privilege, and equal states give equal text.
+    pub fn rules<F: Family>(self, state: &ForwardingState<F>) -> String {
+        match self {
+            Self::Nftables => nftables::rules(state),
+            Self::Iptables(_) => iptables::rules(state),
+        }
+    }
+
     /// Opens it in the network namespace of the calling thread. Writes nothing.
     ///
     /// # Errors

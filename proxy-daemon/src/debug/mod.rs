@@ -125,6 +125,9 @@ pub struct Dump {
     /// How: text or json
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
+    /// Prints the rules of the mode instead, as nft, or ipset and iptables-restore, take them
+    #[arg(long, conflicts_with = "output")]
+    pub rules: bool,
 }
 
 /// How something is printed.

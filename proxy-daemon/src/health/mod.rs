@@ -5,7 +5,8 @@
 //!   kubelet (HZ-1 to HZ-6);
 //! - on the metrics address (default `127.0.0.1:10249`): `/proxyMode` (MET-1), `/healthz` that says `ok`
 //!   (MET-2), `/metrics` (the part of MET-4 that concerns syncs), and for people and tests on the node `/debug/sync` (JSON, see [`Health::report`]),
-//!   `/debug/forwarding` (text, or JSON with `?output=json`), `/debug/diagnostics` (text) and
+//!   `/debug/forwarding` (text, or JSON with `?output=json`), `/debug/rules` (text, what `dump --rules`
+//!   prints), `/debug/diagnostics` (text) and
 //!   `/debug/explain?from=10.0.0.1&to=10.96.0.10&port=80&proto=tcp` (text). These show the cluster's
 //!   objects, so that they are answered to peers on loopback only, wherever the server listens.
 //!

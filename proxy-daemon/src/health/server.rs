@@ -81,11 +81,14 @@ pub fn healthz_router(health: Arc<Health>, clock: Arc<dyn Clock>) -> Router {
 }
 
 /// The node-local server: `/proxyMode`, `/healthz`, `/metrics` and `/debug`.
+///
+/// `rules` says what the datapath of this mode makes of the state.
 pub fn local_router(
     mode: &'static str,
     health: Arc<Health>,
     clock: Arc<dyn Clock>,
     ask: &Ask,
+    rules: impl Fn(&Inside) -> String + Clone + Send + Sync + 'static,
 ) -> Router {
     let sync = |State(s): State<Shared>| async move {
         let body = format!("{:#}\n", s.health.report(&*s.clock));
@@ -98,6 +101,7 @@ pub fn local_router(
         };
         answer(StatusCode::OK, content_type, inside.dump(query))
     });
+    let rules = inside(ask, move |inside, _: NoQuery| text(rules(inside)));
     let diagnostics = inside(ask, |inside, _: NoQuery| text(inside.diagnostics()));
     let explain = inside(ask, |inside, query: Explain| match inside.explain(&query) {
         Ok(explanation) => text(explanation),
@@ -113,6 +117,7 @@ pub fn local_router(
     let debug = Router::new()
         .route("/debug/sync", get(sync))
         .route("/debug/forwarding", forwarding)
+        .route("/debug/rules", rules)
         .route("/debug/diagnostics", diagnostics)
         .route("/debug/explain", explain)
         .route_layer(middleware::from_fn(only_loopback))
@@ -151,7 +156,7 @@ struct NoQuery {}
 /// Answers with what the sync thread shows, given the query.
 fn inside<Q: DeserializeOwned + Send + 'static>(
     ask: &Ask,
-    show: fn(&Inside, Q) -> Response,
+    show: impl Fn(&Inside, Q) -> Response + Clone + Send + Sync + 'static,
 ) -> MethodRouter<Shared> {
     let ask = Arc::clone(ask);
     get(

@@ -80,7 +80,9 @@ fn sets<F: Family>(rendered: &Rendered<F>, drop_invalid: bool) -> String {
 
 /// Adds the chains that are always there, and the rules that lead to them.
 fn finish(mut script: Script, table: Table, chains: &[Chain]) -> String {
-    chains.iter().for_each(|chain| script.chain(chain));
+    for chain in chains {
+        script.chain(chain);
+    }
     for hook in Hook::ALL.iter().filter(|hook| hook.table == table) {
         script.insert(hook.chain, &hook.rule());
     }

@@ -1,14 +1,6 @@
-//! Which chains do we always have, and how do packets go through them?
+//! Which chains do we always have?
 //!
-//! ```text
-//! nat PREROUTING, OUTPUT ─▶ SERVICES: sources outside the ranges of a guarded VIP stop here
-//!    ─▶ VIPS, then NODE-PORTS (to addresses that accept them): trees of chains, one rule per frontend
-//!       ─▶ pick chain of a ServicePort's backends: a random one; DNAT
-//!       ─▶ or first to a chain that distinguishes source classes
-//!       ─▶ or ACCEPT: nothing is translated, the filter chains answer
-//! nat POSTROUTING ─▶ masquerade what was marked, and hairpins
-//! filter INPUT, FORWARD, OUTPUT ─▶ refuse or drop what was not translated, by sets
-//! ```
+//! [`super`] draws the way of a packet through them.
 //!
 //! Invariants:
 //! - packets of established flows meet no rule in nat chains and one of ours in each filter chain;

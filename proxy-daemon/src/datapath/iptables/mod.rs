@@ -3,8 +3,51 @@
 //! Chains of ours in the tables nat and filter, hooked in by one rule in each built-in chain, written by
 //! `iptables-restore --noflush`; sets of ours, written by `ipset restore`. How do we recognise them after
 //! a restart or an upgrade? By the prefix of their names: what has it and is not wanted goes, and nothing
-//! else is touched. `layout` draws the way of a packet, `tree` leads it to its frontend, `render` turns a
-//! ServicePort into chains and elements, `apply` writes.
+//! else is touched. `layout` has the chains that are always there, `tree` leads a packet to its frontend,
+//! `render` turns a ServicePort into chains and elements, `apply` writes.
+//!
+//! # The way of a packet
+//!
+//! In `nat`, which only the first packet of a flow meets; sets are written `@name` for `PROXYD4-name` or
+//! `PROXYD6-name`:
+//!
+//! ```text
+//! PREROUTING, OUTPUT ─▶ PROXYD-SERVICES
+//!    destination in @guarded, and destination and source not in @source-ranges: ACCEPT, untranslated
+//!    ─▶ PROXYD-VIPS ─▶ PROXYD-T-… by bits of address, protocol and port ─▶ rules of the frontend
+//!    destination in @node-addresses
+//!    ─▶ PROXYD-NODE-PORTS ─▶ PROXYD-T-… by bits of protocol and port ─▶ rules of the frontend
+//!    neither: not for a Service
+//!
+//! the rules of a frontend mark the packet for masquerading, if that is asked, and go to one of
+//!  ├▶ PROXYD-C-… or PROXYD-L-…, the ServicePort's backends in the cluster or on this node:
+//!  │    without affinity: DNAT to a random one
+//!  │    with affinity: client in @A-… ─▶ that backend's PROXYD-B-…; else a random PROXYD-B-…
+//!  │    PROXYD-B-…: add the client to @A-…, DNAT
+//!  ├▶ PROXYD-cCl-… and the like, a letter each for pods, this node and others: ─▶ PROXYD-C-… or -L-…,
+//!  │    after a mark where the letter is a capital; x is ACCEPT
+//!  └▶ ACCEPT: the packet stays untranslated, and the filter chains answer
+//!
+//! POSTROUTING ─▶ PROXYD-POSTROUTING
+//!    marked ─▶ PROXYD-MASQUERADE
+//!    translated, source = destination (a hairpin): MASQUERADE
+//! ```
+//!
+//! In `filter`, where established, related and translated packets (and untracked ones of the node itself)
+//! return by the first two rules:
+//!
+//! ```text
+//! INPUT ─▶ PROXYD-INPUT ─▶ PROXYD-UNSERVED; to @node-addresses ─▶ PROXYD-UNSERVED-NODE
+//! FORWARD ─▶ PROXYD-FORWARD: INVALID TCP from @tcp-backends: DROP, unless conntrack is liberal (CT-7)
+//!                            ─▶ PROXYD-UNSERVED ─▶ PROXYD-UNKNOWN
+//! OUTPUT ─▶ PROXYD-OUTPUT ─▶ PROXYD-UNSERVED ─▶ PROXYD-UNKNOWN
+//!
+//! PROXYD-UNSERVED:      in @guarded, source not in @source-ranges: DROP
+//!                       @refused ─▶ PROXYD-REFUSE; @dropped: DROP
+//! PROXYD-UNSERVED-NODE: @refused-node-ports ─▶ PROXYD-REFUSE; @dropped-node-ports: DROP
+//! PROXYD-UNKNOWN:       @cluster-ips ─▶ PROXYD-REFUSE; @service-cidrs, not in @spared: DROP
+//! PROXYD-REFUSE:        INVALID: DROP, else REJECT with port-unreachable
+//! ```
 //!
 //! Invariants: what can be an element of a set is one, since a change of it costs the same among 10
 //! rules and 100,000; only chains that changed are written; a new flow meets some twenty rules, whichever

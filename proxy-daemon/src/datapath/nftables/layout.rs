@@ -1,14 +1,6 @@
-//! Which sets and chains does our table always have, and how do packets go through them?
+//! Which chains does our table always have?
 //!
-//! ```text
-//! nat prerouting, output ─▶ services ─▶ @frontends, @node-ports: the code of a kind of treatment
-//!    kind ─▶ pick chain (one per backend set, size, masquerading, affinity): dnat to @cluster-backends or @local-backends
-//!         ─▶ firewall: the source must be in @source-ranges, then @firewalled says the kind
-//!         ─▶ by-source: @pod-frontends, @host-frontends or @extn-frontends says the kind
-//!         ─▶ drop, or accept for what the filter hooks reject
-//! nat postrouting: masquerade what was marked, and hairpins
-//! filter input, forward, output: reject, or drop, what was not translated
-//! ```
+//! [`super`] draws the way of a packet through them.
 //!
 //! Invariants:
 //! - the number of sets is constant: Services and endpoints are elements;

@@ -2,8 +2,59 @@
 //!
 //! One table per family, `ip proxy-daemon` and `ip6 proxy-daemon`, written over netlink. How do we
 //! recognise our objects after a restart or an upgrade? What is in the table of that name is ours;
-//! what is there and not wanted goes, and nothing outside is touched. `layout` draws the way of a
-//! packet, `kind` the treatments, `render` turns a ServicePort into elements, `apply` writes.
+//! what is there and not wanted goes, and nothing outside is touched. `layout` has the chains that are
+//! always there, `kind` those that depend on the Services, `render` turns a ServicePort into elements,
+//! `apply` writes.
+//!
+//! # The way of a packet
+//!
+//! In the nat chains, which only the first packet of a flow meets:
+//!
+//! ```text
+//! prerouting, output (nat, -100) ─▶ nat-prerouting, nat-output ─▶ services
+//!    daddr . protocol . dport in @frontends ─▶ code ─▶ @frontend-kinds ─▶ next
+//!    daddr in @node-port-addresses, and protocol . dport in @node-ports
+//!                                           ─▶ code ─▶ @frontend-kinds ─▶ next
+//!    neither: not for a Service
+//!
+//! next is one of
+//!  ├▶ firewall: daddr . protocol . dport . saddr in @source-ranges, else drop;
+//!  │    @firewalled ─▶ code ─▶ @firewalled-kinds ─▶ next
+//!  ├▶ by-source, by-source-node-port: from a pod, from this node, or else:
+//!  │    @pod-…, @host-…, @extn-frontends or -node-ports ─▶ code ─▶ @source-kinds ─▶ next
+//!  ├▶ a pick chain, such as vip-cluster-3-masquerade-affinity-10800s:
+//!  │    …-masquerade…: mark the packet
+//!  │    vip-…: write the address that names the ServicePort into the packet, from @frontend-owners
+//!  │    node-port-…: address and port, from @node-port-owners and @node-port-owner-ports
+//!  │    …-affinity-…: client in @affinity ─▶ code ─▶ @cluster-by-code or @local-by-code ─▶ dnat;
+//!  │         else random number ─▶ @cluster-codes or @local-codes ─▶ code, put into @affinity ─▶ dnat
+//!  │    random number ─▶ @cluster-backends or @local-backends ─▶ dnat
+//!  ├▶ drop: no endpoint on this node, and the policy is Local
+//!  └▶ accept: no endpoint at all, which the filter chains answer
+//!
+//! postrouting (nat, 100) ─▶ nat-postrouting
+//!    marked ─▶ masquerade-marked
+//!    translated, and saddr . protocol . dport . daddr in @backends (a hairpin): masquerade
+//! ```
+//!
+//! In the filter chains, where established, related and translated packets (and untracked ones of the
+//! node itself) are accepted by the first two rules:
+//!
+//! ```text
+//! input (filter, -10) ─▶ filter-input
+//!    @no-endpoints ─▶ refuse
+//!    daddr in @node-port-addresses, and @no-endpoint-node-ports ─▶ refuse
+//! forward (filter, -10) ─▶ filter-forward
+//!    INVALID TCP from @backends: drop, unless conntrack is liberal (CT-7)
+//!    ─▶ unserved
+//! output (filter, -10) ─▶ filter-output ─▶ unserved
+//!
+//! unserved: @no-endpoints ─▶ refuse
+//!           @external-frontends: drop
+//!           @cluster-ips ─▶ refuse
+//!           @service-cidrs, not in @spared: drop
+//! refuse:   INVALID: drop, else reject with port-unreachable
+//! ```
 //!
 //! Invariants: Services and endpoints are elements of a constant number of sets; a change costs what
 //! changed; packets of established flows meet one rule.

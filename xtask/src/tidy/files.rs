@@ -1,7 +1,7 @@
 //! Does each file say what it answers, keep `unsafe` where it belongs, and link to what is there?
 
-use super::Tree;
-use super::tokens::tokens;
+use super::{Tree, tokens};
+use proc_macro2::TokenTree;
 
 /// Files over this are listed, and do not fail.
 const LONG: usize = 600;
@@ -36,11 +36,10 @@ pub(super) fn misplaced_unsafe(tree: &Tree) -> Vec<String> {
     tree.rust()
         .filter(|(path, _)| !UNSAFE.iter().any(|place| path.starts_with(place)))
         .filter_map(|(path, text)| {
-            let token = tokens(text).into_iter().find(|t| t.text == "unsafe")?;
-            Some(format!(
-                "{path}:{}: `unsafe` has no business here",
-                token.line
-            ))
+            let is_unsafe = |t: &TokenTree| matches!(t, TokenTree::Ident(word) if word == "unsafe");
+            let token = tokens(text).into_iter().find(is_unsafe)?;
+            let line = token.span().start().line;
+            Some(format!("{path}:{line}: `unsafe` is not allowed here"))
         })
         .collect()
 }
@@ -127,7 +126,7 @@ mod tests {
         ]);
         assert_eq!(
             misplaced_unsafe(&tree),
-            ["proxy-daemon/src/sync.rs:1: `unsafe` has no business here"]
+            ["proxy-daemon/src/sync.rs:1: `unsafe` is not allowed here"]
         );
     }
 

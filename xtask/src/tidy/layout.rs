@@ -5,12 +5,15 @@ use super::Tree;
 /// The directories at the top; there are no others.
 pub(super) const DIRECTORIES: &[&str] = &[
     "deploy",
+    "docs",
     "proxy-common",
     "proxy-daemon",
     "proxy-ebpf",
     "tests",
     "xtask",
 ];
+/// Those without a crate.
+const NO_CRATE: &[&str] = &["deploy", "docs"];
 /// Crates that a plain `cargo build` leaves out.
 const NOT_DEFAULT: &[&str] = &["proxy-ebpf"];
 
@@ -20,21 +23,23 @@ pub(super) fn check(tree: &Tree) -> Vec<String> {
         .directories
         .iter()
         .filter(|d| !DIRECTORIES.contains(&d.as_str()))
-        .map(|d| format!("{d}/ is a seventh directory at the top"))
+        .map(|d| format!("{d}/ does not belong at the top"))
         .collect();
-    let manifest = tree.get("Cargo.toml").unwrap_or_default();
-    let crates: Vec<&str> = DIRECTORIES
-        .iter()
-        .copied()
-        .filter(|d| *d != "deploy")
-        .collect();
-    let default: Vec<&str> = crates
-        .iter()
-        .copied()
-        .filter(|c| !NOT_DEFAULT.contains(c))
-        .collect();
-    for (key, wanted) in [("members", crates), ("default-members", default)] {
-        let mut found = list(manifest, key);
+    let crates = DIRECTORIES.iter().filter(|d| !NO_CRATE.contains(d));
+    let default = crates.clone().filter(|d| !NOT_DEFAULT.contains(d));
+    for (key, wanted, found) in [
+        (
+            "members",
+            crates.copied().collect::<Vec<_>>(),
+            &tree.members,
+        ),
+        (
+            "default-members",
+            default.copied().collect(),
+            &tree.default_members,
+        ),
+    ] {
+        let mut found: Vec<&str> = found.iter().map(String::as_str).collect();
         found.sort_unstable();
         if found != wanted {
             problems.push(format!(
@@ -45,41 +50,41 @@ pub(super) fn check(tree: &Tree) -> Vec<String> {
     problems
 }
 
-/// The strings of `key = ["a", "b"]` on one line.
-fn list<'a>(manifest: &'a str, key: &str) -> Vec<&'a str> {
-    manifest
-        .lines()
-        .filter_map(|l| l.split_once('='))
-        .find(|(k, _)| k.trim() == key)
-        .map(|(_, value)| value.split('"').skip(1).step_by(2).collect())
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const GOOD: &str = "members = [\"proxy-common\", \"proxy-daemon\", \"proxy-ebpf\", \"tests\", \"xtask\"]\n\
-         default-members = [\"proxy-common\", \"proxy-daemon\", \"tests\", \"xtask\"]\n";
+    fn good() -> Tree {
+        let own = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+        Tree {
+            members: own(&[
+                "proxy-common",
+                "proxy-daemon",
+                "proxy-ebpf",
+                "tests",
+                "xtask",
+            ]),
+            default_members: own(&["proxy-common", "proxy-daemon", "tests", "xtask"]),
+            ..Tree::default()
+        }
+    }
 
     #[test]
     fn the_given_layout_passes() {
-        assert_eq!(
-            check(&Tree::of(&[("Cargo.toml", GOOD)])),
-            Vec::<String>::new()
-        );
+        assert_eq!(check(&good()), Vec::<String>::new());
     }
 
     #[test]
     fn another_directory_is_found() {
-        let mut tree = Tree::of(&[("Cargo.toml", GOOD)]);
-        tree.directories = vec!["tests".to_owned(), "docs".to_owned()];
-        assert_eq!(check(&tree), ["docs/ is a seventh directory at the top"]);
+        let mut tree = good();
+        tree.directories = vec!["tests".to_owned(), "misc".to_owned()];
+        assert_eq!(check(&tree), ["misc/ does not belong at the top"]);
     }
 
     #[test]
     fn the_ebpf_crate_among_the_default_members_is_found() {
-        let bad = GOOD.replace("default-members = [", "default-members = [\"proxy-ebpf\", ");
-        assert_eq!(check(&Tree::of(&[("Cargo.toml", &bad)])).len(), 1);
+        let mut tree = good();
+        tree.default_members.push("proxy-ebpf".to_owned());
+        assert_eq!(check(&tree).len(), 1);
     }
 }

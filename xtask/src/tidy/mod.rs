@@ -7,10 +7,10 @@ mod files;
 mod imports;
 mod layout;
 mod spec;
-mod tokens;
 
 use crate::sh;
 use anyhow::{Context as _, Result};
+use proc_macro2::{TokenStream, TokenTree};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -20,6 +20,9 @@ pub(crate) struct Options {
     /// Take IDs that have a test out of tests/not-covered.toml
     #[arg(long)]
     fix: bool,
+    /// Print which kind of test covers each SPEC ID, and where it is
+    #[arg(long)]
+    spec: bool,
 }
 
 /// The text files of the repository, by path from its root.
@@ -28,11 +31,28 @@ struct Tree {
     files: BTreeMap<String, String>,
     /// Names of the directories at the top.
     directories: Vec<String>,
+    /// Directories of the workspace's members, and of those that a plain `cargo build` takes.
+    members: Vec<String>,
+    default_members: Vec<String>,
 }
 
 impl Tree {
     fn read(root: &Path) -> Result<Self> {
-        let mut tree = Self::default();
+        let metadata = cargo_metadata::MetadataCommand::new()
+            .current_dir(root)
+            .no_deps()
+            .exec()?;
+        let directories = |packages: Vec<&cargo_metadata::Package>| {
+            let directory = |p: &cargo_metadata::Package| {
+                Some(p.manifest_path.parent()?.file_name()?.to_owned())
+            };
+            packages.into_iter().filter_map(directory).collect()
+        };
+        let mut tree = Self {
+            members: directories(metadata.workspace_packages()),
+            default_members: directories(metadata.workspace_default_packages()),
+            ..Self::default()
+        };
         let mut todo = vec![String::new()];
         while let Some(dir) = todo.pop() {
             for entry in
@@ -85,6 +105,11 @@ impl Tree {
         self.files.get(path).map(String::as_str)
     }
 
+    /// A TOML file; nothing if there is none or it cannot be read.
+    fn toml(&self, path: &str) -> Option<toml::Table> {
+        self.get(path)?.parse().ok()
+    }
+
     #[cfg(test)]
     fn of(files: &[(&str, &str)]) -> Self {
         Self {
@@ -92,9 +117,24 @@ impl Tree {
                 .iter()
                 .map(|(p, t)| ((*p).to_owned(), (*t).to_owned()))
                 .collect(),
-            directories: Vec::new(),
+            ..Self::default()
         }
     }
+}
+
+/// The tokens of a Rust file one after the other, without groups and comments; none if it cannot be read, as the compiler says.
+fn tokens(source: &str) -> Vec<TokenTree> {
+    fn flatten(stream: TokenStream, flat: &mut Vec<TokenTree>) {
+        for token in stream {
+            match token {
+                TokenTree::Group(group) => flatten(group.stream(), flat),
+                other => flat.push(other),
+            }
+        }
+    }
+    let mut flat = Vec::new();
+    flatten(source.parse().unwrap_or_default(), &mut flat);
+    flat
 }
 
 /// One check: its name, and what it finds.
@@ -134,6 +174,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             println!("  {problem}");
         }
         clean &= problems.is_empty();
+    }
+    if options.spec {
+        print!("{}", spec::table(&tree));
     }
     println!("tidy: {}", spec::summary(&tree));
     for (path, lines) in files::long(&tree) {

@@ -1,13 +1,13 @@
 //! Has every behaviour of tests/SPEC.md a test, and does every test name a behaviour?
 //!
-//! An ID is covered by a function or a registered name that begins with it: `src_9_hairpin_is_masqueraded`; a name may
-//! begin with several (`eps_5_svc_7_…`). What is not covered yet stands in tests/not-covered.toml with a reason.
-//! Invariant: an ID is in exactly one of the two places.
+//! A test names the IDs that it shows at the beginning of its name: `src_9_hairpin_is_masqueraded`, `eps_5_svc_7_…`. An ID is covered
+//! by a test that sends packets, asks the daemon or runs its binary, or, where the API server is the subject, by one that
+//! speaks HTTP with a fake one ([`Kind`]); a unit test does not count. What is not covered stands in
+//! tests/not-covered.toml with a reason. Invariant: an ID is in exactly one of the two places.
 
-use super::Tree;
-use super::tokens::{strings, tokens};
+use super::{Tree, tokens};
+use proc_macro2::TokenTree;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 
 pub(super) const NOT_COVERED: &str = "tests/not-covered.toml";
 const SPEC: &str = "tests/SPEC.md";
@@ -15,41 +15,103 @@ const SPEC: &str = "tests/SPEC.md";
 /// An area and a number: SRC-9.
 type Id = (String, u32);
 
+/// What a test does, by its directory; the first that is not [`Kind::Unit`] covers an ID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// Runs the daemon in network namespaces, and sends packets or asks it.
+    Behaviour,
+    /// Compares packets on random clusters with the oracle.
+    Differential,
+    /// Runs the daemon while faults happen.
+    Faults,
+    /// Fills the store from a fake API server over HTTP, and from manifests.
+    Sources,
+    /// Calls functions.
+    Unit,
+}
+
+impl Kind {
+    fn of(path: &str) -> Option<Self> {
+        let directories = [
+            ("tests/behaviour/", Self::Behaviour),
+            ("tests/differential/", Self::Differential),
+            ("tests/faults/", Self::Faults),
+            ("tests/sources/", Self::Sources),
+            ("tests/src/", Self::Unit),
+            ("proxy-daemon/", Self::Unit),
+        ];
+        let found = directories
+            .iter()
+            .find(|(directory, _)| path.starts_with(directory));
+        found.map(|(_, kind)| *kind)
+    }
+}
+
+/// Of each ID that tests name: the kinds of these tests, and where the first of each kind is.
+type Named = BTreeMap<Id, BTreeMap<Kind, String>>;
+
+/// What SPEC.md defines, what tests name, and what is excused.
+struct Coverage {
+    defined: BTreeSet<Id>,
+    named: Named,
+    excused: BTreeMap<Id, String>,
+    problems: Vec<String>,
+}
+
+impl Coverage {
+    fn of(tree: &Tree) -> Self {
+        let defined = defined(tree.get(SPEC).unwrap_or_default());
+        let areas: BTreeSet<&str> = defined.iter().map(|(area, _)| area.as_str()).collect();
+        let named = named(tree, &areas);
+        let (excused, problems) = excused(tree);
+        Self {
+            defined,
+            named,
+            excused,
+            problems,
+        }
+    }
+
+    /// Where the test is that covers an ID.
+    fn covers(&self, id: &Id) -> Option<&String> {
+        let (kind, place) = self.named.get(id)?.first_key_value()?;
+        (*kind != Kind::Unit).then_some(place)
+    }
+}
+
 /// IDs without a test or a reason, with both, and tests that name an unknown ID.
 pub(super) fn check(tree: &Tree) -> Vec<String> {
-    let Some(spec) = tree.get(SPEC) else {
+    if tree.get(SPEC).is_none() {
         return vec![format!("{SPEC} is missing")];
-    };
-    let defined = defined(spec);
-    let areas: BTreeSet<&str> = defined.iter().map(|(area, _)| area.as_str()).collect();
-    let named = named(tree, &areas);
-    let (excused, mut problems) = excused(tree.get(NOT_COVERED).unwrap_or_default());
-    for id in &defined {
-        match (named.get(id), excused.contains_key(id)) {
-            (None, false) => problems.push(format!(
-                "{} has no test and no entry in {NOT_COVERED}",
-                show(id)
+    }
+    let all = Coverage::of(tree);
+    let mut problems = all.problems.clone();
+    for id in &all.defined {
+        let shown = show(id);
+        match (all.covers(id), all.excused.contains_key(id)) {
+            (None, false) if all.named.contains_key(id) => problems.push(format!(
+                "{shown} has only unit tests and no entry in {NOT_COVERED}"
             )),
-            (Some(place), true) => {
-                problems.push(format!(
-                    "{} is in {NOT_COVERED}, but {place} tests it (`tidy --fix`)",
-                    show(id)
-                ));
+            (None, false) => {
+                problems.push(format!("{shown} has no test and no entry in {NOT_COVERED}"))
             }
+            (Some(place), true) => problems.push(format!(
+                "{shown} is in {NOT_COVERED}, but {place} tests it (`tidy --fix`)"
+            )),
             _ => {}
         }
     }
-    for (id, place) in &named {
-        if !defined.contains(id) {
-            problems.push(format!(
-                "{place} names {}, which {SPEC} does not define",
-                show(id)
-            ));
-        }
-    }
-    for id in excused.keys().filter(|id| !defined.contains(*id)) {
+    let named = all
+        .named
+        .iter()
+        .flat_map(|(id, places)| places.values().map(move |place| (id, place.as_str())));
+    let excused = all.excused.keys().map(|id| (id, NOT_COVERED));
+    for (id, place) in named
+        .chain(excused)
+        .filter(|(id, _)| !all.defined.contains(*id))
+    {
         problems.push(format!(
-            "{NOT_COVERED} names {}, which {SPEC} does not define",
+            "{place} names {}, which {SPEC} does not define",
             show(id)
         ));
     }
@@ -58,38 +120,46 @@ pub(super) fn check(tree: &Tree) -> Vec<String> {
 
 /// How many IDs have a test.
 pub(super) fn summary(tree: &Tree) -> String {
-    let defined = defined(tree.get(SPEC).unwrap_or_default());
-    let areas: BTreeSet<&str> = defined.iter().map(|(area, _)| area.as_str()).collect();
-    let named = named(tree, &areas);
-    let covered = defined.iter().filter(|id| named.contains_key(id)).count();
-    let (excused, _) = excused(tree.get(NOT_COVERED).unwrap_or_default());
+    let all = Coverage::of(tree);
+    let covered = all
+        .defined
+        .iter()
+        .filter(|id| all.covers(id).is_some())
+        .count();
     format!(
         "{covered} of {} SPEC IDs have a test, {} are excused in {NOT_COVERED}",
-        defined.len(),
-        excused.len()
+        all.defined.len(),
+        all.excused.len()
     )
+}
+
+/// A line for each ID: the kinds of its tests with the first place of each, or why it has none.
+pub(super) fn table(tree: &Tree) -> String {
+    let all = Coverage::of(tree);
+    let mut text = String::new();
+    for id in &all.defined {
+        let tests = all.named.get(id).into_iter().flatten();
+        let tests = tests.map(|(kind, place)| format!("{kind:?} {place}").to_lowercase());
+        let excuse = all
+            .excused
+            .get(id)
+            .map(|reason| format!("not covered: {reason}"));
+        let cells: Vec<String> = tests.chain(excuse).collect();
+        text += &format!("{:9} {}\n", show(id), cells.join(", "));
+    }
+    text
 }
 
 /// not-covered.toml without the IDs that have a test; nothing if there are none.
 pub(super) fn without_covered(tree: &Tree) -> Option<String> {
-    let defined = defined(tree.get(SPEC)?);
-    let areas: BTreeSet<&str> = defined.iter().map(|(area, _)| area.as_str()).collect();
-    let named = named(tree, &areas);
+    let all = Coverage::of(tree);
+    let is_covered = |line: &str| {
+        let id = line.split_once('=').and_then(|(id, _)| parse(id.trim()));
+        id.is_some_and(|id| all.covers(&id).is_some())
+    };
     let text = tree.get(NOT_COVERED)?;
-    let mut kept = String::new();
-    let mut dropped = false;
-    for line in text.lines() {
-        if line
-            .split_once('=')
-            .and_then(|(id, _)| parse(id.trim()))
-            .is_some_and(|id| named.contains_key(&id))
-        {
-            dropped = true;
-        } else {
-            writeln!(kept, "{line}").ok()?;
-        }
-    }
-    dropped.then_some(kept)
+    let kept: Vec<&str> = text.lines().filter(|line| !is_covered(line)).collect();
+    (kept.len() < text.lines().count()).then(|| kept.join("\n") + "\n")
 }
 
 fn show((area, number): &Id) -> String {
@@ -129,59 +199,55 @@ fn ids_of(name: &str, areas: &BTreeSet<&str>) -> Vec<Id> {
     ids
 }
 
-/// IDs that tests name, with the first place of each.
-fn named(tree: &Tree, areas: &BTreeSet<&str>) -> BTreeMap<Id, String> {
-    let mut found = BTreeMap::new();
-    for (path, source) in tree
-        .rust()
-        .filter(|(p, _)| p.starts_with("tests/") || p.starts_with("proxy-daemon/"))
-    {
-        let words = tokens(source);
-        // A test function, also one that a macro is given; an unused function does not get past clippy.
-        let functions = words.windows(2).filter_map(|pair| match pair {
-            [keyword, name] if keyword.text == "fn" => Some((name.text, name.line)),
-            _ => None,
-        });
-        let registered = strings(source)
-            .into_iter()
-            .map(|t| (t.text, t.line))
-            .filter(|(name, _)| {
-                name.split('/')
-                    .next()
-                    .is_some_and(|n| n.chars().all(|c| c.is_alphanumeric() || c == '_'))
-            });
-        for (name, line) in functions.chain(registered) {
-            for id in ids_of(name.split('/').next().unwrap_or(name), areas) {
-                found.entry(id).or_insert_with(|| format!("{path}:{line}"));
+/// IDs that tests name.
+fn named(tree: &Tree, areas: &BTreeSet<&str>) -> Named {
+    let mut found = Named::new();
+    for (path, source) in tree.rust() {
+        let Some(kind) = Kind::of(path) else { continue };
+        let mut is_fn = false;
+        for token in tokens(source) {
+            // A test function, also one that a macro is given (an unused function does not get past clippy), or a registered name.
+            let name = match &token {
+                TokenTree::Ident(name) if is_fn => name.to_string(),
+                TokenTree::Literal(text) => {
+                    text.to_string().trim_matches(['r', '#', '"']).to_owned()
+                }
+                _ => String::new(),
+            };
+            is_fn = matches!(&token, TokenTree::Ident(word) if word == "fn");
+            let name = name.split('/').next().unwrap_or_default();
+            if !name.chars().all(|c| c.is_alphanumeric() || c == '_') {
+                continue;
+            }
+            for id in ids_of(name, areas) {
+                let line = token.span().start().line;
+                let places = found.entry(id).or_default();
+                places
+                    .entry(kind)
+                    .or_insert_with(|| format!("{path}:{line}"));
             }
         }
     }
     found
 }
 
-/// Entries `ID = "reason"`, and the lines that are none.
-fn excused(text: &str) -> (BTreeMap<Id, String>, Vec<String>) {
-    let mut entries = BTreeMap::new();
-    let mut problems = Vec::new();
-    for (at, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let entry = line.split_once('=').and_then(|(id, reason)| {
-            let reason = reason.trim().strip_prefix('"')?.strip_suffix('"')?;
-            Some((parse(id.trim())?, reason.trim().to_owned()))
-                .filter(|(_, reason)| !reason.is_empty())
-        });
-        match entry {
-            Some((id, reason)) => {
-                if entries.insert(id.clone(), reason).is_some() {
-                    problems.push(format!("{NOT_COVERED}:{}: {} twice", at + 1, show(&id)));
-                }
-            }
+/// Entries `ID = "reason"`, and what is wrong with the others.
+fn excused(tree: &Tree) -> (BTreeMap<Id, String>, Vec<String>) {
+    let (mut entries, mut problems) = (BTreeMap::new(), Vec::new());
+    let table = match tree
+        .get(NOT_COVERED)
+        .unwrap_or_default()
+        .parse::<toml::Table>()
+    {
+        Ok(table) => table,
+        Err(why) => return (entries, vec![format!("{NOT_COVERED}: {why}")]),
+    };
+    for (key, value) in table {
+        let reason = value.as_str().unwrap_or_default().trim();
+        match parse(&key).filter(|_| !reason.is_empty()) {
+            Some(id) => drop(entries.insert(id, reason.to_owned())),
             None => problems.push(format!(
-                "{NOT_COVERED}:{}: not of the form ID = \"reason\"",
-                at + 1
+                "{NOT_COVERED}: {key} is not of the form ID = \"reason\""
             )),
         }
     }
@@ -281,8 +347,25 @@ mod tests {
     fn excuses_need_a_known_id_and_a_reason() {
         let found = check(&tree(
             "fn svc_1_a() {}",
-            &format!("{ALL}ABC-1 = \"x\"\nEV-2 = \"again\"\nSVC-9 =\n"),
+            &format!("{ALL}ABC-1 = \"x\"\nSVC-9 = \"\"\n"),
         ));
-        assert_eq!(found.len(), 3, "{found:?}");
+        assert_eq!(found.len(), 2, "{found:?}");
+        let twice = format!("{ALL}EV-2 = \"again\"\n");
+        assert!(!check(&tree("fn svc_1_a() {}", &twice)).is_empty());
+    }
+
+    #[test]
+    fn a_unit_test_covers_nothing() {
+        let mut tree = tree("", ALL);
+        let unit = "fn svc_1_a() {}".to_owned();
+        tree.files.insert("proxy-daemon/src/a.rs".to_owned(), unit);
+        assert_eq!(
+            check(&tree),
+            ["SVC-1 has only unit tests and no entry in tests/not-covered.toml"]
+        );
+        let excuse = format!("{ALL}SVC-1 = \"why\"\n");
+        tree.files.insert(NOT_COVERED.to_owned(), excuse);
+        assert_eq!(check(&tree), Vec::<String>::new());
+        assert!(table(&tree).contains("unit proxy-daemon/src/a.rs:1, not covered: why"));
     }
 }

@@ -1,9 +1,9 @@
 //! What must hold before a change lands?
 
-use crate::{setup, sh, test, tidy};
+use crate::{deny, setup, sh, test, tidy};
 use anyhow::Result;
 
-/// fmt, clippy, tidy, docs, test; all of them, also after one has failed.
+/// fmt, clippy, tidy, docs, deny, test; all of them, also after one has failed.
 pub(crate) fn run() -> Result<bool> {
     setup::ensure()?;
     let fmt = sh::echo_run(sh::cargo().args(["fmt", "--all", "--check"]))?;
@@ -28,6 +28,7 @@ pub(crate) fn run() -> Result<bool> {
                 "--deny warnings --allow rustdoc::private_intra_doc_links",
             ),
     )?;
+    let deny = deny::run()?;
     let test = test::run(&test::Options::default())?;
-    Ok(fmt && clippy && tidy && docs && test)
+    Ok(fmt && clippy && tidy && docs && deny && test)
 }

@@ -12,6 +12,7 @@
 mod bin;
 mod build;
 mod ci;
+mod deny;
 mod setup;
 mod sh;
 mod test;
@@ -56,7 +57,9 @@ enum Verb {
     },
     /// Check what the compiler cannot: imports, SPEC IDs, module docs, unsafe, the tree
     Tidy(tidy::Options),
-    /// What must hold before landing: fmt, clippy, tidy, docs, test
+    /// Check licences, sources and advisories of what we depend on (builds cargo-deny at the first time)
+    Deny,
+    /// What must hold before landing: fmt, clippy, tidy, docs, deny, test
     Ci,
 }
 
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Verb::Demo { args } => bin::run("demo", &args),
         Verb::Bench { args } => bin::run("bench", &args),
         Verb::Tidy(options) => tidy::run(&options),
+        Verb::Deny => deny::run(),
         Verb::Ci => ci::run(),
     };
     match outcome {

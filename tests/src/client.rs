@@ -104,6 +104,9 @@ pub struct Attempt {
     pub patience: Duration,
     /// How many bytes to send and get back.
     pub bytes: usize,
+    /// Whether a datagram that nobody answered is sent again, as TCP does by itself and any client would. Not where a test must
+    /// notice that one is lost.
+    pub asks_again: bool,
 }
 
 /// An attempt whose socket exists.
@@ -284,7 +287,7 @@ async fn tcp_talk(mut stream: TcpStream, bytes: usize) -> Outcome {
     Outcome::Reached(greeting)
 }
 
-/// When a large datagram that nobody answered is sent again.
+/// When a datagram that nobody answered is sent again.
 const RESEND: Duration = Duration::from_millis(700);
 
 /// Kernel: an error without data is not readiness to read (`datagram_poll`).
@@ -301,8 +304,8 @@ async fn udp(fd: &AsyncFd<OwnedFd>, attempt: Attempt, deadline: Instant) -> Outc
         return outcome;
     }
     loop {
-        // Of many fragments one may be lost in a queue, as anywhere: then the datagram is sent again, like any client would.
-        let again = if sent.len() > 1400 {
+        // Of many fragments one may be lost in a queue, as anywhere: then the datagram is sent again, too.
+        let again = if attempt.asks_again || sent.len() > 1400 {
             deadline.min(Instant::now() + RESEND)
         } else {
             deadline
@@ -368,7 +371,16 @@ async fn sctp(fd: &AsyncFd<OwnedFd>, attempt: Attempt, deadline: Instant) -> Out
     }
     let mut buffer = vec![0; 2048];
     loop {
-        let Ok(Ok(mut ready)) = timeout_at(deadline, fd.ready(ANSWER_OR_ERROR)).await else {
+        let again = if attempt.asks_again {
+            deadline.min(Instant::now() + RESEND)
+        } else {
+            deadline
+        };
+        let Ok(Ok(mut ready)) = timeout_at(again, fd.ready(ANSWER_OR_ERROR)).await else {
+            if Instant::now() < deadline {
+                let _sent = send(as_raw(fd.get_ref()), &bytes, MsgFlags::empty());
+                continue;
+            }
             return Outcome::Timeout;
         };
         let received = recv(as_raw(fd.get_ref()), &mut buffer, MsgFlags::empty());

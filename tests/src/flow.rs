@@ -22,6 +22,12 @@ use crate::world::TARGET_PORT;
 pub const SILENCE: Duration = Duration::from_millis(400);
 /// How many large datagrams are under way at once.
 const N_LARGE: usize = 3;
+/// How long "no route" may take.
+///
+/// Kernel: `ip_error()` tells one client at most five times at once that there is no route, and then once a second
+/// (`net.ipv4.route.error_cost`, which no other than the initial namespace has): both attempts of a flow must be told, and TCP asks
+/// again only after one and three seconds.
+const NO_ROUTE: Duration = Duration::from_secs(4);
 /// How long an answer may take.
 pub const ANSWER: Duration = Duration::from_secs(3);
 
@@ -386,6 +392,7 @@ impl Setting<'_> {
         let family = flow.family.unwrap_or(self.family);
         let patience = match flow.expect {
             Expect::Dropped => SILENCE,
+            Expect::Unroutable => NO_ROUTE,
             _ if flow.patience.is_some() => flow.patience.unwrap_or(ANSWER),
             _ if flow.bytes > 100_000 => ANSWER * 5,
             _ => ANSWER,
@@ -397,6 +404,7 @@ impl Setting<'_> {
             destination: SocketAddr::new(flow.to.of(family), flow.port),
             patience,
             bytes: flow.bytes,
+            asks_again: matches!(flow.expect, Expect::Unroutable),
         }
     }
 

@@ -1,17 +1,17 @@
 //! AFF: session affinity by client address.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use proxy_tests::address::{
-    Addr, EXTERNAL_IP, HOST, HOST_ALT, Host, LB_VIP, NODE, P1, P2, Protocol, R, R2, R3, Site, VIP,
-    X, X2,
+    Addr, EXTERNAL_IP, HOST, HOST_ALT, Host, LB_VIP, NODE, P1, P2, R, R2, R3, Site, VIP, X, X2,
 };
 use proxy_tests::case;
+use proxy_tests::datapath::{Datapath, nft_family};
 use proxy_tests::flow::{Flow, flow, kept, masqueraded};
 use proxy_tests::matrix::{Case, Test};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const PORT: u16 = 30_080;
 
@@ -101,14 +101,14 @@ fn aff_2_memory_ends_after_the_timeout_since_the_last_connection(t: &mut Test) {
         .collect();
     for _ in 0..3 {
         // Shorter than the timeout: the clock starts anew each time.
-        thread::sleep(Duration::from_millis(2200));
+        await_remaining(t, |seconds| seconds <= 3);
         let again: Vec<_> = clients
             .iter()
             .map(|client| meets(t, *client, VIP, 80))
             .collect();
         assert_eq!(before, again);
     }
-    thread::sleep(Duration::from_millis(6200));
+    await_remaining(t, |_| false);
     let after: Vec<_> = clients
         .iter()
         .map(|client| meets(t, *client, VIP, 80))
@@ -228,7 +228,7 @@ fn aff_8_a_shorter_timeout_applies_to_remembered_clients(t: &mut Test) {
         .collect();
     many(t, 1, &[R, R2, R3]);
     t.apply();
-    thread::sleep(Duration::from_millis(2200));
+    await_remaining(t, |_| false);
     let after: Vec<_> = clients
         .iter()
         .map(|client| meets(t, *client, VIP, 80))
@@ -298,8 +298,55 @@ fn aff_12_svc_11_without_a_config_the_timeout_is_the_default(t: &mut Test) {
     t.service("web").set("sessionAffinityConfig", json!(null));
     t.apply();
     let first = t.only(&flow(P1, VIP, 80), 5);
-    if t.protocol == Protocol::Tcp {
-        thread::sleep(Duration::from_millis(2200));
-    }
+    // Of three hours, only the time of this test has passed.
+    let left = remaining(t);
+    let fresh = |seconds: &u64| (10_800 - 60..=10_800).contains(seconds);
+    assert!(!left.is_empty() && left.iter().all(fresh), "{left:?}");
     assert_eq!(t.only(&flow(P1, VIP, 80), 5), first);
+}
+
+/// Waits until this holds for each client that the kernel still remembers.
+#[track_caller]
+fn await_remaining(t: &Test, holds: impl Fn(u64) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    loop {
+        let left = remaining(t);
+        if left.iter().all(|seconds| holds(*seconds)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{left:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// For how long the kernel still remembers each client, as people read it. Unit: seconds.
+fn remaining(t: &Test) -> Vec<u64> {
+    match t.datapath() {
+        Datapath::Nftables => {
+            let table = ["-j", "list", "table", nft_family(t.family), "proxy-daemon"];
+            let text = t.node_ns().run("nft", &table).stdout;
+            let mut left = Vec::new();
+            expirations(&serde_json::from_slice(&text).unwrap(), &mut left);
+            left
+        }
+        Datapath::Iptables(_) => {
+            let text = t.node_ns().run("ipset", &["save"]).stdout;
+            let text = String::from_utf8_lossy(&text).into_owned();
+            let entries = text.lines().filter(|line| line.starts_with("add PROXYD"));
+            let left = entries.filter_map(|line| line.split_once(" timeout ")?.1.split(' ').next());
+            left.map(|seconds| seconds.parse().unwrap()).collect()
+        }
+    }
+}
+
+/// Every `expires` in a listing.
+fn expirations(listing: &Value, found: &mut Vec<u64>) {
+    match listing {
+        Value::Object(fields) => {
+            found.extend(fields.get("expires").and_then(Value::as_u64));
+            fields.values().for_each(|value| expirations(value, found));
+        }
+        Value::Array(values) => values.iter().for_each(|value| expirations(value, found)),
+        _ => {}
+    }
 }

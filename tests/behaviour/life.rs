@@ -252,6 +252,7 @@ fn life_8_init_only_makes_no_rules(t: &mut Test) {
 fn life_11_a_second_instance_refuses(t: &mut Test) {
     web(t);
     t.check(works());
+    let before = (rules(t), t.n_syncs());
     let manifests = Directory::new().unwrap();
     let flag = format!("--manifests={}", manifests.path().display());
     let (code, text) = run_as(
@@ -264,7 +265,11 @@ fn life_11_a_second_instance_refuses(t: &mut Test) {
             &flag,
         ],
     );
-    assert!(code.is_some_and(|code| code != 0), "{code:?} {text}");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("runs here already"), "{text}");
+    // The first is not disturbed.
+    assert!(t.bed_mut().daemon.ended().unwrap().is_none());
+    assert_eq!((rules(t), t.n_syncs()), before);
     t.observe(works());
 }
 

@@ -87,6 +87,20 @@ impl Sniffer {
         }
         packets
     }
+
+    /// What was seen towards these addresses, taken as proof only if a packet towards `control` was seen as well, which a flow of
+    /// the test sends this way.
+    ///
+    /// # Panics
+    /// When nothing was seen towards `control`: then the capture saw nothing at all.
+    #[track_caller]
+    pub fn towards(&self, addresses: &[IpAddr], control: IpAddr) -> Vec<Seen> {
+        let mut packets = self.packets();
+        let has_control = packets.iter().any(|packet| packet.destination == control);
+        assert!(has_control, "no packet to {control} was seen: {packets:?}");
+        packets.retain(|packet| addresses.contains(&packet.destination));
+        packets
+    }
 }
 
 fn parse(packet: &[u8], outgoing: bool) -> Option<Seen> {

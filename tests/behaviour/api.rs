@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use proxy_daemon::watch::Kind;
-use proxy_tests::address::{P1, P2, R, R2, Site, VIP, VIP2, VIP3, X};
+use proxy_tests::address::{HOST, P1, P2, R, R2, Site, VIP, VIP2, VIP3, X};
 use proxy_tests::case;
 use proxy_tests::fake_api::{Ask, FakeApi, Fault, Streaming};
 use proxy_tests::flow::{flow, kept};
 use proxy_tests::matrix::{Case, Test};
+use proxy_tests::sniff::Seen;
 
 use crate::common::rules;
 
@@ -123,9 +124,17 @@ fn life_2_an_api_server_that_is_down_at_start_changes_nothing(t: &mut Test) {
     let before = rules(t);
     let api = api_server(t);
     api.down();
+    let loopback = t.sniff(HOST, "lo");
     follow(t, &api);
-    // The API server's port is closed: nobody can say when the daemon asked.
-    std::thread::sleep(Duration::from_secs(1));
+    // The API server's port is closed: only the wire tells that the daemon asked, and asked again.
+    let deadline = std::time::Instant::now() + SOON;
+    let mut n_refusals = 0;
+    while n_refusals < 2 {
+        assert!(std::time::Instant::now() < deadline, "{}", t.state());
+        std::thread::sleep(Duration::from_millis(10));
+        let refused = |p: &Seen| p.is_reset() && p.source_port == api.address().port();
+        n_refusals += loopback.packets().iter().filter(|p| refused(p)).count();
+    }
     t.observe(works());
     assert_eq!(rules(t), before);
     t.endpoints("web").clear().ready(R2);

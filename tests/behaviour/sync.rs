@@ -297,6 +297,8 @@ fn sync_7_sync_8_a_failed_change_is_made_up_for(t: &mut Test) {
     t.endpoints("old").ready(P2);
     t.check(works());
     obstacle.put_up(t, t.family);
+    let name = t.family.api_name();
+    let failures = |t: &Test| t.report()["families"][name]["n_failures"].as_u64();
     for (change, host) in [R, R2].into_iter().enumerate() {
         t.endpoints("web").clear().ready(host);
         t.service(&format!("s{change}"))
@@ -304,8 +306,13 @@ fn sync_7_sync_8_a_failed_change_is_made_up_for(t: &mut Test) {
             .port(80 + u16::try_from(change).unwrap());
         t.endpoints(&format!("s{change}")).ready(host);
         let world = t.clone();
+        let before = failures(t);
         t.bed_mut().daemon.publish(&world).unwrap();
-        std::thread::sleep(Duration::from_millis(300));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while failures(t) == before {
+            assert!(Instant::now() < deadline, "{}", t.report());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
     t.delete_service("old");
     let world = t.clone();

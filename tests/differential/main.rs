@@ -18,11 +18,14 @@ mod lab;
 mod probe;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
 use proxy_daemon::net::{Family, V4, V6};
 
 use compare::States;
 use proxy_daemon::datapath::Kind;
+
+/// What once failed, on whichever datapath, is tried first on all of them.
+const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/seeds/differential.txt");
 
 /// Unit: sequences of clusters for each datapath and family. A program that iptables starts costs as much as a whole step does
 /// over netlink.
@@ -57,7 +60,7 @@ fn run<F: Family + cluster::Pool + States>(kind: Kind) -> Result<(), String> {
         .and_then(|n| n.parse().ok());
     let config = Config {
         cases: wanted.unwrap_or(cases(kind)),
-        failure_persistence: None,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(SEEDS))),
         max_shrink_iters: 400,
         ..Config::default()
     };

@@ -26,6 +26,7 @@ use crate::reference::{Contents, Reference};
 use crate::report::{Report, Times};
 use crate::witness::Witnesses;
 use proxy_tests::dice::Dice;
+use proxy_tests::seeds;
 
 /// How soon others' damage must be repaired.
 pub(crate) const SYNC_9: Duration = Duration::from_secs(35);
@@ -62,8 +63,34 @@ pub(crate) struct Scene<'a> {
     details: Vec<String>,
 }
 
-/// Tries a datapath.
+/// Where runs are kept that failed.
+const SEEDS: &str = "faults";
+
+/// Tries a datapath: first what once failed on it.
 pub(crate) fn run(settings: &Settings) -> Result<(), String> {
+    for line in seeds::kept(SEEDS) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [seed, seconds, datapath] = words[..] else {
+            return Err(format!(
+                "tests/seeds/{SEEDS}.txt: `{line}` is not SEED SECONDS DATAPATH"
+            ));
+        };
+        let number = |text: &str| text.parse().map_err(|error| format!("{text}: {error}"));
+        if datapath == settings.datapath.name() {
+            run_once(&Settings {
+                datapath: settings.datapath,
+                seed: number(seed)?,
+                duration: Duration::from_secs(number(seconds)?),
+            })?;
+        }
+    }
+    run_once(settings).inspect_err(|_| {
+        let (seconds, name) = (settings.duration.as_secs(), settings.datapath.name());
+        seeds::keep(SEEDS, &format!("{} {seconds} {name}", settings.seed));
+    })
+}
+
+fn run_once(settings: &Settings) -> Result<(), String> {
     let again = format!(
         "FAULTS_SEED={} FAULTS_SECONDS={}",
         settings.seed,

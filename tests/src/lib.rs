@@ -13,6 +13,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::exit,
+    clippy::print_stderr,
     clippy::disallowed_methods,
     clippy::missing_panics_doc,
     clippy::cast_possible_truncation,
@@ -39,6 +40,7 @@ pub mod netns;
 pub mod oracle;
 pub mod reactor;
 pub mod sctp;
+pub mod seeds;
 pub mod segment;
 pub mod sender;
 pub mod sniff;

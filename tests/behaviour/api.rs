@@ -1,7 +1,5 @@
 //! API, and what of LIFE, SYNC and REJ needs an API server: the real daemon follows a scripted one, and packets tell.
 
-use std::net::TcpListener;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -52,13 +50,7 @@ fn web(t: &mut Test) {
 
 /// Starts an API server in the node's namespace; the daemon is not told of it yet.
 fn api_server(t: &mut Test) -> FakeApi {
-    t.bed_mut();
-    let ns = Arc::clone(t.ns(Site::N));
-    let bind = move |address: Option<_>| {
-        let address = address.unwrap_or(([127, 0, 0, 1], 0).into());
-        ns.enter(|| TcpListener::bind(address))
-    };
-    FakeApi::start_at(bind).unwrap()
+    FakeApi::start_in(t.ns(Site::N)).unwrap()
 }
 
 /// Makes the API server say what the world is.

@@ -3,7 +3,6 @@
 //! Invariants: which faults come, and when, is decided by the seed alone, what they meet is not; one that is not recovered from is
 //! reported, the node is set up anew, and the run goes on; at the end the kernel holds what a fresh daemon writes into a fresh node.
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -115,11 +114,7 @@ fn set_up(settings: &Settings) -> Result<()> {
         daemon, topology, ..
     } = &mut bed;
     let node = Arc::clone(topology.site(Site::N));
-    let listens = Arc::clone(&node);
-    let api = FakeApi::start_at(move |address| {
-        let address = address.unwrap_or(([127, 0, 0, 1], 0).into());
-        listens.enter(|| TcpListener::bind(address))
-    })?;
+    let api = FakeApi::start_in(&node)?;
     api.bookmark_every(Duration::from_secs(1));
     let cluster = Cluster::new(&api, &mut dice);
     daemon.remove_flag("--manifests");

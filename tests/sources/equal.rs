@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use proxy_daemon::watch::manifests::Manifests;
 use proxy_daemon::watch::{Drained, Shared, Store};
-use proxy_tests::fake_api::{FakeApi, Streaming, generate, read_directory};
+use proxy_tests::fake_api::{FakeApi, Streaming, read_directory};
+use proxy_tests::world::many::Size;
 use serde_json::{Value, json};
 
 use crate::follow::{Followed, NODE, Temporary, run, service, slice};
@@ -52,7 +53,11 @@ async fn check(api: &FakeApi, objects: &[Value]) {
 #[test]
 fn api_4_however_objects_are_listed_the_store_holds_the_same_as_from_manifests() {
     run(async {
-        let objects = generate(1200, 3, NODE);
+        let objects = Size {
+            services: 1200,
+            endpoints: 3,
+        }
+        .objects(NODE);
         for streaming in [Streaming::On, Streaming::Refused, Streaming::Ignored] {
             let api = FakeApi::start().expect("a server");
             api.set_streaming(streaming);
@@ -65,7 +70,11 @@ fn api_4_however_objects_are_listed_the_store_holds_the_same_as_from_manifests()
 #[test]
 fn svc_3_objects_that_are_hidden_or_odd_mean_the_same_from_both_sources() {
     run(async {
-        let mut objects = generate(2, 2, NODE);
+        let mut objects = Size {
+            services: 2,
+            endpoints: 2,
+        }
+        .objects(NODE);
         let with = |mut object: Value, pointer: &str, value: Value| {
             let (parent, field) = pointer.rsplit_once('/').expect("a path");
             object.pointer_mut(parent).expect("a parent")[field] = value;

@@ -7,7 +7,9 @@ use proxy_daemon::watch::kubernetes::Timing;
 use proxy_tests::fake_api::{Ask, FakeApi, Fault, Streaming};
 use serde_json::json;
 
-use crate::follow::{Followed, get, has_slice, is_at, run, service, slice, small, until_asked};
+use crate::follow::{
+    Followed, follow_small, get, has_slice, is_at, run, service, slice, small, until_asked,
+};
 
 /// Waits until changes still arrive after whatever was done.
 pub(crate) async fn check_alive(api: &FakeApi, followed: &Followed) {
@@ -81,10 +83,7 @@ fn life_3_what_happened_while_the_server_was_away_arrives_soon_after() {
 fn life_4_a_relist_removes_what_is_gone_and_touches_nothing_else() {
     run(async {
         for streaming in [Streaming::On, Streaming::Refused] {
-            let api = small();
-            api.set_streaming(streaming);
-            let followed = Followed::start(&api).await;
-            followed.complete().await;
+            let (api, followed) = follow_small(streaming).await;
             followed
                 .until("the rest", |s| {
                     s.node().is_some() && s.service_cidr_names().count() == 1
@@ -119,9 +118,7 @@ fn life_4_a_relist_removes_what_is_gone_and_touches_nothing_else() {
 #[test]
 fn life_4_versions_that_are_gone_while_watching_are_listed_again() {
     run(async {
-        let api = small();
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let (api, followed) = follow_small(Streaming::On).await;
         followed.drain();
         for fault in [Fault::ErrorEvent(410), Fault::Status(410, None)] {
             api.fault(Kind::Service, Ask::Watch, fault);
@@ -205,9 +202,7 @@ fn life_3_garbage_is_survived() {
             "\u{0}\n",
             "{\"type\":\"NEW\",\"object\":{}}\n",
         ] {
-            let api = small();
-            let followed = Followed::start(&api).await;
-            followed.complete().await;
+            let (api, followed) = follow_small(Streaming::On).await;
             for ask in [Ask::Watch, Ask::StreamingList] {
                 api.fault(Kind::Service, ask, Fault::Before(garbage.to_owned()));
             }
@@ -230,10 +225,7 @@ fn life_3_what_is_no_list_removes_nothing() {
             "{\"kind\":\"Status\",\"code\":200}",
             "{\"items\":[]}",
         ] {
-            let api = small();
-            api.set_streaming(Streaming::Refused);
-            let followed = Followed::start(&api).await;
-            followed.complete().await;
+            let (api, followed) = follow_small(Streaming::Refused).await;
             followed.drain();
             api.faults(
                 Kind::Service,
@@ -256,9 +248,7 @@ fn life_3_what_is_no_list_removes_nothing() {
 #[test]
 fn life_3_an_object_that_cannot_be_read_holds_up_no_other() {
     run(async {
-        let api = small();
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let (api, followed) = follow_small(Streaming::On).await;
         // Twice the same field: no JSON object of ours, and the watch meets it again at every attempt.
         let twice = "{\"type\":\"ADDED\",\"object\":{\"metadata\":{\"name\":\"x\"},\"metadata\":{\"name\":\"y\"}}}\n";
         for ask in [Ask::Watch, Ask::StreamingList] {

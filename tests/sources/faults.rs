@@ -8,7 +8,7 @@ use proxy_daemon::watch::Kind;
 use proxy_tests::fake_api::{FakeApi, Streaming};
 use serde_json::{Value, json};
 
-use crate::follow::{Followed, NODE, node, run, service, service_cidr, slice, small};
+use crate::follow::{Followed, NODE, follow_small, node, run, service, service_cidr, slice};
 
 /// An object with one fault, and the same object without.
 struct Case {
@@ -115,10 +115,7 @@ async fn until_faults(followed: &Followed, n: usize, what: &str) -> Vec<String> 
 fn life_4_what_is_said_of_an_object_goes_with_its_cause_and_comes_back_with_it() {
     run(async {
         for streaming in [Streaming::On, Streaming::Refused] {
-            let api = small();
-            api.set_streaming(streaming);
-            let followed = Followed::start(&api).await;
-            followed.complete().await;
+            let (api, followed) = follow_small(streaming).await;
             for case in cases() {
                 try_case(&api, &followed, &case).await;
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proxy_daemon::model::{Service, ServiceName, SliceName};
 use proxy_daemon::watch::kubernetes::{ApiServer, Kubernetes, Pace, Timing};
 use proxy_daemon::watch::{Drained, Shared, Store};
-use proxy_tests::fake_api::FakeApi;
+use proxy_tests::fake_api::{FakeApi, Streaming};
 use serde_json::{Value, json};
 
 /// The node that the tests run on.
@@ -210,7 +210,16 @@ pub(crate) fn service_cidr(name: &str, cidr: &str) -> Value {
 
 /// A small cluster: Services `a` and `b` with a slice each, our Node and one more, a ServiceCIDR.
 pub(crate) fn small() -> FakeApi {
-    let api = FakeApi::start().expect("a server");
+    small_of(FakeApi::start())
+}
+
+/// The same over TLS, which makes it HTTP/2.
+pub(crate) fn small_tls() -> FakeApi {
+    small_of(FakeApi::start_tls())
+}
+
+fn small_of(api: anyhow::Result<FakeApi>) -> FakeApi {
+    let api = api.expect("a server");
     api.put_all([
         service("a", 1),
         service("b", 2),
@@ -221,6 +230,15 @@ pub(crate) fn small() -> FakeApi {
         service_cidr("kubernetes", "10.96.0.0/16"),
     ]);
     api
+}
+
+/// The small cluster, and a store that has all of it.
+pub(crate) async fn follow_small(streaming: Streaming) -> (FakeApi, Followed) {
+    let api = small();
+    api.set_streaming(streaming);
+    let followed = Followed::start(&api).await;
+    followed.complete().await;
+    (api, followed)
 }
 
 /// A directory that is removed when dropped.

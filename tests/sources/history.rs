@@ -8,7 +8,7 @@ use proxy_tests::fake_api::{Ahead, Ask, FakeApi, Fault, Streaming};
 
 use crate::failures::check_alive;
 use crate::follow::{
-    Followed, get, has_slice, is_at, run, service, slice, small, timing, until_asked,
+    Followed, follow_small, get, has_slice, is_at, run, service, slice, small, timing, until_asked,
 };
 
 /// A server that is restored: what came last is gone, and versions are low again.
@@ -118,9 +118,7 @@ fn life_3_a_restored_server_that_stays_silent_is_asked_for_its_version() {
 #[test]
 fn life_3_a_server_that_waits_for_its_cache_is_asked_again() {
     run(async {
-        let api = small();
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let (api, followed) = follow_small(Streaming::On).await;
         let says = "Too large resource version: 9, current: 3";
         api.faults(Kind::Service, Ask::Watch, Fault::Status(504, None), 2);
         api.fault(Kind::Service, Ask::Watch, Fault::Says(504, says.to_owned()));

@@ -7,18 +7,15 @@ use proxy_tests::fake_api::{Ask, FakeApi, Fault, Streaming};
 use serde_json::json;
 
 use crate::follow::{
-    Followed, NODE, get, has_slice, is_at, node, run, service, service_cidr, slice, small,
-    until_asked,
+    Followed, NODE, follow_small, get, has_slice, is_at, node, run, service, service_cidr, slice,
+    small, until_asked,
 };
 
 #[test]
-fn svc_1_selectors_are_sent_with_lists_and_watches() {
+fn svc_1_eps_1_selectors_are_sent_with_lists_and_watches() {
     run(async {
         for streaming in [Streaming::On, Streaming::Refused] {
-            let api = small();
-            api.set_streaming(streaming);
-            let followed = Followed::start(&api).await;
-            followed.complete().await;
+            let (api, _followed) = follow_small(streaming).await;
             let watch = if streaming == Streaming::On {
                 Ask::StreamingList
             } else {
@@ -56,9 +53,7 @@ fn svc_1_selectors_are_sent_with_lists_and_watches() {
 #[test]
 fn svc_2_a_label_that_comes_and_goes_removes_and_restores() {
     run(async {
-        let api = small();
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let (api, followed) = follow_small(Streaming::On).await;
         let mut labelled = service("a", 1);
         labelled["metadata"]["labels"] =
             json!({"service.kubernetes.io/service-proxy-name": "other"});
@@ -74,9 +69,7 @@ fn svc_2_a_label_that_comes_and_goes_removes_and_restores() {
 #[test]
 fn eps_2_the_headless_label_removes_and_restores_a_slice() {
     run(async {
-        let api = small();
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let (api, followed) = follow_small(Streaming::On).await;
         let mut headless = slice("a-1", "a", 11);
         headless["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
         api.put(headless);
@@ -93,9 +86,7 @@ fn eps_2_the_headless_label_removes_and_restores_a_slice() {
 #[test]
 fn svc_4_changes_of_every_kind_arrive() {
     run(async {
-        let api = small();
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let (api, followed) = follow_small(Streaming::On).await;
         api.put(service("c", 3));
         api.put(service("a", 9));
         api.delete(Kind::Service, "default/b");
@@ -120,9 +111,7 @@ fn svc_4_changes_of_every_kind_arrive() {
 #[test]
 fn svc_6_changes_of_ignored_fields_touch_nothing() {
     run(async {
-        let api = small();
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let (api, followed) = follow_small(Streaming::On).await;
         followed
             .until("the Node", |store| store.node().is_some())
             .await;
@@ -202,9 +191,7 @@ fn api_4_bookmarks_of_a_server_without_streaming_lists_keep_no_list_open() {
 #[test]
 fn api_4_a_watch_goes_on_where_a_bookmark_said() {
     run(async {
-        let api = small();
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let (api, followed) = follow_small(Streaming::On).await;
         // Changes of other kinds move the version; only a bookmark tells the watch of slices.
         api.put(node("other", "zone-x"));
         let version = api.version().to_string();

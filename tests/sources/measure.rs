@@ -9,7 +9,8 @@ use std::time::Instant;
 use proxy_daemon::watch::kubernetes::Timing;
 use proxy_daemon::watch::manifests::Manifests;
 use proxy_daemon::watch::{Shared, Store};
-use proxy_tests::fake_api::{FakeApi, Streaming, generate};
+use proxy_tests::fake_api::{FakeApi, Streaming};
+use proxy_tests::world::many::Size;
 use serde_json::json;
 
 use crate::follow::{Followed, NODE, Temporary, run};
@@ -32,7 +33,13 @@ fn measure_an_api_server() {
         for streaming in [Streaming::On, Streaming::Refused] {
             let api = FakeApi::start().expect("a server");
             api.set_streaming(streaming);
-            api.put_all(generate(10_000, 10, NODE));
+            api.put_all(
+                Size {
+                    services: 10_000,
+                    endpoints: 10,
+                }
+                .objects(NODE),
+            );
             let before = resident();
             let began = Instant::now();
             let followed = Followed::start_with(&api, Timing::default()).await;
@@ -56,7 +63,11 @@ fn measure_an_api_server() {
 #[ignore = "prints figures"]
 fn measure_manifests() {
     run(async {
-        let objects = generate(10_000, 10, NODE);
+        let objects = Size {
+            services: 10_000,
+            endpoints: 10,
+        }
+        .objects(NODE);
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         let json = serde_json::to_string_pretty(&list).expect("JSON");
         let yaml = serde_saphyr::to_string(&list).expect("YAML");

@@ -8,26 +8,11 @@ use proxy_tests::fake_api::{Ask, FakeApi, Fault, Relay, Streaming};
 
 use crate::failures::check_alive;
 use crate::follow::{
-    Followed, NODE, Temporary, is_at, node, run, service, service_cidr, slice, small, timing,
-    until_asked,
+    Followed, Temporary, is_at, run, service, small, small_tls, timing, until_asked,
 };
 
 /// LIFE-3 allows so long.
 const SOON: Duration = Duration::from_secs(10);
-
-/// The small cluster over TLS, which makes it HTTP/2.
-fn small_tls() -> FakeApi {
-    let api = FakeApi::start_tls().expect("a server");
-    api.put_all([
-        service("a", 1),
-        service("b", 2),
-        slice("a-1", "a", 11),
-        slice("b-1", "b", 12),
-        node(NODE, "zone-a"),
-        service_cidr("kubernetes", "10.96.0.0/16"),
-    ]);
-    api
-}
 
 /// Follows a server through a relay.
 async fn through(api: &FakeApi, relay: &Relay, timing: Timing) -> (Followed, Temporary) {

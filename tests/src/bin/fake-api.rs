@@ -13,7 +13,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use proxy_daemon::watch::Kind;
-use proxy_tests::fake_api::{Ask, FakeApi, Fault, Streaming, generate, read_directory};
+use proxy_tests::fake_api::{Ask, FakeApi, Fault, Streaming, read_directory};
+use proxy_tests::world::many::Size;
 
 /// A scripted Kubernetes API server with Services, EndpointSlices, Nodes and ServiceCIDRs.
 #[derive(Parser)]
@@ -46,11 +47,11 @@ fn main() -> Result<()> {
     let listen = arguments.listen;
     let api = FakeApi::start_at(move |address| TcpListener::bind(address.unwrap_or(listen)))?;
     if arguments.services > 0 {
-        api.put_all(generate(
-            arguments.services,
-            arguments.endpoints,
-            &arguments.node,
-        ));
+        let size = Size {
+            services: arguments.services,
+            endpoints: arguments.endpoints,
+        };
+        api.put_all(size.objects(&arguments.node));
     }
     if let Some(directory) = &arguments.manifests {
         api.replace_all(read_directory(directory)?);

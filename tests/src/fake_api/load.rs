@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use proxy_daemon::watch::Kind;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// The kind of an object, if it is one of ours.
 pub(super) fn kind_of(object: &Value) -> Option<Kind> {
@@ -59,53 +59,4 @@ pub fn read_directory(path: &Path) -> Result<Vec<Value>> {
         }
     }
     Ok(objects)
-}
-
-/// So many Services with so many endpoints each, and the Node and the ServiceCIDR they need.
-///
-/// Service `svc-i` has the ClusterIP 10.96.0.0 + 256 + i; endpoints are spread over 100 nodes, `node` among them.
-pub fn generate(n_services: u32, n_endpoints: u32, node: &str) -> Vec<Value> {
-    let address = |base: u32, offset: u32| std::net::Ipv4Addr::from(base + offset).to_string();
-    let (vips, pods) = (0x0A60_0100, 0x0AF4_0000);
-    let mut objects = vec![
-        json!({"kind": "Node", "metadata": {"name": node, "labels": {"topology.kubernetes.io/zone": "zone-a"}},
-            "spec": {"podCIDRs": ["10.244.0.0/24"]},
-            "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.2"}]}}),
-        json!({"kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/12"]}}),
-    ];
-    for service in 0..n_services {
-        let name = format!("svc-{service}");
-        let vip = address(vips, service);
-        objects.push(json!({
-            "kind": "Service",
-            "metadata": {"name": name, "namespace": "default", "uid": format!("00000000-0000-4000-8000-{service:012}"),
-                "creationTimestamp": "2026-01-01T00:00:00Z", "labels": {"app": name}},
-            "spec": {"type": "ClusterIP", "clusterIP": vip, "clusterIPs": [vip], "ipFamilies": ["IPv4"],
-                "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster", "sessionAffinity": "None",
-                "selector": {"app": name},
-                "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080}]},
-            "status": {"loadBalancer": {}}
-        }));
-        let endpoints = (0..n_endpoints).map(|endpoint| {
-            let serial = service * n_endpoints + endpoint;
-            let on = if serial.is_multiple_of(100) { node.to_owned() } else { format!("node-{}", serial % 100) };
-            json!({
-                "addresses": [address(pods, serial)],
-                "conditions": {"ready": true, "serving": true, "terminating": false},
-                "nodeName": on, "zone": "zone-a",
-                "targetRef": {"kind": "Pod", "namespace": "default", "name": format!("{name}-{endpoint}"),
-                    "uid": format!("00000000-0000-4000-9000-{serial:012}")}
-            })
-        });
-        objects.push(json!({
-            "kind": "EndpointSlice", "addressType": "IPv4",
-            "metadata": {"name": format!("{name}-abcde"), "namespace": "default",
-                "creationTimestamp": "2026-01-01T00:00:00Z",
-                "labels": {"kubernetes.io/service-name": name,
-                    "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"}},
-            "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
-            "endpoints": endpoints.collect::<Vec<_>>()
-        }));
-    }
-    objects
 }

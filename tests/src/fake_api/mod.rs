@@ -4,7 +4,7 @@
 //! enough for the daemon, kube-proxy and kubectl. Invariants: a watch from a list's version sees every later change once and in
 //! order; everything runs on a thread of its own and ends with the value.
 //!
-//! In reading order: `cluster` holds the objects, `script` the faults, `serve` and `single` speak HTTP, `load` makes many objects.
+//! In reading order: `cluster` holds the objects, `script` the faults, `serve` and `single` speak HTTP, `load` reads manifests.
 
 mod cluster;
 mod load;
@@ -18,7 +18,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use proxy_daemon::watch::Kind;
@@ -29,8 +29,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
+use crate::netns::Netns;
 use cluster::Cluster;
-pub use load::{generate, read_directory};
+pub use load::read_directory;
 pub use relay::Relay;
 use script::Script;
 pub use script::{Ahead, Ask, Fault, Request, Streaming};
@@ -85,6 +86,15 @@ impl FakeApi {
         bind: impl Fn(Option<SocketAddr>) -> io::Result<TcpListener> + Send + 'static,
     ) -> Result<Self> {
         Self::launch(bind, None)
+    }
+
+    /// Starts a server on a loopback port of a network namespace.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn start_in(ns: &Arc<Netns>) -> Result<Self> {
+        let ns = Arc::clone(ns);
+        Self::start_at(move |address| ns.enter(|| anywhere(address)))
     }
 
     fn launch(
@@ -181,13 +191,13 @@ impl FakeApi {
         self.state.script.lock().unwrap()
     }
 
-    /// Puts an object of one of our kinds.
-    pub fn put(&self, object: Value) {
-        self.put_all([object]);
+    /// Puts an object of one of our kinds; when the watches were told.
+    pub fn put(&self, object: Value) -> Instant {
+        self.put_all([object])
     }
 
     /// Puts many objects at one moment; what is of no kind of ours is ignored.
-    pub fn put_all(&self, objects: impl IntoIterator<Item = Value>) {
+    pub fn put_all(&self, objects: impl IntoIterator<Item = Value>) -> Instant {
         let mut cluster = self.cluster();
         for object in objects {
             if let Some(kind) = load::kind_of(&object) {
@@ -195,7 +205,9 @@ impl FakeApi {
             }
         }
         drop(cluster);
+        let told = Instant::now();
         self.state.changed.send_replace(());
+        told
     }
 
     /// Makes these all the objects there are: puts what differs, deletes what is missing.

@@ -2,7 +2,6 @@
 //!
 //! Invariants: sockets are made inside a namespace of the test bed and nowhere else; every wait has an end.
 
-pub mod api;
 pub mod ask;
 pub mod mode;
 pub mod serve;

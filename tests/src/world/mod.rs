@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::address::{Family, Protocol};
 
+pub mod many;
 mod node;
 mod service;
 mod slice;

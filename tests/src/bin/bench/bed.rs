@@ -1,6 +1,5 @@
 //! Where is measured: a test bed with a server pod that has every endpoint's address, and a proxy in its node, or none.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -9,13 +8,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use proxy_daemon::watch::Kind;
 use proxy_tests::address::{Family, P2, Site};
-use proxy_tests::lab::api::{Api, Kind};
+use proxy_tests::fake_api::{Ask, FakeApi};
 use proxy_tests::lab::mode::Mode;
 use proxy_tests::netns::Netns;
 use proxy_tests::topology::{Pods, Topology};
+use serde_json::Value;
 
-use crate::world::{CLUSTER_CIDR, ENDPOINTS, NODE, PORT, Size};
+use proxy_tests::world::many::{CLUSTER_CIDR, ENDPOINTS, PORT, Size};
+
+/// The name of the node under the proxy.
+pub(crate) const NODE: &str = "node-a";
 
 /// Who is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +98,7 @@ fn serve(pod: &Netns, size: Size) -> Result<()> {
 /// A proxy at work in a bed of its own.
 pub(crate) struct Proxy {
     pub(crate) bed: Bed,
-    pub(crate) api: Api,
+    pub(crate) api: FakeApi,
     pub(crate) size: Size,
     child: Child,
     directory: PathBuf,
@@ -104,7 +108,7 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Starts `subject` over a cluster of `size`; it need not be in effect yet.
     pub(crate) fn start(subject: &Subject, size: Size) -> Result<Self> {
-        Self::start_with(subject, size, size.objects())
+        Self::start_with(subject, size, size.objects(NODE))
     }
 
     /// The same without a single Service.
@@ -113,29 +117,25 @@ impl Proxy {
             services: 1,
             endpoints: 1,
         };
-        let mut objects = size.objects();
-        objects.insert(Kind::Service, BTreeMap::default());
-        objects.insert(Kind::EndpointSlice, BTreeMap::default());
+        let mut objects = size.objects(NODE);
+        objects.retain(|object| object["kind"] == "Node" || object["kind"] == "ServiceCIDR");
         Self::start_with(subject, size, objects)
     }
 
-    fn start_with(
-        subject: &Subject,
-        size: Size,
-        objects: BTreeMap<Kind, BTreeMap<String, String>>,
-    ) -> Result<Self> {
+    fn start_with(subject: &Subject, size: Size, objects: Vec<Value>) -> Result<Self> {
         use std::sync::atomic::{AtomicU32, Ordering};
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let bed = Bed::build(size)?;
         let node = bed.topology.site(Site::N);
-        let api = Api::start(node, objects)?;
+        let api = FakeApi::start_in(node)?;
+        api.put_all(objects);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let directory = crate::directory().join(serial.to_string());
         fs::create_dir_all(&directory)?;
         let kubeconfig = directory.join("kubeconfig");
-        fs::write(&kubeconfig, api.kubeconfig())?;
+        api.write_kubeconfig(&kubeconfig)?;
         let kubeconfig = kubeconfig.display().to_string();
-        let master = format!("http://{}", api.address);
+        let master = api.url();
         let (program, arguments) = match subject {
             Subject::Ours { program, mode } => (
                 program.clone(),
@@ -206,9 +206,11 @@ impl Proxy {
 
     /// Waits until it watches all that it will, when there is no VIP to try.
     pub(crate) fn wait_until_idle(&mut self) -> Result<()> {
-        while self.api.n_watchers(Kind::Service) == 0
-            || self.api.n_watchers(Kind::EndpointSlice) == 0
-        {
+        let watches = |api: &FakeApi, kind| {
+            let asked = |ask| api.n_requests(kind, ask) > 0;
+            asked(Ask::Watch) || asked(Ask::StreamingList)
+        };
+        while !watches(&self.api, Kind::Service) || !watches(&self.api, Kind::EndpointSlice) {
             self.alive()?;
             if self.started.elapsed() > Duration::from_secs(20) {
                 bail!(

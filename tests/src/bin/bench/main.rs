@@ -17,7 +17,6 @@ mod bed;
 mod probe;
 mod report;
 mod rows;
-mod world;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

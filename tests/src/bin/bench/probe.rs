@@ -12,7 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use proxy_tests::lab::stats::{median, ms};
 use proxy_tests::netns::Netns;
 
-use crate::world::{GENERATIONS, Size};
+use proxy_tests::world::many::{GENERATIONS, Size};
 
 /// Ends a connection with a reset, so that neither side keeps its port in `TIME_WAIT`.
 fn reset(stream: &TcpStream) {

@@ -4,14 +4,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use proxy_tests::lab::api::Kind;
 use proxy_tests::lab::stats::{ms, quantile};
 
 use crate::Plan;
 use crate::bed::{Bed, Proxy, Subject};
 use crate::probe::{self, Watched};
 use crate::report::{Figures, Report, Target, Unit, progress};
-use crate::world::{Size, key, vip};
+use proxy_tests::world::many::{Size, vip};
 
 const fn size(services: u32, endpoints: u32) -> Size {
     Size {
@@ -209,11 +208,7 @@ fn latencies(subject: &Subject, size: Size, n: u32) -> Result<Figures> {
                 thread::sleep(Duration::from_millis(
                     150 + u64::from(generation * 37 % 100),
                 ));
-                let at = proxy.api.modify(
-                    Kind::EndpointSlice,
-                    &key(service),
-                    size.slice(service, generation),
-                );
+                let at = proxy.api.put(size.slice(service, generation));
                 changes.push((at, generation));
                 if !latest.wait_for(generation, CHANGE_LIMIT) {
                     break;
@@ -259,19 +254,11 @@ pub(crate) fn churn(plan: &Plan, report: &mut Report) -> Result<()> {
                     // Each thirtieth change is of the Service that is watched, the others go round.
                     if n % 30 == 0 {
                         generation += 1;
-                        let at = proxy.api.modify(
-                            Kind::EndpointSlice,
-                            &key(probed),
-                            size.slice(probed, generation),
-                        );
+                        let at = proxy.api.put(size.slice(probed, generation));
                         changes.push((at, generation));
                     } else {
                         let service = n.wrapping_mul(7919) % (size.services / 2);
-                        proxy.api.modify(
-                            Kind::EndpointSlice,
-                            &key(service),
-                            size.slice(service, 1 + n % 7),
-                        );
+                        proxy.api.put(size.slice(service, 1 + n % 7));
                     }
                 }
                 latest.wait_for(generation, CHANGE_LIMIT);

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use proxy_daemon::compile::Compiler;
 use proxy_daemon::datapath::Kind;
 use proxy_daemon::forwarding::{Hop, Oracle, Packet, Transport, Verdict, table};
-use proxy_daemon::model::ServiceInput;
+use proxy_daemon::model::Services;
 use proxy_daemon::net::{Family, IpFamily, Port, V4, V6};
 use proxy_tests::datapath::Datapath;
 
@@ -51,18 +52,11 @@ pub(crate) fn check<F: Pool + States>(kind: Kind, steps: &[Step]) -> Result<(), 
         return Ok(());
     };
     let mut compiler = Compiler::new(&cluster::environment::<F>(&first.settings));
-    let mut before = BTreeMap::new();
 
     for (n, step) in steps.iter().enumerate() {
-        let environment = cluster::environment::<F>(&step.settings);
-        let now = cluster::services::<F>(&step.services);
-        let mut changed: BTreeMap<_, _> = before
-            .keys()
-            .map(|name| (Clone::clone(name), ServiceInput::default()))
-            .collect();
-        changed.extend(now.clone());
-        before = now;
-        let outcome = compiler.apply(changed, &environment);
+        let environment = Arc::new(cluster::environment::<F>(&step.settings));
+        let now = Services::All(cluster::services::<F>(&step.services));
+        let outcome = compiler.apply(&now, &environment);
         let state = F::state(&compiler);
         let synced = node.enter(|| {
             if n == 0 || step.resync {
@@ -113,7 +107,6 @@ fn judge<F: Pool>(oracle: &Oracle<'_, F>, probe: &Probe, fates: &[Fate]) -> Resu
     let address = |twin| F::addr(F::address(twin)).unwrap();
     let packet = Packet {
         source: address(probe.source),
-        source_is_local: LOCAL.contains(&probe.source),
         ingress: match probe.from {
             From::Pods => Some("pods"),
             From::Uplink => Some("up0"),

@@ -5,16 +5,17 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use ipnet::IpNet;
 use proxy_daemon::cli::Cli;
-use proxy_daemon::compile::{Environment, compile};
+use proxy_daemon::compile::compile;
 use proxy_daemon::config::{Beside, Config, resolve};
 use proxy_daemon::forwarding::{ForwardingState, Hop, Oracle, Packet, Transport, Verdict};
 use proxy_daemon::net::{Family as FamilyTypes, L4Proto, Port, V4, V6};
+use proxy_daemon::sync::Surroundings;
 use proxy_daemon::watch::Shared;
 use proxy_daemon::watch::manifests::Manifests;
 
@@ -67,38 +68,11 @@ impl Judgement {
             bail!("the manifests were not read in time");
         }
         let drained = shared.with(proxy_daemon::watch::Store::drain);
-        let addresses: Vec<IpAddr> = drained
-            .node
-            .iter()
-            .flat_map(|node| node.addresses().collect::<Vec<_>>())
-            .collect();
-        let own = [NODE, NODE_ALT, POD_GATEWAY, LOOPBACK];
-        let environment = Environment {
-            policy: config.policy,
-            node_name: config.node_name,
-            zone: drained.node.as_ref().and_then(|node| node.zone.clone()),
-            node_ip_v4: addresses.iter().find_map(|ip| V4::addr(*ip)),
-            node_ip_v6: addresses.iter().find_map(|ip| V6::addr(*ip)),
-            pod_cidrs: drained
-                .node
-                .as_ref()
-                .map(|node| node.pod_cidrs.clone())
-                .unwrap_or_default(),
-            local_addresses: Family::ALL
-                .into_iter()
-                .flat_map(|family| own.map(|address| address.of(family)))
-                .collect(),
-            local_networks: ["192.0.2.0/24", "2001:db8:2::/64"]
-                .map(|network| network.parse().expect("a network"))
-                .into(),
-            service_cidrs: drained
-                .service_cidrs
-                .into_iter()
-                .flatten()
-                .flat_map(|cidr| cidr.cidrs.to_vec())
-                .collect(),
-        };
-        let (v4, v6, _) = compile(&drained.services, &environment);
+        let mut surroundings =
+            Surroundings::new(config.policy, config.node_name, config.node_ip_override);
+        surroundings.take_in(drained.node, drained.service_cidrs);
+        surroundings.set_local_addresses(own_addresses());
+        let (v4, v6, _) = compile(&drained.services, surroundings.environment());
         Ok(Self { v4, v6, pods })
     }
 
@@ -146,7 +120,6 @@ impl Judgement {
         let source = flow.client.source_towards(flow.to);
         let packet = Packet::<F> {
             source: address(source),
-            source_is_local: flow.client.site == Site::N,
             ingress: self.ingress(flow.client),
             destination: address(flow.to),
             transport: Transport::Ports(
@@ -217,6 +190,20 @@ impl Judgement {
             (Site::R | Site::X | Site::Outside | Site::Upstream, _) => Some(UPLINK),
         }
     }
+}
+
+/// What is on the interfaces of the node.
+fn own_addresses() -> BTreeSet<IpNet> {
+    let uplink = [(NODE, [24, 64])];
+    let others = [NODE_ALT, POD_GATEWAY, LOOPBACK].map(|address| (address, [32, 128]));
+    let addresses = uplink.into_iter().chain(others);
+    let prefixed = |(address, prefixes): (Addr, [u8; 2])| {
+        let of_family = Family::ALL.into_iter().zip(prefixes);
+        of_family.map(move |(family, prefix)| {
+            IpNet::new(address.of(family), prefix).expect("a prefix of the family")
+        })
+    };
+    addresses.flat_map(prefixed).collect()
 }
 
 fn expected(expect: &Expect) -> String {

@@ -20,12 +20,13 @@ use hyper_util::rt::TokioExecutor;
 
 use super::{AppError, feed};
 use crate::cli::Command;
-use crate::compile::{Compiler, Environment};
+use crate::compile::Compiler;
 use crate::config::{Config, Mode, Source};
 use crate::datapath::Kind;
 use crate::datapath::iptables::Flavour;
 use crate::debug::{Dump, ExplainError, Inside};
 use crate::diagnostics::About;
+use crate::model::Services;
 use crate::sync::Surroundings;
 use crate::watch::{Shared, Store};
 
@@ -109,9 +110,9 @@ async fn read(config: &Config) -> Result<Inside, AppError> {
     // What networks these are in is known on the node only.
     surroundings.set_local_addresses(own.chain(loopback).map(Into::into).collect());
     surroundings.take_in(drained.node, drained.service_cidrs);
-    let environment: Environment = surroundings.environment();
-    let mut compiler = Compiler::new(&environment);
-    let news = compiler.apply(drained.services, &environment);
+    let environment = surroundings.environment();
+    let mut compiler = Compiler::new(environment);
+    let news = compiler.apply(&Services::All(drained.services), environment);
     if let Some(found) = news.overlaps {
         shared
             .diagnostics()
@@ -124,7 +125,6 @@ async fn read(config: &Config) -> Result<Inside, AppError> {
     Ok(Inside {
         v4: Some(compiler.v4().clone()),
         v6: Some(compiler.v6().clone()),
-        local_addresses: environment.local_addresses,
         diagnostics: diagnostics.iter().map(ToString::to_string).collect(),
     })
 }

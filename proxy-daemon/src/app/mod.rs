@@ -199,7 +199,7 @@ async fn serve(
     let sysctls = Sysctls::default();
     sysctls::apply(&sysctls, &config.conntrack)?;
     let mut policy = config.policy.clone();
-    policy.drop_invalid = !sysctls::is_liberal(&sysctls);
+    policy.netfilter.drop_invalid = !sysctls::is_liberal(&sysctls);
 
     // Without a Node object in the manifests there is none that could be ineligible.
     let health = Arc::new(Health::new(config.periods.sync, is_manifests));
@@ -349,10 +349,6 @@ fn ask(mailbox: &Arc<Mailbox>, shared: &Arc<Shared>) -> Ask {
             let inside = Inside {
                 v4: view.compiler.map(|compiler| compiler.v4().clone()),
                 v6: view.compiler.map(|compiler| compiler.v6().clone()),
-                local_addresses: view
-                    .environment
-                    .map(|environment| environment.local_addresses.clone())
-                    .unwrap_or_default(),
                 diagnostics: diagnostics.iter().map(ToString::to_string).collect(),
             };
             // Whoever asked may have given up.

@@ -46,7 +46,7 @@ fn flags_set_periods_and_masquerade_all(mode: &str, bit: u8) {
     ]);
     let resolved = resolve(&cli.as_configuration().unwrap(), &beside()).unwrap();
     assert!(resolved.config.policy.masquerade_all);
-    assert_eq!(resolved.config.policy.masquerade_bit.bit(), bit);
+    assert_eq!(resolved.config.policy.netfilter.masquerade_bit.bit(), bit);
     assert_eq!(
         resolved.config.periods,
         Periods {

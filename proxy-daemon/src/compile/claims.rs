@@ -20,9 +20,9 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    pub(super) fn new(exposure: Exposure, created: i64, id: ServicePortId) -> Self {
+    pub(super) fn new<F: Family>(exposure: &Exposure<F>, created: i64, id: ServicePortId) -> Self {
         Self {
-            is_other: exposure != Exposure::ClusterIp,
+            is_other: *exposure != Exposure::ClusterIp,
             created,
             id,
         }

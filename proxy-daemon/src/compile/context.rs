@@ -5,11 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Environment;
-use super::unallocated::Unallocated;
 use crate::config::{DetectLocal, NodePortAddresses};
-use crate::forwarding::{Detector, Globals};
+use crate::forwarding::{Detector, Globals, Routes};
 use crate::model::Service;
-use crate::net::Family;
+use crate::net::{Family, Networks};
 
 /// What Services are compiled against. Equal contexts compile equal Services to equal results.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +17,8 @@ pub(super) struct Context<F: Family> {
     pub(super) zone: Option<Arc<str>>,
     /// Spec: FW-3.
     pub(super) node_ip: Option<F::Addr>,
+    /// Without a detector there is no POD. Spec: DL-5.
+    has_detector: bool,
     /// Whether POD keeps its source towards a ClusterIP. Spec: SRC-2, SRC-4.
     pub(super) masquerade_pods: bool,
     /// Whether HOST and EXTN are masqueraded towards a ClusterIP. Spec: SRC-3, SRC-5.
@@ -28,14 +29,26 @@ pub(super) struct Context<F: Family> {
 impl<F: Family> Context<F> {
     pub(super) fn new(environment: &Environment) -> Self {
         let policy = &environment.policy;
+        let has_detector = detector::<F>(environment).is_some();
         Self {
             node_name: Arc::clone(&environment.node_name),
             zone: environment.zone.clone().filter(|zone| !zone.is_empty()),
             node_ip: node_ip::<F>(environment),
             masquerade_pods: policy.masquerade_all,
-            masquerade_others: policy.masquerade_all || detector::<F>(environment).is_some(),
+            masquerade_others: policy.masquerade_all || has_detector,
             allow_external_ips: policy.allow_external_ips,
+            has_detector,
         }
+    }
+
+    /// These routes, as far as source classes can be told apart.
+    pub(super) fn told_apart(&self, routes: Routes) -> Routes {
+        let pod = if self.has_detector {
+            routes.pod
+        } else {
+            routes.extn
+        };
+        Routes { pod, ..routes }
     }
 }
 
@@ -48,15 +61,14 @@ pub(super) fn cluster_ip<F: Family>(service: &Service) -> Option<F::Addr> {
 
 pub(super) fn compile_globals<F: Family>(
     environment: &Environment,
-    unallocated: &Unallocated<F>,
+    service_cidrs: &Networks<F>,
 ) -> Globals<F> {
     Globals {
         detector: detector::<F>(environment),
-        masquerade_bit: environment.policy.masquerade_bit,
+        local_addresses: local_addresses::<F>(environment).collect(),
         node_port_addresses: node_port_addresses::<F>(environment),
-        service_cidrs: unallocated.networks().clone(),
-        spared: unallocated.spared(environment),
-        drop_invalid: environment.policy.drop_invalid,
+        service_cidrs: service_cidrs.clone(),
+        netfilter: environment.policy.netfilter,
     }
 }
 
@@ -88,15 +100,17 @@ fn node_ip<F: Family>(environment: &Environment) -> Option<F::Addr> {
     [v4, v6].into_iter().flatten().find_map(F::addr)
 }
 
-/// Spec: NP-2 to NP-5. Only addresses that are assigned to this node count, so that traffic to another
-/// node's NodePort is never captured (NP-11).
-fn node_port_addresses<F: Family>(environment: &Environment) -> BTreeSet<F::Addr> {
-    let local = environment
+fn local_addresses<F: Family>(environment: &Environment) -> impl Iterator<Item = F::Addr> {
+    environment
         .local_addresses
         .iter()
         .copied()
-        .filter(|a| !a.is_loopback());
-    let local = local.filter_map(F::addr);
+        .filter_map(F::addr)
+}
+
+/// Spec: NP-2 to NP-5. Only addresses that are assigned to this node count, so that traffic to another
+/// node's NodePort is never captured (NP-11).
+fn node_port_addresses<F: Family>(environment: &Environment) -> BTreeSet<F::Addr> {
     let NodePortAddresses {
         primary,
         networks,
@@ -105,7 +119,8 @@ fn node_port_addresses<F: Family>(environment: &Environment) -> BTreeSet<F::Addr
     let node_ip = node_ip::<F>(environment).filter(|_| *primary);
     let networks: Vec<F::Net> = networks.iter().copied().filter_map(F::net).collect();
     let is_open = *silence_is_all && networks.is_empty();
-    local
+    local_addresses::<F>(environment)
+        .filter(|address| !IpAddr::is_loopback(&(*address).into()))
         .filter(|address| {
             is_open
                 || Some(*address) == node_ip

@@ -14,8 +14,8 @@ use super::{Environment, compile_service};
 use crate::forwarding::{
     Change, Changes, ForwardingState, FrontendKey, ServicePort, ServicePortId,
 };
-use crate::model::{Diagnostic, ServiceInput, ServiceName};
-use crate::net::Family;
+use crate::model::{Diagnostic, ServiceInput, ServiceName, Services};
+use crate::net::{Family, Networks};
 
 #[derive(Debug)]
 pub(super) struct FamilyCompiler<F: Family> {
@@ -42,7 +42,7 @@ impl<F: Family> Wanted<F> {
         self.port.frontends.iter().map(|(key, frontend)| {
             (
                 *key,
-                Claim::new(frontend.exposure, self.created, self.port.id.clone()),
+                Claim::new(&frontend.exposure, self.created, self.port.id.clone()),
             )
         })
     }
@@ -53,7 +53,8 @@ impl<F: Family> FamilyCompiler<F> {
         Self {
             context: Context::new(environment),
             state: ForwardingState {
-                globals: compile_globals(environment, &Unallocated::new()),
+                globals: compile_globals(environment, &Networks::default()),
+                spared: BTreeSet::new(),
                 service_ports: BTreeMap::new(),
             },
             wanted: BTreeMap::new(),
@@ -72,34 +73,49 @@ impl<F: Family> FamilyCompiler<F> {
         self.state
     }
 
+    /// Whether every Service must be compiled anew in this environment.
+    pub(super) fn needs_all(&self, environment: &Environment) -> bool {
+        Context::new(environment) != self.context || self.unallocated.differs(environment)
+    }
+
+    /// Takes in Services, and the environment if it is another one.
     pub(super) fn apply(
         &mut self,
-        services: &BTreeMap<ServiceName, ServiceInput>,
-        changed: &[ServiceName],
-        environment: &Environment,
+        services: &Services,
+        environment: Option<&Environment>,
     ) -> Changes<F> {
-        self.unallocated.apply(services, changed, environment);
-        let globals = compile_globals(environment, &self.unallocated);
-        let globals = (globals != self.state.globals)
-            .then(|| std::mem::replace(&mut self.state.globals, globals));
-
-        let context = Context::new(environment);
-        let mut touched = Touched::default();
-        if context == self.context {
-            for name in changed {
-                self.recompile(name, services.get(name), &mut touched);
-            }
-        } else {
-            self.context = context;
-            let gone = changed.iter().filter(|name| !services.contains_key(*name));
-            for name in gone.chain(services.keys()) {
-                self.recompile(name, services.get(name), &mut touched);
+        let mut globals = None;
+        if let Some(environment) = environment {
+            self.context = Context::new(environment);
+            self.unallocated.set_environment(environment);
+            let new = compile_globals(environment, self.unallocated.networks());
+            if new != self.state.globals {
+                globals = Some(std::mem::replace(&mut self.state.globals, new));
             }
         }
-        let service_ports = self.settle(touched);
+        let mut touched = Touched::default();
+        let services = match services {
+            Services::Changed(changed) => changed,
+            Services::All(all) => {
+                let known = self.ids.keys().chain(self.unallocated.services());
+                let gone = known.filter(|name| !all.contains_key(*name));
+                for name in gone.cloned().collect::<Vec<_>>() {
+                    self.recompile(&name, None, &mut touched);
+                }
+                all
+            }
+        };
+        for (name, input) in services {
+            // Slices without a Service wait in the store, which hands them over with it (EPS-15).
+            let input = Some(input).filter(|input| input.service.is_some());
+            self.recompile(name, input, &mut touched);
+        }
+        let (spared_added, spared_removed) = self.unallocated.settle(&mut self.state.spared);
         Changes {
             globals,
-            service_ports,
+            spared_added,
+            spared_removed,
+            service_ports: self.settle(touched),
         }
     }
 
@@ -125,6 +141,7 @@ impl<F: Family> FamilyCompiler<F> {
         input: Option<&ServiceInput>,
         touched: &mut Touched<F>,
     ) {
+        self.unallocated.count(name, input);
         let created = input
             .and_then(|i| i.service.as_ref())
             .map_or(i64::MAX, |s| s.created);
@@ -225,7 +242,8 @@ impl<F: Family> FamilyCompiler<F> {
             return Arc::clone(wanted);
         }
         let mut port = ServicePort::clone(wanted);
-        port.frontends.retain(|key, _| is_won(key));
+        let kept = port.frontends.iter().filter(|(key, _)| is_won(key));
+        port.frontends = kept.map(|(key, f)| (*key, f.clone())).collect();
         Arc::new(port)
     }
 }

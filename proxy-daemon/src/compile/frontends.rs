@@ -2,19 +2,16 @@
 //!
 //! This is SPEC's table M1, with the rows of M2 that belong to a frontend.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-
-use ipnet::IpNet;
 
 use super::backends::Sets;
 use super::context::Context;
 use crate::forwarding::{
-    BackendSet, Exposure, Frontend, FrontendAddress, FrontendKey, Route, Routes, ServicePort,
-    ServicePortId,
+    BackendSet, Exposure, Frontend, FrontendAddress, FrontendKey, Frontends, Route, Routes,
+    ServicePort, ServicePortId,
 };
 use crate::model::{AffinityTimeout, Service, ServiceKind, ServicePortSpec, TrafficPolicy};
-use crate::net::Family;
+use crate::net::{Family, Networks};
 
 /// Compiles one port of a Service that has a ClusterIP in the family, with every frontend it claims.
 pub(super) fn compile_port<F: Family>(
@@ -51,55 +48,44 @@ fn compile_frontends<F: Family>(
     cluster_ip: F::Addr,
     sets: &Sets<F>,
     context: &Context<F>,
-) -> BTreeMap<FrontendKey<F>, Frontend<F>> {
+) -> Frontends<F> {
     let vip = |address: F::Addr| FrontendKey {
         address: FrontendAddress::Vip(address),
         protocol: port.protocol,
         port: port.port,
     };
-    let external_routes = external_routes(service, sets);
-    let external = |exposure| Frontend {
-        exposure,
-        routes: external_routes,
-        source_ranges: None,
-    };
-    let mut frontends = BTreeMap::new();
-
+    let routes = external_routes(service, sets, context);
+    let external = |exposure| Frontend { exposure, routes };
+    // The last one with an address counts: a ClusterIP before a LoadBalancer address, and that before an
+    // externalIP, so that an address that is both is guarded by the source ranges (FW-1).
+    let mut frontends = Vec::new();
     if let Some(number) = port.node_port {
         let key = FrontendKey {
             address: FrontendAddress::Node,
             protocol: port.protocol,
             port: number,
         };
-        frontends.insert(key, external(Exposure::NodePort));
+        frontends.push((key, external(Exposure::NodePort)));
     }
     if context.allow_external_ips {
-        for address in service.external_ips.iter().copied().filter_map(F::addr) {
-            frontends.insert(vip(address), external(Exposure::ExternalIp));
-        }
+        let addresses = service.external_ips.iter().copied().filter_map(F::addr);
+        frontends.extend(addresses.map(|a| (vip(a), external(Exposure::ExternalIp))));
     }
-    // After the externalIPs: an address that is both is guarded by the source ranges (FW-1).
     let source_ranges = compile_source_ranges(service, context);
-    for address in service
-        .load_balancer_ips
-        .iter()
-        .copied()
-        .filter_map(F::addr)
-    {
+    let addresses = service.load_balancer_ips.iter().copied();
+    frontends.extend(addresses.filter_map(F::addr).map(|address| {
         let source_ranges = source_ranges.clone();
-        let frontend = Frontend {
-            source_ranges,
-            ..external(Exposure::LoadBalancer)
-        };
-        frontends.insert(vip(address), frontend);
-    }
+        (
+            vip(address),
+            external(Exposure::LoadBalancer { source_ranges }),
+        )
+    }));
     let frontend = Frontend {
         exposure: Exposure::ClusterIp,
         routes: cluster_ip_routes(service, sets, context),
-        source_ranges: None,
     };
-    frontends.insert(vip(cluster_ip), frontend);
-    frontends
+    frontends.push((vip(cluster_ip), frontend));
+    frontends.into_iter().collect()
 }
 
 /// Rows 1 to 3 of M1: the internal traffic policy alone decides.
@@ -109,23 +95,23 @@ fn cluster_ip_routes<F: Family>(service: &Service, sets: &Sets<F>, context: &Con
         TrafficPolicy::Local => BackendSet::Local,
     };
     let others = route(sets, to, context.masquerade_others);
-    Routes {
+    context.told_apart(Routes {
         pod: route(sets, to, context.masquerade_pods),
         host: others,
         extn: others,
-    }
+    })
 }
 
 /// Rows 4 to 8 of M1: the external traffic policy alone decides.
-fn external_routes<F: Family>(service: &Service, sets: &Sets<F>) -> Routes {
+fn external_routes<F: Family>(service: &Service, sets: &Sets<F>, context: &Context<F>) -> Routes {
     // Spec: SVC-9. A policy left over on a Service that can have no external frontend does not count.
     let is_external = service.kind != ServiceKind::ClusterIp || !service.external_ips.is_empty();
     if service.external_policy == TrafficPolicy::Local && is_external {
-        Routes {
+        context.told_apart(Routes {
             pod: route(sets, BackendSet::Cluster, false),
             host: route(sets, BackendSet::Cluster, true),
             extn: route(sets, BackendSet::Local, false),
-        }
+        })
     } else {
         Routes::all(route(sets, BackendSet::Cluster, true))
     }
@@ -165,34 +151,17 @@ fn uses_local(routes: Routes) -> bool {
 fn compile_source_ranges<F: Family>(
     service: &Service,
     context: &Context<F>,
-) -> Option<Arc<[F::Net]>> {
-    let mut ranges: Vec<F::Net> = service
-        .source_ranges
-        .iter()
-        .copied()
-        .filter_map(F::net)
-        .collect();
+) -> Option<Arc<Networks<F>>> {
+    let ranges = service.source_ranges.iter().copied().filter_map(F::net);
+    let mut ranges: Vec<F::Net> = ranges.collect();
     if ranges.is_empty() {
         return None;
     }
     let in_range = |address| ranges.iter().any(|range| F::contains(range, address));
     if context.node_ip.is_some_and(in_range) {
-        let own = service
-            .load_balancer_ips
-            .iter()
-            .copied()
-            .filter_map(F::addr);
-        ranges.extend(own.map(F::host_net));
+        let own = service.load_balancer_ips.iter().copied();
+        ranges.extend(own.filter_map(F::addr).map(F::host_net));
     }
-    let ranges: Vec<IpNet> = ranges.into_iter().map(Into::into).collect();
-    let ranges: Vec<F::Net> = IpNet::aggregate(&ranges)
-        .into_iter()
-        .filter_map(F::net)
-        .collect();
-    let is_everyone = ranges.iter().any(|range| F::prefix(range).1 == 0);
-    (!is_everyone).then(|| {
-        let mut ranges = ranges;
-        ranges.sort_unstable();
-        ranges.into()
-    })
+    let ranges: Networks<F> = ranges.into_iter().collect();
+    (!ranges.is_everything()).then(|| ranges.into())
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::forwarding::{Changes, ForwardingState};
-use crate::model::{Diagnostic, ServiceInput, ServiceName};
+use crate::model::{Diagnostic, ServiceInput, ServiceName, Services};
 use crate::net::{Family, V4, V6};
 
 mod backends;
@@ -32,12 +32,13 @@ pub fn compile(
     services: &BTreeMap<ServiceName, ServiceInput>,
     environment: &Environment,
 ) -> (ForwardingState<V4>, ForwardingState<V6>, Vec<Diagnostic>) {
-    let mut whole = Compiler::new(environment);
+    let environment = Arc::new(environment.clone());
+    let mut whole = Compiler::new(&environment);
     let Compiled {
         diagnostics,
         overlaps,
         ..
-    } = whole.apply(services.clone(), environment);
+    } = whole.apply(&Services::All(services.clone()), &environment);
     let of_services = diagnostics.into_values().flatten();
     let diagnostics = overlaps.into_iter().flatten().chain(of_services).collect();
     (whole.v4.into_state(), whole.v6.into_state(), diagnostics)
@@ -66,7 +67,8 @@ pub struct Compiled {
 /// Services only where they claim the same frontend.
 #[derive(Debug)]
 pub struct Compiler {
-    services: BTreeMap<ServiceName, ServiceInput>,
+    /// What was compiled against; `None` before any Service was.
+    environment: Option<Arc<Environment>>,
     v4: FamilyCompiler<V4>,
     v6: FamilyCompiler<V6>,
 }
@@ -75,7 +77,7 @@ impl Compiler {
     /// A compiler that knows no Service yet.
     pub fn new(environment: &Environment) -> Self {
         Self {
-            services: BTreeMap::new(),
+            environment: None,
             v4: FamilyCompiler::new(environment),
             v6: FamilyCompiler::new(environment),
         }
@@ -91,23 +93,27 @@ impl Compiler {
         self.v6.state()
     }
 
-    /// Takes in the Services that changed, as they are now, and the environment as it is now.
-    pub fn apply(
-        &mut self,
-        changed: BTreeMap<ServiceName, ServiceInput>,
-        environment: &Environment,
-    ) -> Compiled {
-        let names: Vec<ServiceName> = changed.keys().cloned().collect();
-        for (name, input) in changed {
-            // Slices without a Service wait in the store, which hands them over with it (EPS-15).
-            if input.service.is_some() {
-                self.services.insert(name, input);
-            } else {
-                self.services.remove(&name);
-            }
+    /// Whether [`Compiler::apply`] must be given [`Services::All`] to follow to this environment.
+    pub fn needs_all(&self, environment: &Arc<Environment>) -> bool {
+        self.environment.as_ref().is_none_or(|known| {
+            !Arc::ptr_eq(known, environment)
+                && (self.v4.needs_all(environment) || self.v6.needs_all(environment))
+        })
+    }
+
+    /// Takes in Services and the environment, as they are now.
+    ///
+    /// An environment that [needs all](Self::needs_all) Services is left for later if only some are given.
+    pub fn apply(&mut self, services: &Services, environment: &Arc<Environment>) -> Compiled {
+        let can_follow = matches!(services, Services::All(_)) || !self.needs_all(environment);
+        let is_known = |known: &Arc<Environment>| Arc::ptr_eq(known, environment);
+        let is_other = can_follow && !self.environment.as_ref().is_some_and(is_known);
+        let other = is_other.then_some(&**environment);
+        let v4 = self.v4.apply(services, other);
+        let v6 = self.v6.apply(services, other);
+        if is_other {
+            self.environment = Some(Arc::clone(environment));
         }
-        let v4 = self.v4.apply(&self.services, &names, environment);
-        let v6 = self.v6.apply(&self.services, &names, environment);
         let mut reported = self.v4.take_changed_diagnostics();
         reported.append(&mut self.v6.take_changed_diagnostics());
         let diagnostics = reported

@@ -4,81 +4,129 @@
 //! no ServiceCIDR; an address of this node, or of an endpoint of a Service that we serve, is never dropped.
 //! So one ServiceCIDR that was made by mistake does not take the traffic between pods down. Spec: REJ-6.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Environment;
 use crate::model::{Diagnostic, ServiceInput, ServiceName};
-use crate::net::Family;
+use crate::net::{Family, Networks};
 
 /// What is dropped, and the addresses in there that are not.
 #[derive(Debug)]
 pub(super) struct Unallocated<F: Family> {
     /// The ServiceCIDRs and the networks that others have, from which the rest was computed.
     from: (BTreeSet<IpNet>, BTreeSet<IpNet>),
-    networks: BTreeSet<F::Net>,
-    /// How many endpoints have each address that lies in these networks.
-    endpoints: BTreeMap<F::Addr, usize>,
+    networks: Networks<F>,
+    /// How many endpoints and interfaces have each address that lies in these networks.
+    holders: BTreeMap<F::Addr, usize>,
     /// The same by Service; only those that have some.
-    of_services: BTreeMap<ServiceName, Vec<F::Addr>>,
+    of_services: BTreeMap<ServiceName, Box<[F::Addr]>>,
+    /// The same for this node.
+    own: Box<[F::Addr]>,
+    /// Addresses that got or lost a holder since [`Unallocated::settle`].
+    touched: BTreeSet<F::Addr>,
     /// Whether networks changed since [`Unallocated::take_news`].
     is_news: bool,
 }
 
+/// The ServiceCIDRs of a family, and the networks of it that others have.
+fn sources<F: Family>(environment: &Environment) -> (BTreeSet<IpNet>, BTreeSet<IpNet>) {
+    let is_ours = |network: &IpNet| F::net(*network).is_some();
+    let cidrs = environment.service_cidrs.iter().copied();
+    (
+        cidrs.filter(is_ours).collect(),
+        networks_of_others(environment).filter(is_ours).collect(),
+    )
+}
+
+fn networks<F: Family>((cidrs, others): &(BTreeSet<IpNet>, BTreeSet<IpNet>)) -> Networks<F> {
+    let left = cidrs.iter().flat_map(|cidr| without(*cidr, others));
+    left.filter_map(F::net).collect()
+}
+
 impl<F: Family> Unallocated<F> {
     /// Nothing is dropped.
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             from: (BTreeSet::new(), BTreeSet::new()),
-            networks: BTreeSet::new(),
-            endpoints: BTreeMap::new(),
+            networks: Networks::default(),
+            holders: BTreeMap::new(),
             of_services: BTreeMap::new(),
+            own: Box::default(),
+            touched: BTreeSet::new(),
             is_news: false,
         }
     }
 
-    /// Takes in the environment and the Services that changed.
-    pub(super) fn apply(
-        &mut self,
-        services: &BTreeMap<ServiceName, ServiceInput>,
-        changed: &[ServiceName],
-        environment: &Environment,
-    ) {
-        let is_ours = |network: &IpNet| F::net(*network).is_some();
-        let cidrs = environment.service_cidrs.iter().copied();
-        let from = (
-            cidrs.filter(is_ours).collect(),
-            networks_of_others(environment).filter(is_ours).collect(),
-        );
-        if from == self.from {
-            for name in changed {
-                self.count(name, services.get(name));
+    /// Whether other networks are dropped in this environment, so that all Services must be counted anew.
+    pub(super) fn differs(&self, environment: &Environment) -> bool {
+        let from = sources::<F>(environment);
+        from != self.from && networks::<F>(&from) != self.networks
+    }
+
+    /// Takes in another environment; if it [differs](Self::differs), every Service must be counted next.
+    pub(super) fn set_environment(&mut self, environment: &Environment) {
+        let from = sources::<F>(environment);
+        if from != self.from {
+            self.is_news = true;
+            let networks = networks(&from);
+            self.from = from;
+            if networks != self.networks {
+                self.networks = networks;
+                let before = std::mem::take(&mut self.holders);
+                self.touched.extend(before.into_keys());
+                self.of_services.clear();
+                self.own = Box::default();
             }
+        }
+        let own = environment.local_addresses.iter().copied();
+        let own = self.held(own);
+        self.hold(&own);
+        let before = std::mem::replace(&mut self.own, own);
+        self.release(&before);
+    }
+
+    /// Counts the endpoints of a Service instead of those that it had before.
+    pub(super) fn count(&mut self, name: &ServiceName, input: Option<&ServiceInput>) {
+        if let Some(before) = self.of_services.remove(name) {
+            self.release(&before);
+        }
+        if self.networks.is_empty() {
             return;
         }
-        self.is_news = true;
-        let (cidrs, others) = &from;
-        let networks: BTreeSet<F::Net> = cidrs
-            .iter()
-            .flat_map(|cidr| without(*cidr, others))
-            .filter_map(F::net)
-            .collect();
-        self.from = from;
-        if networks == self.networks {
-            for name in changed {
-                self.count(name, services.get(name));
-            }
-        } else {
-            self.networks = networks;
-            self.endpoints.clear();
-            self.of_services.clear();
-            for (name, input) in services {
-                self.count(name, Some(input));
+        let slices = input.into_iter().flat_map(|input| &input.slices);
+        let endpoints = slices.flat_map(|slice| slice.endpoints.iter());
+        let held = self.held(endpoints.map(|endpoint| endpoint.address));
+        if !held.is_empty() {
+            self.hold(&held);
+            self.of_services.insert(name.clone(), held);
+        }
+    }
+
+    /// The Services with endpoints in these networks.
+    pub(super) fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.of_services.keys()
+    }
+
+    /// Brings the addresses in these networks that are not dropped up to date; which came, and which went.
+    pub(super) fn settle(
+        &mut self,
+        spared: &mut BTreeSet<F::Addr>,
+    ) -> (BTreeSet<F::Addr>, BTreeSet<F::Addr>) {
+        let (mut added, mut removed) = (BTreeSet::new(), BTreeSet::new());
+        for address in std::mem::take(&mut self.touched) {
+            if self.holders.contains_key(&address) {
+                if spared.insert(address) {
+                    added.insert(address);
+                }
+            } else if spared.remove(&address) {
+                removed.insert(address);
             }
         }
+        (added, removed)
     }
 
     /// Whether networks changed since the last call, so that there may be something else to tell.
@@ -93,47 +141,33 @@ impl<F: Family> Unallocated<F> {
     }
 
     /// The networks whose addresses are dropped.
-    pub(super) const fn networks(&self) -> &BTreeSet<F::Net> {
+    pub(super) const fn networks(&self) -> &Networks<F> {
         &self.networks
     }
 
-    /// The addresses in these networks that are not dropped.
-    pub(super) fn spared(&self, environment: &Environment) -> BTreeSet<F::Addr> {
-        let own = environment.local_addresses.iter().copied();
-        let own = own.filter_map(F::addr).filter(|a| self.holds(*a));
-        own.chain(self.endpoints.keys().copied()).collect()
+    /// Those of the addresses that lie in these networks.
+    fn held(&self, addresses: impl Iterator<Item = IpAddr>) -> Box<[F::Addr]> {
+        let ours = addresses.filter_map(F::addr);
+        ours.filter(|address| self.networks.contains(*address))
+            .collect()
     }
 
-    fn holds(&self, address: F::Addr) -> bool {
-        self.networks
-            .iter()
-            .any(|network| F::contains(network, address))
+    fn hold(&mut self, addresses: &[F::Addr]) {
+        for address in addresses {
+            *self.holders.entry(*address).or_default() += 1;
+            self.touched.insert(*address);
+        }
     }
 
-    /// Counts the endpoints of a Service instead of those that it had before.
-    fn count(&mut self, name: &ServiceName, input: Option<&ServiceInput>) {
-        for address in self.of_services.remove(name).unwrap_or_default() {
-            if let Some(n) = self.endpoints.get_mut(&address) {
-                *n -= 1;
-                if *n == 0 {
-                    self.endpoints.remove(&address);
+    fn release(&mut self, addresses: &[F::Addr]) {
+        for address in addresses {
+            if let Entry::Occupied(mut holders) = self.holders.entry(*address) {
+                *holders.get_mut() -= 1;
+                if *holders.get() == 0 {
+                    holders.remove();
                 }
             }
-        }
-        if self.networks.is_empty() {
-            return;
-        }
-        let slices = input.into_iter().flat_map(|input| &input.slices);
-        let addresses: Vec<F::Addr> = slices
-            .flat_map(|slice| slice.endpoints.iter())
-            .filter_map(|endpoint| F::addr(endpoint.address))
-            .filter(|address| self.holds(*address))
-            .collect();
-        for address in &addresses {
-            *self.endpoints.entry(*address).or_default() += 1;
-        }
-        if !addresses.is_empty() {
-            self.of_services.insert(name.clone(), addresses);
+            self.touched.insert(*address);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::forwarding::{InterfaceName, MarkBit};
+use crate::forwarding::{InterfaceName, MarkBit, Netfilter};
 
 /// The settings that `compile` reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,14 +14,12 @@ pub struct Policy {
     pub cluster_cidrs: Box<[IpNet]>,
     /// Whether every ClusterIP connection is masqueraded. Spec: SRC-4.
     pub masquerade_all: bool,
-    /// The mark that asks for masquerading. Spec: SRC-10.
-    pub masquerade_bit: MarkBit,
     /// Which of the node's addresses accept NodePort traffic. Spec: NP-2.
     pub node_port_addresses: NodePortAddresses,
     /// The feature gate `AllowServiceExternalIPs`. Spec: EXT-4.
     pub allow_external_ips: bool,
-    /// Whether conntrack is not liberal, so that INVALID packets must be dropped. Spec: CT-7.
-    pub drop_invalid: bool,
+    /// What only datapaths of netfilter need.
+    pub netfilter: Netfilter,
 }
 
 impl Default for Policy {
@@ -31,10 +29,12 @@ impl Default for Policy {
             detect_local: DetectLocal::ClusterCidr { v4: None, v6: None },
             cluster_cidrs: Box::default(),
             masquerade_all: false,
-            masquerade_bit: MarkBit::DEFAULT,
             node_port_addresses: NodePortAddresses::primary(),
             allow_external_ips: true,
-            drop_invalid: true,
+            netfilter: Netfilter {
+                masquerade_bit: MarkBit::DEFAULT,
+                drop_invalid: true,
+            },
         }
     }
 }

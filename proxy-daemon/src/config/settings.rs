@@ -17,7 +17,7 @@ pub struct Config {
     pub mode: Mode,
     /// Where the cluster's objects come from.
     pub source: Source,
-    /// What `compile` reads; `drop_invalid` becomes final when the sysctl was read (CT-7).
+    /// What `compile` reads; `netfilter.drop_invalid` becomes final when the sysctl was read (CT-7).
     pub policy: Policy,
     /// Our Node's name. Spec: NODE-1.
     pub node_name: Arc<str>,

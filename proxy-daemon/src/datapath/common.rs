@@ -1,6 +1,6 @@
 //! What do the rules of all netfilter datapaths have in common?
 
-use crate::forwarding::{BackendSet, Globals, Route};
+use crate::forwarding::{BackendSet, Changes, Globals, Route};
 use crate::net::Family;
 
 /// Whose source becomes this node's.
@@ -38,13 +38,39 @@ pub(crate) fn common_forward(routes: [Route; 3]) -> Option<(BackendSet, Masquera
 pub(crate) fn have_same_rules<F: Family>(one: &Globals<F>, other: &Globals<F>) -> bool {
     let Globals {
         detector,
-        masquerade_bit,
+        local_addresses: _,
         node_port_addresses: _,
         service_cidrs: _,
-        spared: _,
-        drop_invalid,
+        netfilter,
     } = other;
-    one.detector == *detector
-        && one.masquerade_bit == *masquerade_bit
-        && one.drop_invalid == *drop_invalid
+    one.detector == *detector && one.netfilter == *netfilter
+}
+
+/// Whether these globals, which have the same rules, have the same elements too.
+///
+/// Which addresses are the node's own, the kernel knows better (`fib`, `addrtype`).
+pub(crate) fn have_same_elements<F: Family>(one: &Globals<F>, other: &Globals<F>) -> bool {
+    let Globals {
+        detector: _,
+        local_addresses: _,
+        node_port_addresses,
+        service_cidrs,
+        netfilter: _,
+    } = other;
+    one.node_port_addresses == *node_port_addresses && one.service_cidrs == *service_cidrs
+}
+
+/// Whether these changes, which lead to `now`, are none for netfilter.
+pub(crate) fn is_nothing<F: Family>(changes: &Changes<F>, now: &Globals<F>) -> bool {
+    let Changes {
+        globals,
+        spared_added,
+        spared_removed,
+        service_ports,
+    } = changes;
+    let is_same = |old| have_same_rules(old, now) && have_same_elements(old, now);
+    globals.as_ref().is_none_or(is_same)
+        && spared_added.is_empty()
+        && spared_removed.is_empty()
+        && service_ports.is_empty()
 }

@@ -2,16 +2,17 @@
 //!
 //! Each test has a network namespace of its own, so they need root.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::SyncReport;
 use crate::forwarding::{
     Backend, BackendSet, Change, Changes, Detector, Exposure, ForwardingState, Frontend,
-    FrontendAddress, FrontendKey, Globals, MarkBit, Route, Routes, ServicePort, ServicePortId,
+    FrontendAddress, FrontendKey, Globals, MarkBit, Netfilter, Route, Routes, ServicePort,
+    ServicePortId,
 };
-use crate::net::{Family, L4Proto, Port};
+use crate::net::{Family, L4Proto, Networks, Port};
 
 /// Runs a test on a thread in a network namespace of its own.
 pub(super) fn in_netns(test: impl FnOnce() + Send + 'static) {
@@ -77,15 +78,19 @@ fn to(set: BackendSet, masquerade: bool) -> Route {
 fn globals<F: Family>() -> Globals<F> {
     Globals {
         detector: Some(Detector::Network(net::<F>(0xf4_0000, 16))),
-        masquerade_bit: MarkBit::DEFAULT,
+        local_addresses: BTreeSet::from([address::<F>(0xc0_0002)]),
         node_port_addresses: BTreeSet::from([address::<F>(0xc0_0002)]),
-        service_cidrs: BTreeSet::from([
+        service_cidrs: [
             net::<F>(0x60_0000, 16),
             net::<F>(0x61_0000, 16),
             net::<F>(0x70_0000, 8),
-        ]),
-        spared: BTreeSet::from([address::<F>(0x60_0909)]),
-        drop_invalid: true,
+        ]
+        .into_iter()
+        .collect(),
+        netfilter: Netfilter {
+            masquerade_bit: MarkBit::DEFAULT,
+            drop_invalid: true,
+        },
     }
 }
 
@@ -94,6 +99,7 @@ pub(super) fn state<F: Family>(
 ) -> ForwardingState<F> {
     ForwardingState {
         globals: globals(),
+        spared: BTreeSet::from([address::<F>(0x60_0909)]),
         service_ports: service_ports
             .into_iter()
             .map(|sp| (sp.id.clone(), Arc::new(sp)))
@@ -125,27 +131,21 @@ pub(super) fn service_port<F: Family>(number: u16, n: u32, traits: u8) -> Servic
     let protocol = if has(0) { L4Proto::Udp } else { L4Proto::Tcp };
     let cluster_ip = address::<F>(0x60_0000 + number32);
     let reject = Routes::all(Route::Reject);
-    let mut frontends = BTreeMap::new();
-    let mut add = |at: FrontendAddress<F>, port_number, exposure, routes, source_ranges| {
+    let mut frontends = Vec::new();
+    let mut add = |at: FrontendAddress<F>, port_number, exposure, routes| {
         let key = FrontendKey {
             address: at,
             protocol,
             port: port(port_number),
         };
         let routes = if n == 0 { reject } else { routes };
-        let frontend = Frontend {
-            exposure,
-            routes,
-            source_ranges,
-        };
-        frontends.insert(key, frontend);
+        frontends.push((key, Frontend { exposure, routes }));
     };
     add(
         FrontendAddress::Vip(cluster_ip),
         80,
         Exposure::ClusterIp,
         cluster_ip_routes(),
-        None,
     );
     let external = if has(1) {
         let extn = if has(2) {
@@ -163,23 +163,21 @@ pub(super) fn service_port<F: Family>(number: u16, n: u32, traits: u8) -> Servic
             30000 + number,
             Exposure::NodePort,
             external,
-            None,
         );
     }
     if has(4) {
-        let ranges = has(5).then(|| {
-            Arc::from([
-                net::<F>(0xcb_0000, 8),
-                net::<F>(0xcb_0100, 8),
-                net::<F>(0xcb_0500, 3),
-            ])
-        });
+        let ranges = [
+            net::<F>(0xcb_0000, 8),
+            net::<F>(0xcb_0100, 8),
+            net::<F>(0xcb_0500, 3),
+        ];
+        let source_ranges = has(5).then(|| Arc::new(ranges.into_iter().collect()));
         let vip = FrontendAddress::Vip(address::<F>(0xc8_0000 + number32));
-        add(vip, 80, Exposure::LoadBalancer, external, ranges);
+        add(vip, 80, Exposure::LoadBalancer { source_ranges }, external);
     }
     if has(6) {
         let vip = FrontendAddress::Vip(address::<F>(0xc9_0000 + number32));
-        add(vip, 80, Exposure::ExternalIp, external, None);
+        add(vip, 80, Exposure::ExternalIp, external);
     }
     let service = format!("default/web-{number}");
     ServicePort {
@@ -194,7 +192,7 @@ pub(super) fn service_port<F: Family>(number: u16, n: u32, traits: u8) -> Servic
             Box::default()
         },
         live: Box::default(),
-        frontends,
+        frontends: frontends.into_iter().collect(),
     }
 }
 
@@ -223,6 +221,8 @@ pub(super) fn changes<F: Family>(old: &ForwardingState<F>, new: &ForwardingState
     };
     Changes {
         globals: (old.globals != new.globals).then(|| old.globals.clone()),
+        spared_added: new.spared.difference(&old.spared).copied().collect(),
+        spared_removed: old.spared.difference(&new.spared).copied().collect(),
         service_ports: ids
             .into_iter()
             .map(|id| (id.clone(), change(id)))
@@ -262,15 +262,16 @@ pub(super) fn some_state<F: Family>(numbers: &mut Numbers) -> ForwardingState<F>
         .map(|i| address::<F>(0xc0_0002 + i))
         .collect();
     if numbers.below(2) == 0 {
-        state.globals.service_cidrs.insert(net::<F>(0x62_0000, 16));
+        let more = state.globals.service_cidrs.iter().copied();
+        state.globals.service_cidrs = more.chain([net::<F>(0x62_0000, 16)]).collect();
     }
     let spared = (0..numbers.below(3)).map(|i| address::<F>(0x61_0900 + i));
-    state.globals.spared.extend(spared);
+    state.spared.extend(spared);
     state
 }
 
 /// A set of networks of the pool: some that touch, nest or repeat, and the ends of the space.
-pub(super) fn some_networks<F: Family>(numbers: &mut Numbers) -> BTreeSet<F::Net> {
+pub(super) fn some_networks<F: Family>(numbers: &mut Numbers) -> Networks<F> {
     let bits = u8::try_from(F::ADDR_LEN * 8).unwrap();
     let edge = |byte: u8, prefix: u8| {
         let address = F::read_addr(&vec![byte; F::ADDR_LEN]).unwrap();

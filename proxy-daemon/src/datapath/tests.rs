@@ -9,7 +9,9 @@ use super::fixtures::{
 use super::iptables::{Flavour, Iptables};
 use super::nftables::Nftables;
 use super::{Datapath, DatapathError};
-use crate::forwarding::ForwardingState;
+use std::sync::Arc;
+
+use crate::forwarding::{Exposure, ForwardingState};
 use crate::net::Family;
 
 type Open<F> = fn() -> Result<Box<dyn Datapath<F>>, DatapathError>;
@@ -101,12 +103,14 @@ fn rej_7_any_networks_follow_any_others<F: Family>(open: Open<F>) {
     let mut numbers = Numbers(11);
     let mut some = || {
         let mut guarded = service_port::<F>(1, 2, 0b0011_0000);
-        for frontend in guarded.frontends.values_mut() {
-            if frontend.source_ranges.is_some() {
-                let ranges = some_networks::<F>(&mut numbers);
-                frontend.source_ranges = Some(ranges.into_iter().collect());
+        let frontends = guarded.frontends.iter().map(|(key, frontend)| {
+            let mut frontend = frontend.clone();
+            if let Exposure::LoadBalancer { source_ranges } = &mut frontend.exposure {
+                *source_ranges = Some(Arc::new(some_networks::<F>(&mut numbers)));
             }
-        }
+            (*key, frontend)
+        });
+        guarded.frontends = frontends.collect();
         let mut some = state([guarded]);
         some.globals.service_cidrs = some_networks::<F>(&mut numbers);
         some

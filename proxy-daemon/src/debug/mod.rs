@@ -5,7 +5,6 @@
 //! answers, whatever carries them (XM-15).
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::de::{Error as _, IntoDeserializer as _, value};
@@ -21,8 +20,6 @@ pub struct Inside {
     pub v4: Option<ForwardingState<V4>>,
     /// The IPv6 forwarding state.
     pub v6: Option<ForwardingState<V6>>,
-    /// Every address of this node.
-    pub local_addresses: BTreeSet<IpAddr>,
     /// What could not be used of the objects in force, a line each.
     pub diagnostics: Vec<String>,
 }
@@ -79,7 +76,6 @@ impl Inside {
         };
         let packet = Packet {
             source,
-            source_is_local: self.local_addresses.contains(&query.from),
             ingress: query.interface.as_deref(),
             destination,
             transport: match query.port {
@@ -191,7 +187,6 @@ pub enum ExplainError {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use serde_json::{Value, json};
@@ -199,7 +194,7 @@ mod tests {
     use super::*;
     use crate::forwarding::{
         Backend, BackendSet, Detector, Exposure, Frontend, FrontendAddress, FrontendKey, Globals,
-        MarkBit, Route, Routes, ServicePort, ServicePortId,
+        MarkBit, Netfilter, Route, Routes, ServicePort, ServicePortId,
     };
 
     fn parse(query: &str) -> Result<Explain, serde_urlencoded::de::Error> {
@@ -250,13 +245,7 @@ mod tests {
                 protocol: L4Proto::Tcp,
                 port: port(80),
             };
-            let source_ranges = Some(Arc::from(["192.0.2.0/24".parse().unwrap()]));
-            let frontend = Frontend {
-                exposure,
-                routes,
-                source_ranges,
-            };
-            (key, frontend)
+            (key, Frontend { exposure, routes })
         };
         let service_port = ServicePort::<V4> {
             id: ServicePortId::new(&"ns/a", "", L4Proto::Tcp),
@@ -270,10 +259,14 @@ mod tests {
             .into(),
             local: [].into(),
             live: [].into(),
-            frontends: BTreeMap::from([
+            frontends: [
                 frontend(
                     FrontendAddress::Vip("10.96.0.10".parse().unwrap()),
-                    Exposure::ClusterIp,
+                    Exposure::LoadBalancer {
+                        source_ranges: Some(Arc::new(
+                            ["192.0.2.0/24".parse().unwrap()].into_iter().collect(),
+                        )),
+                    },
                     Routes::all(route),
                 ),
                 frontend(
@@ -281,17 +274,22 @@ mod tests {
                     Exposure::NodePort,
                     Routes::all(Route::Drop),
                 ),
-            ]),
+            ]
+            .into_iter()
+            .collect(),
         };
         ForwardingState {
             globals: Globals {
                 detector: Some(Detector::Network("10.244.0.0/16".parse().unwrap())),
-                masquerade_bit: MarkBit::DEFAULT,
+                local_addresses: ["192.0.2.1".parse().unwrap()].into(),
                 node_port_addresses: ["192.0.2.1".parse().unwrap()].into(),
-                service_cidrs: ["10.96.0.0/16".parse().unwrap()].into(),
-                spared: [].into(),
-                drop_invalid: true,
+                service_cidrs: ["10.96.0.0/16".parse().unwrap()].into_iter().collect(),
+                netfilter: Netfilter {
+                    masquerade_bit: MarkBit::DEFAULT,
+                    drop_invalid: true,
+                },
             },
+            spared: [].into(),
             service_ports: [(service_port.id.clone(), Arc::new(service_port))].into(),
         }
     }
@@ -311,6 +309,7 @@ mod tests {
                     "globals": {
                         "detector": {"network": "10.244.0.0/16"},
                         "masqueradeBit": 14,
+                        "localAddresses": ["192.0.2.1"],
                         "nodePortAddresses": ["192.0.2.1"],
                         "serviceCIDRs": ["10.96.0.0/16"],
                         "spared": [],
@@ -326,7 +325,7 @@ mod tests {
                         "live": [],
                         "frontends": [
                             {
-                                "exposure": "ClusterIP",
+                                "exposure": "LoadBalancer",
                                 "address": "10.96.0.10",
                                 "protocol": "tcp",
                                 "port": 80,
@@ -339,7 +338,7 @@ mod tests {
                                 "protocol": "tcp",
                                 "port": 80,
                                 "routes": {"pod": "drop", "host": "drop", "extn": "drop"},
-                                "sourceRanges": ["192.0.2.0/24"],
+                                "sourceRanges": null,
                             },
                         ],
                     }],

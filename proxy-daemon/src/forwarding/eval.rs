@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    BackendSet, Because, Decision, Detector, ForwardingState, Frontend, FrontendAddress,
+    BackendSet, Because, Decision, Detector, Exposure, ForwardingState, Frontend, FrontendAddress,
     FrontendKey, Hop, Packet, Route, ServicePort, SourceClass, Transport, Verdict,
 };
 use crate::net::Family;
@@ -68,7 +68,7 @@ impl<'a, F: Family> Oracle<'a, F> {
         };
         if is_pod {
             SourceClass::Pod
-        } else if packet.source_is_local {
+        } else if self.state.globals.local_addresses.contains(&packet.source) {
             SourceClass::Host
         } else {
             SourceClass::Extn
@@ -104,13 +104,7 @@ impl<'a, F: Family> Oracle<'a, F> {
         let to = packet.destination;
         if self.cluster_ips.contains(&to) {
             (Verdict::Reject, Because::UnknownPort)
-        } else if self
-            .state
-            .globals
-            .service_cidrs
-            .iter()
-            .any(|cidr| F::contains(cidr, to))
-            && !self.state.globals.spared.contains(&to)
+        } else if self.state.globals.service_cidrs.contains(to) && !self.state.spared.contains(&to)
         {
             (Verdict::Drop, Because::UnallocatedAddress)
         } else {
@@ -125,10 +119,17 @@ fn decide<F: Family>(
     class: SourceClass,
     packet: &Packet<'_, F>,
 ) -> (Verdict<F>, Because) {
-    let is_allowed = frontend
-        .source_ranges
-        .as_ref()
-        .is_none_or(|ranges| ranges.iter().any(|range| F::contains(range, packet.source)));
+    let is_allowed = match &frontend.exposure {
+        Exposure::LoadBalancer {
+            source_ranges: Some(ranges),
+        } => ranges.contains(packet.source),
+        Exposure::LoadBalancer {
+            source_ranges: None,
+        }
+        | Exposure::ClusterIp
+        | Exposure::ExternalIp
+        | Exposure::NodePort => true,
+    };
     if !is_allowed {
         return (Verdict::Drop, Because::SourceRanges);
     }

@@ -8,15 +8,17 @@
 mod eval;
 mod explain;
 mod packet;
+mod settings;
 mod state;
 mod table;
 
 pub use eval::Oracle;
 pub use explain::explain;
 pub use packet::{Because, Decision, Hop, Packet, Transport, Verdict};
+pub use settings::{InterfaceName, MarkBit, Netfilter};
 pub use state::{
     Backend, BackendSet, Change, Changes, Detector, Exposure, ForwardingState, Frontend,
-    FrontendAddress, FrontendKey, Globals, InterfaceName, MarkBit, Route, Routes, ServicePort,
-    ServicePortId, SourceClass,
+    FrontendAddress, FrontendKey, Frontends, Globals, Route, Routes, ServicePort, ServicePortId,
+    SourceClass,
 };
 pub use table::table;

@@ -9,8 +9,6 @@ use super::{Backend, FrontendKey, ServicePortId, SourceClass};
 pub struct Packet<'a, F: Family> {
     /// Its source address.
     pub source: F::Addr,
-    /// Whether the source address is assigned to this node.
-    pub source_is_local: bool,
     /// The interface it entered through; `None` if this node sends it.
     pub ingress: Option<&'a str>,
     /// Its destination address.

@@ -2,8 +2,10 @@
 //!
 //! Invariants, upheld by `compile` and relied on by every datapath:
 //! - a [`FrontendKey`] belongs to at most one [`ServicePort`] of a state (SVC-14 is decided already);
+//! - a frontend is at [`FrontendAddress::Node`] if and only if its exposure is [`Exposure::NodePort`];
 //! - backend lists are sorted and free of duplicates;
-//! - a [`Route::Forward`] names a set of its ServicePort that is not empty.
+//! - a [`Route::Forward`] names a set of its ServicePort that is not empty;
+//! - without a detector, POD has the route of EXTN (DL-5).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,16 +13,17 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use crate::net::{Family, L4Proto, Port};
+use super::{InterfaceName, Netfilter};
+use crate::net::{Family, L4Proto, Networks, Port};
 
 /// What must happen to the packets of one family.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase", bound = "")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardingState<F: Family> {
     /// What is the same for all ServicePorts.
     pub globals: Globals<F>,
+    /// The addresses in [`Globals::service_cidrs`] that are not dropped: this node's and endpoints'.
+    pub spared: BTreeSet<F::Addr>,
     /// Every ServicePort that exists in this family, also those that forward nothing.
-    #[serde(serialize_with = "values")]
     pub service_ports: BTreeMap<ServicePortId, Arc<ServicePort<F>>>,
 }
 
@@ -30,17 +33,16 @@ pub struct ForwardingState<F: Family> {
 pub struct Globals<F: Family> {
     /// Who counts as POD; `None` if there is no detector, and so no POD. Spec: DL-5.
     pub detector: Option<Detector<F>>,
-    /// The mark that asks for masquerading. Spec: SRC-10.
-    pub masquerade_bit: MarkBit,
+    /// Every address of this node, loopback too: the sources that count as HOST.
+    pub local_addresses: BTreeSet<F::Addr>,
     /// The addresses of this node that accept NodePort traffic. Spec: NP-2.
     pub node_port_addresses: BTreeSet<F::Addr>,
     /// Where addresses that are no live ClusterIP are dropped. Spec: REJ-6.
     #[serde(rename = "serviceCIDRs")]
-    pub service_cidrs: BTreeSet<F::Net>,
-    /// Addresses in these networks that are not: this node's and endpoints'.
-    pub spared: BTreeSet<F::Addr>,
-    /// Whether packets of endpoints that conntrack calls INVALID must be dropped. Spec: CT-7.
-    pub drop_invalid: bool,
+    pub service_cidrs: Networks<F>,
+    /// What only datapaths of netfilter need.
+    #[serde(flatten)]
+    pub netfilter: Netfilter,
 }
 
 /// The rule that says which packets come from a pod.
@@ -55,61 +57,6 @@ pub enum Detector<F: Family> {
     Interface(InterfaceName),
     /// Those that entered through an interface whose name starts so.
     InterfacePrefix(InterfaceName),
-}
-
-/// A network interface's name, or the beginning of one.
-///
-/// Unit: 1 to 15 bytes, no slash and no white space.
-/// Source: `dev_valid_name()` and `IFNAMSIZ` in the kernel.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct InterfaceName(Arc<str>);
-
-impl InterfaceName {
-    /// The name, or `None` if no interface can have it.
-    pub fn new(name: &str) -> Option<Self> {
-        let fits = (1..=15).contains(&name.len());
-        let clean = !name
-            .bytes()
-            .any(|b| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace());
-        (fits && clean && name != "." && name != "..").then(|| Self(name.into()))
-    }
-
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for InterfaceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
-/// One bit of the packet mark.
-///
-/// Unit: bit number, 0 to 31. Default 14, the mark 0x4000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct MarkBit(u8);
-
-impl MarkBit {
-    /// kube-proxy's default.
-    pub const DEFAULT: Self = Self(14);
-
-    /// The bit with this number; `None` above 31.
-    pub const fn new(bit: u8) -> Option<Self> {
-        if bit < 32 { Some(Self(bit)) } else { None }
-    }
-
-    /// The mark with just this bit set.
-    pub const fn mask(self) -> u32 {
-        1 << self.0
-    }
-
-    /// The bit's number.
-    pub const fn bit(self) -> u8 {
-        self.0
-    }
 }
 
 /// The name of a ServicePort: `namespace/name:port/protocol`, `namespace/name/protocol` if unnamed.
@@ -166,22 +113,10 @@ pub struct ServicePort<F: Family> {
     /// Endpoints whose UDP flows are kept: serving or ready ones, sorted; empty unless UDP. Spec: CT-2.
     pub live: Box<[Backend<F>]>,
     /// Where it answers, without the frontends that another ServicePort won.
-    #[serde(serialize_with = "entries")]
-    pub frontends: BTreeMap<FrontendKey<F>, Frontend<F>>,
+    pub frontends: Frontends<F>,
 }
 
 impl<F: Family> ServicePort<F> {
-    /// The frontend that names this ServicePort in the kernel: its ClusterIP's if it has it, else its first.
-    ///
-    /// No two ServicePorts of a state have the same one. `None` if it has no frontend at all.
-    pub fn key_frontend(&self) -> Option<FrontendKey<F>> {
-        self.frontends
-            .iter()
-            .find(|(_, frontend)| frontend.exposure == Exposure::ClusterIp)
-            .or_else(|| self.frontends.first_key_value())
-            .map(|(key, _)| *key)
-    }
-
     /// The backends of one of its sets.
     pub fn backends(&self, set: BackendSet) -> &[Backend<F>] {
         match set {
@@ -229,41 +164,94 @@ pub enum FrontendAddress<F: Family> {
     Node,
 }
 
+/// The frontends of a ServicePort, sorted by key.
+///
+/// A slice, because most have one or two, and a tree would take ten times the memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontends<F: Family>(Box<[(FrontendKey<F>, Frontend<F>)]>);
+
+impl<F: Family> FromIterator<(FrontendKey<F>, Frontend<F>)> for Frontends<F> {
+    /// Of several with the same key, the last counts.
+    fn from_iter<I: IntoIterator<Item = (FrontendKey<F>, Frontend<F>)>>(frontends: I) -> Self {
+        let frontends: BTreeMap<_, _> = frontends.into_iter().collect();
+        Self(frontends.into_iter().collect())
+    }
+}
+
+impl<F: Family> Frontends<F> {
+    /// Each frontend with its key, in the order of keys.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&FrontendKey<F>, &Frontend<F>)> {
+        self.0.iter().map(|(key, frontend)| (key, frontend))
+    }
+
+    /// The keys, in order.
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &FrontendKey<F>> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    /// The frontends, in the order of keys.
+    pub fn values(&self) -> impl ExactSizeIterator<Item = &Frontend<F>> {
+        self.0.iter().map(|(_, frontend)| frontend)
+    }
+
+    /// The frontend with this key.
+    pub fn get(&self, key: &FrontendKey<F>) -> Option<&Frontend<F>> {
+        let found = self.0.binary_search_by_key(key, |(key, _)| *key);
+        found
+            .ok()
+            .and_then(|at| self.0.get(at))
+            .map(|(_, frontend)| frontend)
+    }
+
+    /// Whether there is a frontend with this key.
+    pub fn contains_key(&self, key: &FrontendKey<F>) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// How a frontend treats the packets addressed to it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase", bound = "")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend<F: Family> {
-    /// Why it exists.
-    pub exposure: Exposure,
+    /// Why it exists, and what that asks for.
+    pub exposure: Exposure<F>,
     /// Where packets of each source class go.
     pub routes: Routes,
-    /// If set, packets from other sources are dropped before anything else. Sorted, never empty.
-    ///
-    /// Spec: FW-1 to FW-7; the addresses of FW-3 are in it already.
-    pub source_ranges: Option<Arc<[F::Net]>>,
 }
 
 /// Why a frontend exists, strongest claim first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub enum Exposure {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exposure<F: Family> {
     /// It is the Service's ClusterIP.
-    #[serde(rename = "ClusterIP")]
     ClusterIp,
     /// It is one of `spec.externalIPs`.
-    #[serde(rename = "ExternalIP")]
     ExternalIp,
-    /// It is one of `status.loadBalancer.ingress`.
-    LoadBalancer,
+    /// It is one of `status.loadBalancer.ingress`, the only ones that source ranges apply to (FW-1).
+    LoadBalancer {
+        /// If set, packets from other sources are dropped before anything else. Never empty.
+        ///
+        /// Spec: FW-2 to FW-7; the addresses of FW-3 are in it already.
+        source_ranges: Option<Arc<Networks<F>>>,
+    },
     /// It is the port's `nodePort`.
     NodePort,
 }
 
-impl fmt::Display for Exposure {
+impl<F: Family> fmt::Display for Exposure<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::ClusterIp => "ClusterIP",
             Self::ExternalIp => "ExternalIP",
-            Self::LoadBalancer => "LoadBalancer",
+            Self::LoadBalancer { .. } => "LoadBalancer",
             Self::NodePort => "NodePort",
         })
     }
@@ -366,6 +354,10 @@ impl<F: Family> Serialize for Backend<F> {
 pub struct Changes<F: Family> {
     /// The globals before, if they changed.
     pub globals: Option<Globals<F>>,
+    /// The addresses that came to [`ForwardingState::spared`].
+    pub spared_added: BTreeSet<F::Addr>,
+    /// The addresses that went from there.
+    pub spared_removed: BTreeSet<F::Addr>,
     /// The ServicePorts that changed.
     pub service_ports: BTreeMap<ServicePortId, Change<F>>,
 }
@@ -374,6 +366,8 @@ impl<F: Family> Default for Changes<F> {
     fn default() -> Self {
         Self {
             globals: None,
+            spared_added: BTreeSet::new(),
+            spared_removed: BTreeSet::new(),
             service_ports: BTreeMap::new(),
         }
     }
@@ -382,7 +376,16 @@ impl<F: Family> Default for Changes<F> {
 impl<F: Family> Changes<F> {
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
-        self.globals.is_none() && self.service_ports.is_empty()
+        let Self {
+            globals,
+            spared_added,
+            spared_removed,
+            service_ports,
+        } = self;
+        globals.is_none()
+            && spared_added.is_empty()
+            && spared_removed.is_empty()
+            && service_ports.is_empty()
     }
 }
 
@@ -421,17 +424,57 @@ fn values<S: Serializer, K, V: Serialize>(
     serializer.collect_seq(map.values())
 }
 
-/// Each key with its value as one object.
-fn entries<S: Serializer, K: Serialize, V: Serialize>(
-    map: &BTreeMap<K, V>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Entry<K, V> {
-        #[serde(flatten)]
-        key: K,
-        #[serde(flatten)]
-        value: V,
+/// The spared addresses are shown with the networks that they are in.
+impl<F: Family> Serialize for ForwardingState<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        #[serde(bound = "")]
+        struct All<'a, F: Family> {
+            #[serde(flatten)]
+            globals: &'a Globals<F>,
+            spared: &'a BTreeSet<F::Addr>,
+        }
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase", bound = "")]
+        struct State<'a, F: Family> {
+            globals: All<'a, F>,
+            #[serde(serialize_with = "values")]
+            service_ports: &'a BTreeMap<ServicePortId, Arc<ServicePort<F>>>,
+        }
+        let Self {
+            globals,
+            spared,
+            service_ports,
+        } = self;
+        let globals = All { globals, spared };
+        State {
+            globals,
+            service_ports,
+        }
+        .serialize(serializer)
     }
-    serializer.collect_seq(map.iter().map(|(key, value)| Entry { key, value }))
+}
+
+/// Each frontend as one object.
+impl<F: Family> Serialize for Frontends<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase", bound = "")]
+        struct Entry<'a, F: Family> {
+            #[serde(flatten)]
+            key: &'a FrontendKey<F>,
+            exposure: String,
+            routes: Routes,
+            source_ranges: Option<&'a Networks<F>>,
+        }
+        serializer.collect_seq(self.iter().map(|(key, frontend)| Entry {
+            key,
+            exposure: frontend.exposure.to_string(),
+            routes: frontend.routes,
+            source_ranges: match &frontend.exposure {
+                Exposure::LoadBalancer { source_ranges } => source_ranges.as_deref(),
+                Exposure::ClusterIp | Exposure::ExternalIp | Exposure::NodePort => None,
+            },
+        }))
+    }
 }

@@ -3,11 +3,13 @@
 //! One line per frontend, one indented line per set of backends; equal states print equal text, so that
 //! two modes, or two sources, can be compared with `diff`. Spec: XM-15.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 
 use super::eval::set_name;
 use super::{
-    BackendSet, Detector, ForwardingState, Frontend, FrontendKey, Globals, Route, ServicePort,
+    BackendSet, Detector, Exposure, ForwardingState, Frontend, FrontendKey, Globals, Netfilter,
+    Route, ServicePort,
 };
 use crate::net::Family;
 
@@ -22,24 +24,31 @@ pub fn table<F: Family>(state: &ForwardingState<F>) -> String {
 fn write_state<F: Family>(out: &mut String, state: &ForwardingState<F>) -> fmt::Result {
     let ForwardingState {
         globals,
+        spared,
         service_ports,
     } = state;
     writeln!(out, "{}", F::FAMILY)?;
-    write_globals(out, globals)?;
+    write_globals(out, globals, spared)?;
     for port in service_ports.values() {
         write_port(out, port)?;
     }
     Ok(())
 }
 
-fn write_globals<F: Family>(out: &mut String, globals: &Globals<F>) -> fmt::Result {
+fn write_globals<F: Family>(
+    out: &mut String,
+    globals: &Globals<F>,
+    spared: &BTreeSet<F::Addr>,
+) -> fmt::Result {
     let Globals {
         detector,
-        masquerade_bit,
+        local_addresses,
         node_port_addresses,
         service_cidrs,
-        spared,
-        drop_invalid,
+        netfilter: Netfilter {
+            masquerade_bit,
+            drop_invalid,
+        },
     } = globals;
     match detector {
         None => writeln!(out, "  pods: not told apart")?,
@@ -48,12 +57,13 @@ fn write_globals<F: Family>(out: &mut String, globals: &Globals<F>) -> fmt::Resu
         Some(Detector::InterfacePrefix(prefix)) => writeln!(out, "  pods: through {prefix}*")?,
     }
     writeln!(out, "  masquerade mark: {:#x}", masquerade_bit.mask())?;
+    writeln!(out, "  node addresses: {}", list(local_addresses.iter()))?;
     writeln!(
         out,
         "  NodePort addresses: {}",
         list(node_port_addresses.iter())
     )?;
-    writeln!(out, "  ServiceCIDRs: {}", list(service_cidrs.iter()))?;
+    writeln!(out, "  ServiceCIDRs: {service_cidrs}")?;
     if !spared.is_empty() {
         writeln!(out, "    but not: {}", list(spared.iter()))?;
     }
@@ -80,7 +90,7 @@ fn write_port<F: Family>(out: &mut String, port: &ServicePort<F>) -> fmt::Result
         write!(out, ", affinity {seconds} s")?;
     }
     writeln!(out)?;
-    for (key, frontend) in frontends {
+    for (key, frontend) in frontends.iter() {
         write_frontend(out, *key, frontend)?;
     }
     for (set, backends) in [(BackendSet::Cluster, cluster), (BackendSet::Local, local)] {
@@ -96,11 +106,7 @@ fn write_frontend<F: Family>(
     key: FrontendKey<F>,
     frontend: &Frontend<F>,
 ) -> fmt::Result {
-    let Frontend {
-        exposure,
-        routes,
-        source_ranges,
-    } = frontend;
+    let Frontend { exposure, routes } = frontend;
     write!(out, "  {exposure} {key}: POD {}", RouteText(routes.pod))?;
     write!(
         out,
@@ -108,8 +114,11 @@ fn write_frontend<F: Family>(
         RouteText(routes.host),
         RouteText(routes.extn)
     )?;
-    if let Some(ranges) = source_ranges {
-        write!(out, "; only from {}", list(ranges.iter()))?;
+    if let Exposure::LoadBalancer {
+        source_ranges: Some(ranges),
+    } = exposure
+    {
+        write!(out, "; only from {ranges}")?;
     }
     writeln!(out)
 }

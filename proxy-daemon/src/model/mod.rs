@@ -17,4 +17,4 @@ pub use endpoint::{Endpoint, EndpointSlice, Hints, SlicePort};
 pub use ids::{ObjectName, ServiceName, SliceName};
 pub use node::{Node, ServiceCidr};
 pub use service::{AffinityTimeout, Service, ServiceKind, ServicePortSpec, TrafficPolicy};
-pub use snapshot::ServiceInput;
+pub use snapshot::{ServiceInput, Services};

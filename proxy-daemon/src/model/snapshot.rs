@@ -1,8 +1,9 @@
 //! What of the cluster is handed from the store to `compile`?
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{EndpointSlice, Service};
+use super::{EndpointSlice, Service, ServiceName};
 
 /// One Service as it is now: its object, if it exists, and its slices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,4 +12,13 @@ pub struct ServiceInput {
     pub service: Option<Arc<Service>>,
     /// Its EndpointSlices, by name.
     pub slices: Vec<Arc<EndpointSlice>>,
+}
+
+/// Services as they are now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Services {
+    /// All that there are.
+    All(BTreeMap<ServiceName, ServiceInput>),
+    /// Those of which the object or a slice changed.
+    Changed(BTreeMap<ServiceName, ServiceInput>),
 }

@@ -11,9 +11,11 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+mod networks;
 mod parse;
 mod special;
 
+pub use networks::Networks;
 pub use parse::{AddressError, parse_address, parse_network};
 pub(crate) use special::{holds_loopback, link_local, never_unicast};
 

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use crate::compile::{Compiled, Compiler, Environment};
+use crate::compile::{Compiled, Compiler};
 use crate::config::Periods;
 use crate::datapath::DatapathError;
 use crate::diagnostics::{About, Diagnostics};
 use crate::health::Health;
+use crate::model::Services;
 use crate::net::{IpFamily, V4, V6};
 use crate::sys::{Clock, memory};
 use crate::watch::Drained;
@@ -59,8 +60,6 @@ pub trait Intake: Send {
 pub struct View<'a> {
     /// The forwarding states.
     pub compiler: Option<&'a Compiler>,
-    /// What was compiled against.
-    pub environment: Option<&'a Environment>,
 }
 
 /// The loop; [`Sync::run`] is its thread.
@@ -75,7 +74,6 @@ pub struct Sync<I: Intake> {
     v6: Option<Carrier<V6>>,
     primary: IpFamily,
     compiler: Option<Compiler>,
-    environment: Option<Environment>,
     diagnostics: Arc<Diagnostics>,
     /// When the oldest change that is not taken in yet was announced.
     requested: Option<Instant>,
@@ -111,7 +109,6 @@ impl<I: Intake> Sync<I> {
             v6: None,
             primary: IpFamily::V4,
             compiler: None,
-            environment: None,
             diagnostics: Arc::default(),
             requested: Some(now),
             not_before: None,
@@ -174,7 +171,6 @@ impl<I: Intake> Sync<I> {
             for question in mail.questions {
                 question(&View {
                     compiler: self.compiler.as_ref(),
-                    environment: self.environment.as_ref(),
                 });
             }
         }
@@ -236,10 +232,59 @@ impl<I: Intake> Sync<I> {
 
     /// Drains and compiles; `None` if there is nothing to compile yet.
     fn take_in(&mut self, now: Instant) -> Option<Compiled> {
-        let everything = self.compiler.is_none();
         let since = self.requested.take().unwrap_or(now);
-        let drained = self.intake.take(everything)?;
+        let services = self.drain()?;
         self.health.queued(since, &*self.clock);
+        let environment = Arc::clone(self.surroundings.environment());
+        // A panic in compile is a bug of ours: the compiler's memory is no longer to be trusted, so it
+        // starts anew from everything, while what forwards goes on forwarding.
+        let mut compiler = match self.compiler.take() {
+            Some(compiler) => compiler,
+            None => {
+                // It tells of every fault anew.
+                self.diagnostics.forget_frontends();
+                Compiler::new(&environment)
+            }
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(move || {
+            let news = compiler.apply(&services, &environment);
+            (compiler, news)
+        }));
+        let Ok((compiler, mut news)) = outcome else {
+            tracing::error!(
+                "a bug in compile; the kernel keeps its state, and all is compiled anew"
+            );
+            self.requested = Some(since);
+            self.not_before = Some(self.clock.now() + self.periods.sync);
+            self.fall_behind();
+            return None;
+        };
+        self.compiler = Some(compiler);
+        self.n_changed += news.v4.service_ports.len() + news.v6.service_ports.len();
+        if let Some(found) = news.overlaps.take() {
+            self.diagnostics.set(About::Source("ServiceCIDRs"), found);
+        }
+        for (service, found) in std::mem::take(&mut news.diagnostics) {
+            self.diagnostics.set(About::Frontends(service), found);
+        }
+        Some(news)
+    }
+
+    /// Takes what changed, and every Service if the environment asks for that.
+    fn drain(&mut self) -> Option<Services> {
+        let drained = self.drain_once(self.compiler.is_none())?;
+        let environment = self.surroundings.environment();
+        let needs_all = |compiler: &Compiler| compiler.needs_all(environment);
+        match drained {
+            Services::Changed(_) if self.compiler.as_ref().is_some_and(needs_all) => {
+                self.drain_once(true)
+            }
+            drained => Some(drained),
+        }
+    }
+
+    fn drain_once(&mut self, everything: bool) -> Option<Services> {
+        let drained = self.intake.take(everything)?;
         let has_node_news = drained.node.is_some();
         if let Some(node) = &drained.node {
             self.health.set_node_eligible(node.eligible);
@@ -251,43 +296,11 @@ impl<I: Intake> Sync<I> {
             let missing = self.surroundings.diagnostics();
             self.diagnostics.set(About::Source("our Node"), missing);
         }
-        let environment = self.surroundings.environment();
-        let services = drained.services;
-        // A panic in compile is a bug of ours: the compiler's memory is no longer to be trusted, so it
-        // starts anew from everything, while what forwards goes on forwarding.
-        let mut compiler = self
-            .compiler
-            .take()
-            .unwrap_or_else(|| self.new_compiler(&environment));
-        let outcome = catch_unwind(AssertUnwindSafe(move || {
-            let news = compiler.apply(services, &environment);
-            (compiler, environment, news)
-        }));
-        let Ok((compiler, environment, mut news)) = outcome else {
-            tracing::error!(
-                "a bug in compile; the kernel keeps its state, and all is compiled anew"
-            );
-            self.requested = Some(since);
-            self.not_before = Some(self.clock.now() + self.periods.sync);
-            self.fall_behind();
-            return None;
-        };
-        self.compiler = Some(compiler);
-        self.environment = Some(environment);
-        self.n_changed += news.v4.service_ports.len() + news.v6.service_ports.len();
-        if let Some(found) = news.overlaps.take() {
-            self.diagnostics.set(About::Source("ServiceCIDRs"), found);
-        }
-        for (service, found) in std::mem::take(&mut news.diagnostics) {
-            self.diagnostics.set(About::Frontends(service), found);
-        }
-        Some(news)
-    }
-
-    /// One that knows no Service, and so tells of every fault anew.
-    fn new_compiler(&self, environment: &Environment) -> Compiler {
-        self.diagnostics.forget_frontends();
-        Compiler::new(environment)
+        Some(if everything {
+            Services::All(drained.services)
+        } else {
+            Services::Changed(drained.services)
+        })
     }
 
     fn fall_behind(&mut self) {

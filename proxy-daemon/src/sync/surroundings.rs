@@ -14,39 +14,54 @@ use crate::config::{DetectLocal, Policy};
 use crate::model::{Diagnostic, Node, ServiceCidr};
 use crate::net::IpFamily;
 
-/// The node, its addresses and the settings, as they are now.
+/// Keeps the [`Environment`] as the node and the ServiceCIDRs are now.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
-    policy: Policy,
-    node_name: Arc<str>,
+    /// Shared, so that handing it over costs nothing; copied only when something in it changes.
+    environment: Arc<Environment>,
     node_ip_override: Option<IpAddr>,
     node: Option<Arc<Node>>,
     addresses: NodeAddresses,
-    pod_cidrs: Box<[IpNet]>,
     local_addresses: BTreeSet<IpNet>,
-    service_cidrs: BTreeSet<IpNet>,
 }
 
 impl Surroundings {
     /// What is known before anything was watched.
     pub fn new(policy: Policy, node_name: Arc<str>, node_ip_override: Option<IpAddr>) -> Self {
-        Self {
+        let addresses = NodeAddresses::default();
+        let (node_ip_v4, node_ip_v6) = addresses.node_ips(node_ip_override);
+        let environment = Environment {
             policy,
             node_name,
-            node_ip_override,
-            node: None,
-            addresses: NodeAddresses::default(),
+            zone: None,
+            node_ip_v4,
+            node_ip_v6,
             pod_cidrs: Box::default(),
             local_addresses: BTreeSet::new(),
+            local_networks: BTreeSet::new(),
             service_cidrs: BTreeSet::new(),
+        };
+        Self {
+            environment: Arc::new(environment),
+            node_ip_override,
+            node: None,
+            addresses,
+            local_addresses: BTreeSet::new(),
         }
     }
 
     /// Puts the node's addresses, each with the prefix of its network; whether that changed anything.
     pub fn set_local_addresses(&mut self, addresses: BTreeSet<IpNet>) -> bool {
-        let changed = self.local_addresses != addresses;
+        if self.local_addresses == addresses {
+            return false;
+        }
+        let environment = Arc::make_mut(&mut self.environment);
+        environment.local_addresses = addresses.iter().map(IpNet::addr).collect();
+        let networks = addresses.iter();
+        let networks = networks.filter(|net| net.prefix_len() < net.max_prefix_len());
+        environment.local_networks = networks.map(IpNet::trunc).collect();
         self.local_addresses = addresses;
-        changed
+        true
     }
 
     /// Takes in what was drained.
@@ -56,19 +71,23 @@ impl Surroundings {
         service_cidrs: Option<Vec<Arc<ServiceCidr>>>,
     ) {
         if let Some(node) = node {
+            let environment = Arc::make_mut(&mut self.environment);
             self.addresses.take_in(&node);
+            (environment.node_ip_v4, environment.node_ip_v6) =
+                self.addresses.node_ips(self.node_ip_override);
+            environment.zone.clone_from(&node.zone);
             // Where they tell who is a pod, other ones end the process, and take effect with the next start
             // only, whichever thread sees them first (NODE-5).
-            let stays =
-                self.policy.detect_local == DetectLocal::NodeCidr && !self.pod_cidrs.is_empty();
+            let stays = environment.policy.detect_local == DetectLocal::NodeCidr
+                && !environment.pod_cidrs.is_empty();
             if !node.pod_cidrs.is_empty() && !stays {
-                self.pod_cidrs.clone_from(&node.pod_cidrs);
+                environment.pod_cidrs.clone_from(&node.pod_cidrs);
             }
             self.node = Some(node);
         }
         if let Some(cidrs) = service_cidrs {
             let cidrs = cidrs.iter().flat_map(|cidr| cidr.cidrs.iter().copied());
-            self.service_cidrs = cidrs.collect();
+            Arc::make_mut(&mut self.environment).service_cidrs = cidrs.collect();
         }
     }
 
@@ -97,24 +116,8 @@ impl Surroundings {
     }
 
     /// All of it, for `compile`.
-    pub fn environment(&self) -> Environment {
-        let (node_ip_v4, node_ip_v6) = self.addresses.node_ips(self.node_ip_override);
-        Environment {
-            policy: self.policy.clone(),
-            node_name: Arc::clone(&self.node_name),
-            zone: self.node.as_ref().and_then(|node| node.zone.clone()),
-            node_ip_v4,
-            node_ip_v6,
-            pod_cidrs: self.pod_cidrs.clone(),
-            local_addresses: self.local_addresses.iter().map(IpNet::addr).collect(),
-            local_networks: self
-                .local_addresses
-                .iter()
-                .filter(|network| network.prefix_len() < network.max_prefix_len())
-                .map(IpNet::trunc)
-                .collect(),
-            service_cidrs: self.service_cidrs.clone(),
-        }
+    pub const fn environment(&self) -> &Arc<Environment> {
+        &self.environment
     }
 }
 
@@ -192,7 +195,7 @@ mod tests {
             node_ip_v4,
             node_ip_v6,
             ..
-        } = surroundings.environment();
+        } = &**surroundings.environment();
         (
             node_ip_v4.map(|a| a.to_string()).unwrap_or_default(),
             node_ip_v6.map(|a| a.to_string()).unwrap_or_default(),
@@ -258,7 +261,7 @@ mod tests {
         for (said, networks) in [("10.244.1.0/24", "10.244.1.0/24"), ("", "10.244.1.0/24")] {
             let said: Vec<&str> = [said].into_iter().filter(|s| !s.is_empty()).collect();
             surroundings.take_in(Some(node(&[], &[], &said)), None);
-            let now = surroundings.environment().pod_cidrs;
+            let now = &surroundings.environment().pod_cidrs;
             assert_eq!(
                 now.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 [networks]
@@ -283,7 +286,7 @@ mod tests {
             for network in ["10.244.1.0/24", "10.244.7.0/24"] {
                 surroundings.take_in(Some(node(&[], &[], &[network])), None);
             }
-            let now = surroundings.environment().pod_cidrs;
+            let now = &surroundings.environment().pod_cidrs;
             assert_eq!(now.to_vec(), [after.parse::<IpNet>().unwrap()]);
         }
     }

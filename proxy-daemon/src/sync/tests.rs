@@ -452,9 +452,8 @@ fn np_7_an_address_change_alone_is_a_change() {
     assert!(
         bench
             .sync
-            .environment
-            .as_ref()
-            .unwrap()
+            .surroundings
+            .environment()
             .local_addresses
             .contains(&address)
     );

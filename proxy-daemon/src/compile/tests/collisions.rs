@@ -1,10 +1,11 @@
 //! Who gets a frontend that several claim: SVC-14.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::world::{EXTERNAL, P1, P2, VIP, ask, environment, input, ip, ready, service, spec};
 use crate::compile::{Compiler, compile};
-use crate::model::{Diagnostic, Service, ServiceInput, ServiceName};
+use crate::model::{Diagnostic, Service, ServiceInput, ServiceName, Services};
 use crate::net::L4Proto;
 
 fn thief(name: &str, created: i64) -> Service {
@@ -96,8 +97,9 @@ struct Told(BTreeMap<ServiceName, Vec<Diagnostic>>);
 
 impl Told {
     fn apply(&mut self, compiler: &mut Compiler, changed: BTreeMap<ServiceName, ServiceInput>) {
-        self.0
-            .extend(compiler.apply(changed, &environment()).diagnostics);
+        let (changed, environment) = (Services::Changed(changed), Arc::new(environment()));
+        let compiled = compiler.apply(&changed, &environment);
+        self.0.extend(compiled.diagnostics);
         self.0.retain(|_, told| !told.is_empty());
     }
 

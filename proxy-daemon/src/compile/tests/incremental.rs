@@ -7,8 +7,10 @@ use proptest::prelude::*;
 
 use super::world::{environment, ip, ready, service, slice, spec, terminating};
 use crate::compile::{Compiler, Environment, compile};
-use crate::forwarding::{Changes, ForwardingState};
-use crate::model::{Endpoint, EndpointSlice, Service, ServiceName, SliceName, TrafficPolicy};
+use crate::forwarding::{Changes, Exposure, ForwardingState, FrontendAddress};
+use crate::model::{
+    Endpoint, EndpointSlice, Service, ServiceName, Services, SliceName, TrafficPolicy,
+};
 use crate::net::{Family, L4Proto};
 use crate::watch::{Kind, Store};
 
@@ -130,6 +132,12 @@ fn follow<F: Family>(
         assert_eq!(mirror.globals, old);
         mirror.globals = now.globals.clone();
     }
+    for address in changes.spared_added {
+        assert!(mirror.spared.insert(address), "{address} was spared");
+    }
+    for address in changes.spared_removed {
+        assert!(mirror.spared.remove(&address), "{address} was not spared");
+    }
     for (id, change) in changes.service_ports {
         assert_ne!(change.old, change.new, "{id} did not change");
         assert_eq!(
@@ -144,7 +152,7 @@ fn follow<F: Family>(
     }
 }
 
-fn feed(store: &mut Store, environment: &mut Environment, event: &Event) {
+fn feed(store: &mut Store, environment: &mut Arc<Environment>, event: &Event) {
     match event {
         Event::Service(n, shape) => {
             let service = shape.as_ref().map(|shape| build_service(*n, shape));
@@ -160,6 +168,7 @@ fn feed(store: &mut Store, environment: &mut Environment, event: &Event) {
             let _changed = store.set_slice(&key, slice);
         }
         Event::Environment { zone, detector } => {
+            let environment = Arc::make_mut(environment);
             environment.zone = Some(format!("zone-{zone}").into());
             environment.policy.detect_local = if *detector {
                 super::world::environment().policy.detect_local
@@ -180,7 +189,7 @@ proptest! {
         events in proptest::collection::vec(event(), 0..40),
         twice in any::<bool>(),
     ) {
-        let mut environment = environment();
+        let mut environment = Arc::new(environment());
         let mut store = Store::default();
         store.set_listed(Kind::Service);
         store.set_listed(Kind::EndpointSlice);
@@ -194,7 +203,13 @@ proptest! {
                 feed(&mut store, &mut environment, event);
             }
             if matches!(event, Event::Sync) {
-                let compiled = compiler.apply(store.drain().services, &environment);
+                let services = if compiler.needs_all(&environment) {
+                    store.mark_all();
+                    Services::All(store.drain().services)
+                } else {
+                    Services::Changed(store.drain().services)
+                };
+                let compiled = compiler.apply(&services, &environment);
                 follow(&mut mirror_v4, compiled.v4, compiler.v4());
                 follow(&mut mirror_v6, compiled.v6, compiler.v6());
                 prop_assert_eq!(&mirror_v4, compiler.v4());
@@ -216,13 +231,13 @@ proptest! {
 /// What every datapath relies on.
 fn check_invariants<F: Family>(state: &ForwardingState<F>) {
     let mut keys = std::collections::BTreeSet::new();
-    let mut own = std::collections::BTreeSet::new();
     for port in state.service_ports.values() {
         for key in port.frontends.keys() {
             assert!(keys.insert(*key), "{key} belongs to two");
         }
-        if let Some(key) = port.key_frontend() {
-            assert!(own.insert(key), "{key} names two");
+        for (key, frontend) in port.frontends.iter() {
+            let is_node_port = frontend.exposure == Exposure::NodePort;
+            assert_eq!(key.address == FrontendAddress::Node, is_node_port);
         }
         for set in [&port.cluster, &port.local, &port.live] {
             assert!(set.windows(2).all(|pair| pair[0] < pair[1]), "unsorted");

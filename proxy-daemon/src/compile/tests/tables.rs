@@ -262,7 +262,6 @@ fn an_explanation_names_class_service_rule_and_backends() {
     let (state, _, _) = crate::compile::compile(&services, &environment());
     let packet = Packet {
         source: V4::addr(ip(X)).unwrap(),
-        source_is_local: false,
         ingress: Some("uplink"),
         destination: V4::addr(ip(BALANCER)).unwrap(),
         transport: Transport::Ports(L4Proto::Tcp, port(80)),

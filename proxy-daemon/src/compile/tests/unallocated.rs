@@ -10,7 +10,7 @@ use super::world::{P1, environment, ip, port, service};
 use crate::compile::{Compiler, Environment, compile};
 use crate::config::DetectLocal;
 use crate::forwarding::InterfaceName;
-use crate::model::{EndpointSlice, ServiceInput, ServiceName, SliceName, SlicePort};
+use crate::model::{EndpointSlice, ServiceInput, ServiceName, Services, SliceName, SlicePort};
 use crate::net::{IpFamily, L4Proto};
 
 fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
@@ -36,8 +36,7 @@ fn is_dropped(environment: &Environment, address: &str) -> bool {
         let net: IpNet = (*net).into();
         net.contains(&address)
     });
-    let spared = v4.globals.spared.iter().any(|a| *a == address)
-        || v6.globals.spared.iter().any(|a| *a == address);
+    let spared = v4.spared.iter().any(|a| *a == address) || v6.spared.iter().any(|a| *a == address);
     (in_v4 || in_v6) && !spared
 }
 
@@ -95,7 +94,9 @@ fn rej_6_an_overlap_is_named_once_and_as_long_as_it_lasts() {
     let wider = with_cidrs(&["10.0.0.0/8", "10.96.0.0/16", "192.0.2.128/25"]);
     let mut compiler = Compiler::new(&narrow);
     let mut told = |environment: &Environment| {
-        let told = compiler.apply(BTreeMap::new(), environment).overlaps;
+        let environment = Arc::new(environment.clone());
+        let told = compiler.apply(&Services::All(BTreeMap::new()), &environment);
+        let told = told.overlaps;
         told.map(|told| told.iter().map(ToString::to_string).collect::<Vec<_>>())
     };
     assert_eq!(told(&narrow), Some(Vec::new()));
@@ -151,32 +152,39 @@ fn rej_6_endpoints_are_spared_as_long_as_they_exist() {
     let name = ServiceName::new("default", "web");
     let mut environment = with_cidrs(&["10.0.0.0/8"]);
     environment.policy.cluster_cidrs = Box::default();
+    let mut environment = Arc::new(environment);
     let mut compiler = Compiler::new(&environment);
     let spared = |compiler: &Compiler| -> Vec<String> {
         compiler
             .v4()
-            .globals
             .spared
             .iter()
             .map(ToString::to_string)
             .collect()
     };
-    let change = |compiler: &mut Compiler, environment: &Environment, addresses: &[&str]| {
+    let change = |compiler: &mut Compiler, environment: &Arc<Environment>, addresses: &[&str]| {
         let changed = BTreeMap::from([(name.clone(), input(addresses))]);
-        compiler.apply(changed, environment);
+        let services = if compiler.needs_all(environment) {
+            Services::All(changed)
+        } else {
+            Services::Changed(changed)
+        };
+        compiler.apply(&services, environment);
     };
     change(&mut compiler, &environment, &[P1, "203.0.113.7"]);
     assert_eq!(spared(&compiler), [P1]);
     change(&mut compiler, &environment, &["10.1.1.1"]);
     assert_eq!(spared(&compiler), ["10.1.1.1"]);
     // Another ServiceCIDR looks at endpoints that are known already.
-    environment.service_cidrs = nets(&["203.0.113.0/24"]);
-    compiler.apply(BTreeMap::new(), &environment);
+    Arc::make_mut(&mut environment).service_cidrs = nets(&["203.0.113.0/24"]);
+    let all = BTreeMap::from([(name.clone(), input(&["10.1.1.1"]))]);
+    assert!(compiler.needs_all(&environment));
+    compiler.apply(&Services::All(all), &environment);
     assert!(spared(&compiler).is_empty());
     change(&mut compiler, &environment, &["203.0.113.7"]);
     assert_eq!(spared(&compiler), ["203.0.113.7"]);
     let gone = BTreeMap::from([(name.clone(), ServiceInput::default())]);
-    compiler.apply(gone, &environment);
+    compiler.apply(&Services::Changed(gone), &environment);
     assert!(spared(&compiler).is_empty());
 }
 

@@ -158,7 +158,6 @@ pub(super) fn ask(
     let (state, _, _) = compile(services, environment);
     let packet = Packet {
         source: V4::addr(ip(from)).unwrap(),
-        source_is_local: environment.local_addresses.contains(&ip(from)),
         ingress,
         destination: V4::addr(ip(to)).unwrap(),
         transport: Transport::Ports(L4Proto::Tcp, port(number)),

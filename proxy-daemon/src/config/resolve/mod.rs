@@ -15,7 +15,7 @@ use super::{
     Config, ConntrackSettings, DetectLocal, GoDuration, IptablesBackend, LogSettings, Mode,
     NodePortAddresses, Periods, Policy, Source,
 };
-use crate::forwarding::{InterfaceName, MarkBit};
+use crate::forwarding::{InterfaceName, MarkBit, Netfilter};
 use crate::net::{parse_address, parse_network};
 
 /// Gates of kube-proxy that are no reason for a warning: the first decides something here, what the
@@ -288,17 +288,19 @@ impl Resolver {
             detect_local: self.detect_local(raw, (v4, v6)),
             cluster_cidrs: cluster_cidrs.into_iter().flatten().collect(),
             masquerade_all: section.fields.masquerade_all.unwrap_or(false),
-            masquerade_bit: self.masquerade_bit(section),
             node_port_addresses: self.node_port_addresses(raw.node_port_addresses.as_deref()),
             allow_external_ips: gates
                 .get("AllowServiceExternalIPs")
                 .copied()
                 .unwrap_or(true),
-            drop_invalid: !raw
-                .conntrack
-                .as_ref()
-                .and_then(|conntrack| conntrack.tcp_be_liberal)
-                .unwrap_or(false),
+            netfilter: Netfilter {
+                masquerade_bit: self.masquerade_bit(section),
+                drop_invalid: !raw
+                    .conntrack
+                    .as_ref()
+                    .and_then(|conntrack| conntrack.tcp_be_liberal)
+                    .unwrap_or(false),
+            },
         }
     }
 

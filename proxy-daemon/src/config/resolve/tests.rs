@@ -258,7 +258,7 @@ fn cfg_8_only_the_section_of_the_mode_counts() {
         raw.mode = Some(mode.to_owned());
         let config = resolve(&raw, &beside()).unwrap().config;
         assert_eq!(config.policy.masquerade_all, masquerade_all, "{mode}");
-        assert_eq!(config.policy.masquerade_bit.bit(), bit, "{mode}");
+        assert_eq!(config.policy.netfilter.masquerade_bit.bit(), bit, "{mode}");
         assert_eq!(config.periods.sync, Duration::from_secs(period), "{mode}");
     }
 }

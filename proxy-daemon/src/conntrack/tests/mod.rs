@@ -7,9 +7,9 @@ use std::sync::Arc;
 use super::*;
 use crate::forwarding::{
     Backend, BackendSet, Change, Exposure, Frontend, FrontendAddress, FrontendKey, Globals,
-    MarkBit, Route, Routes, ServicePort, ServicePortId,
+    MarkBit, Netfilter, Route, Routes, ServicePort, ServicePortId,
 };
-use crate::net::{L4Proto, Port, V4};
+use crate::net::{L4Proto, Networks, Port, V4};
 use crate::sys::netfilter::attributes::{Attrs, Writer};
 use crate::sys::{Clock, SystemClock};
 
@@ -42,7 +42,6 @@ fn service_port(protocol: L4Proto, live: &[Ipv4Addr]) -> Arc<ServicePort<V4>> {
     let frontend = |exposure| Frontend {
         exposure,
         routes: Routes::all(route),
-        source_ranges: None,
     };
     let key = |address, number| FrontendKey {
         address,
@@ -67,7 +66,8 @@ fn service_port(protocol: L4Proto, live: &[Ipv4Addr]) -> Arc<ServicePort<V4>> {
                 frontend(Exposure::NodePort),
             ),
         ]
-        .into(),
+        .into_iter()
+        .collect(),
     })
 }
 
@@ -75,12 +75,15 @@ fn state(ports: &[Arc<ServicePort<V4>>]) -> ForwardingState<V4> {
     ForwardingState {
         globals: Globals {
             detector: None,
-            masquerade_bit: MarkBit::DEFAULT,
+            local_addresses: [NODE].into(),
             node_port_addresses: [NODE].into(),
-            service_cidrs: BTreeSet::new(),
-            spared: BTreeSet::new(),
-            drop_invalid: true,
+            service_cidrs: Networks::default(),
+            netfilter: Netfilter {
+                masquerade_bit: MarkBit::DEFAULT,
+                drop_invalid: true,
+            },
         },
+        spared: BTreeSet::new(),
         service_ports: ports
             .iter()
             .map(|port| (port.id.clone(), Arc::clone(port)))
@@ -99,7 +102,6 @@ fn flow(destination: (Ipv4Addr, u16), answered_by: (Ipv4Addr, u16)) -> Flow<V4> 
 fn changes(old: Option<&Arc<ServicePort<V4>>>, new: Option<&Arc<ServicePort<V4>>>) -> Changes<V4> {
     let id = old.or(new).unwrap().id.clone();
     Changes {
-        globals: None,
         service_ports: [(
             id,
             Change {
@@ -108,6 +110,7 @@ fn changes(old: Option<&Arc<ServicePort<V4>>>, new: Option<&Arc<ServicePort<V4>>
             },
         )]
         .into(),
+        ..Changes::default()
     }
 }
 

@@ -97,7 +97,7 @@ fn ct_3_ct_5_a_withdrawn_node_address_ends_what_was_translated_there() {
     let mut former = Former::default();
     let changes = Changes {
         globals: Some(before.globals),
-        service_ports: [].into(),
+        ..Changes::default()
     };
     former.note(&changes, &after.globals);
     let plan = Plan::new(&after, &former);
@@ -122,7 +122,6 @@ fn ct_3_what_is_remembered_of_former_frontends_is_limited() {
                 let frontend = Frontend {
                     exposure: Exposure::ClusterIp,
                     routes: Routes::all(Route::Reject),
-                    source_ranges: None,
                 };
                 (key, frontend)
             })
@@ -146,7 +145,7 @@ fn ct_3_what_is_remembered_of_former_frontends_is_limited() {
 #[test]
 fn ct_3_of_what_went_while_no_daemon_ran_cluster_ips_are_known_by_their_networks() {
     let mut after = state(&[service_port(L4Proto::Udp, &[P1])]);
-    after.globals.service_cidrs = ["10.96.0.0/16".parse().unwrap()].into();
+    after.globals.service_cidrs = ["10.96.0.0/16".parse().unwrap()].into_iter().collect();
     let gone = Ipv4Addr::new(10, 96, 0, 77);
     let mut former = Former::default();
     let is_stale = |former: &Former<V4>, flow: &Flow<V4>| Plan::new(&after, former).is_stale(flow);

@@ -15,13 +15,13 @@ use super::memories::{self, Gone};
 use super::names;
 use super::presence::{self, Presence};
 use super::readback::{self, InstalledSets, InstalledTable, Reading};
-use super::render::{Rendered, render_globals, render_service_port};
+use super::render::{Rendered, render_globals, render_service_port, render_spared};
 use super::script::{Lines, Script};
 use super::sets::{self, SetId};
 use super::stale::Stale;
 use super::tool::Tools;
 use super::tree::{Tree, Turn};
-use crate::datapath::common::have_same_rules;
+use crate::datapath::common::{have_same_rules, is_nothing};
 use crate::datapath::counts::Counts;
 use crate::datapath::{DatapathError, SyncReport};
 use crate::forwarding::{Backend, Changes, ForwardingState, Globals};
@@ -200,6 +200,9 @@ impl<F: Family> Installed<F> {
         desired: &ForwardingState<F>,
         changes: &Changes<F>,
     ) -> Result<SyncReport, DatapathError> {
+        if is_nothing(changes, &desired.globals) {
+            return Ok(SyncReport::default());
+        }
         let (mut old, mut new) = (Rendered::default(), Rendered::default());
         for service_port in changes
             .service_ports
@@ -222,6 +225,8 @@ impl<F: Family> Installed<F> {
             render_globals(&desired.globals, &mut new.elements);
             self.globals = desired.globals.clone();
         }
+        render_spared::<F>(&changes.spared_removed, &mut old.elements);
+        render_spared::<F>(&changes.spared_added, &mut new.elements);
         let mut plan = Plan::new(tools);
         self.plan_elements(&old, &new, &mut plan);
         let memories = old.memories.into_iter();
@@ -300,7 +305,7 @@ impl<F: Family> Installed<F> {
         backends.add(&new.backends, 1);
         let (begin, cease) = self.backends.turns(&backends);
         self.backends.merge(backends);
-        if self.globals.drop_invalid {
+        if self.globals.netfilter.drop_invalid {
             plan.backends::<F>(&begin, &cease);
         }
         plan.elements::<F>(&added, &removed);
@@ -341,6 +346,7 @@ pub(crate) fn resync<F: Family>(
     let mut plan = Plan::new(tools);
     let mut elements = Vec::new();
     render_globals(globals, &mut elements);
+    render_spared::<F>(&desired.spared, &mut elements);
     let mut memories = Vec::new();
 
     let mut nat = InstalledTable::read(tools, Table::Nat, reading)?;
@@ -385,12 +391,12 @@ pub(crate) fn resync<F: Family>(
 
     let ips = installed.cluster_ips.keys().map(cluster_ip_element::<F>);
     let elements: Elements = elements.into_iter().chain(ips).collect();
-    let backends: BTreeSet<Backend<F>> = if globals.drop_invalid {
+    let backends: BTreeSet<Backend<F>> = if globals.netfilter.drop_invalid {
         installed.backends.keys().copied().collect()
     } else {
         BTreeSet::new()
     };
-    for id in SetId::used(globals.drop_invalid) {
+    for id in SetId::used(globals.netfilter.drop_invalid) {
         let n = if id == SetId::Backends {
             backends.len()
         } else {
@@ -399,7 +405,7 @@ pub(crate) fn resync<F: Family>(
         };
         installed.presence.wrote_set(&id.name::<F>(), n, 0);
     }
-    let used = SetId::used(globals.drop_invalid);
+    let used = SetId::used(globals.netfilter.drop_invalid);
     let memories_there = compare_sets::<F>(tools, elements, backends, used, &mut plan)?;
     plan.memories = installed.gone.turn(memories_there, &memories);
     let (mut report, left) = plan.write(tools)?;

@@ -68,7 +68,7 @@ fn is_kept_out<F: Family>() -> String {
 }
 
 fn nat<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
-    let bit = globals.masquerade_bit.mask();
+    let bit = globals.netfilter.masquerade_bit.mask();
     let masquerade = "-j MASQUERADE --random-fully";
     vec![
         Chain::new(
@@ -129,7 +129,7 @@ fn filter<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
     output.push(format!("-j {}", names::UNSERVED));
     output.push(format!("-j {}", names::UNKNOWN));
     let mut forward = served("RELATED,ESTABLISHED");
-    if globals.drop_invalid {
+    if globals.netfilter.drop_invalid {
         forward.push(format!(
             "-p tcp -m conntrack --ctstate INVALID {} {} -j DROP",
             SetId::Backends.matches::<F>(true),

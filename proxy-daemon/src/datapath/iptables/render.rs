@@ -55,11 +55,11 @@ impl<F: Family> Default for Rendered<F> {
 pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, to: &mut Vec<(SetId, String)>) {
     let Globals {
         detector: _,
-        masquerade_bit: _,
+        // The kernel knows them.
+        local_addresses: _,
         node_port_addresses,
         service_cidrs,
-        spared,
-        drop_invalid: _,
+        netfilter: _,
     } = globals;
     to.extend(
         node_port_addresses
@@ -67,16 +67,20 @@ pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, to: &mut Vec<(SetI
             .map(|address| (SetId::NodeAddresses, address.to_string())),
     );
     to.extend(
-        spared
-            .iter()
-            .map(|address| (SetId::Spared, address.to_string())),
-    );
-    to.extend(
         service_cidrs
             .iter()
             .flat_map(sets::network::<F>)
             .map(|network| (SetId::ServiceCidrs, network)),
     );
+}
+
+/// Renders addresses that are not dropped as unallocated.
+pub(crate) fn render_spared<'a, F: Family>(
+    addresses: impl IntoIterator<Item = &'a F::Addr>,
+    to: &mut Vec<(SetId, String)>,
+) {
+    let addresses = addresses.into_iter();
+    to.extend(addresses.map(|address| (SetId::Spared, address.to_string())));
 }
 
 /// Renders one ServicePort.
@@ -92,7 +96,7 @@ pub(crate) fn render_service_port<F: Family>(
         ways: BTreeMap::new(),
     };
     let mut entries = Vec::with_capacity(service_port.frontends.len());
-    for (key, frontend) in &service_port.frontends {
+    for (key, frontend) in service_port.frontends.iter() {
         entries.push((key, renderer.entry(key, frontend)));
         render_filter(key, frontend, to);
     }
@@ -122,7 +126,6 @@ fn render_filter<F: Family>(key: &FrontendKey<F>, frontend: &Frontend<F>, to: &m
     let Frontend {
         exposure,
         routes: Routes { pod, host, extn },
-        source_ranges,
     } = frontend;
     let has = |route| [pod, host, extn].contains(&&route);
     let is_vip = matches!(key.address, FrontendAddress::Vip(_));
@@ -141,12 +144,17 @@ fn render_filter<F: Family>(key: &FrontendKey<F>, frontend: &Frontend<F>, to: &m
     }
     // Of an external VIP nothing may leak to where it is routed, whatever kept it from being translated
     // (XM-10); a ClusterIP is refused in that case, as all its ports are.
-    let may_leak = matches!(exposure, Exposure::ExternalIp | Exposure::LoadBalancer);
+    let may_leak = matches!(
+        exposure,
+        Exposure::ExternalIp | Exposure::LoadBalancer { .. }
+    );
     if has(Route::Drop) || may_leak {
         put(dropped);
     }
-    // FW-1: only VIPs have source ranges.
-    if let Some(ranges) = source_ranges.as_ref().filter(|_| is_vip) {
+    if let Exposure::LoadBalancer {
+        source_ranges: Some(ranges),
+    } = exposure
+    {
         put(SetId::Guarded);
         let ranges: Vec<String> = ranges.iter().flat_map(sets::network::<F>).collect();
         let allowed = elements
@@ -182,14 +190,7 @@ impl<F: Family> Renderer<'_, F> {
             header.destination = format!("-d {address}/{}", F::ADDR_LEN * 8);
         }
         let comment = comment(&format!("{} {}", self.id(), frontend.exposure));
-        let Routes {
-            mut pod,
-            host,
-            extn,
-        } = frontend.routes;
-        if self.globals.detector.is_none() {
-            pod = extn;
-        }
+        let Routes { pod, host, extn } = frontend.routes;
         let mut rules = Vec::new();
         let is_stopped = |route| matches!(route, Route::Reject | Route::Drop);
         let verdict = if let Some((set, masquerade)) = common_forward([pod, host, extn]) {
@@ -210,7 +211,10 @@ impl<F: Family> Renderer<'_, F> {
             (Masquerade::UnlessPod, Some(detector)) => from_pod(header, detector, false)?,
             (Masquerade::UnlessPod, None) | (Masquerade::Always, _) => header.clone(),
         };
-        Some(format!("{header}{}", mark(self.globals.masquerade_bit)))
+        Some(format!(
+            "{header}{}",
+            mark(self.globals.netfilter.masquerade_bit)
+        ))
     }
 
     /// The chain that picks a backend of a set.
@@ -244,7 +248,10 @@ impl<F: Family> Renderer<'_, F> {
         match route {
             Route::Forward { to, masquerade } => {
                 if masquerade {
-                    rules.push(format!("{from}{}", mark(self.globals.masquerade_bit)));
+                    rules.push(format!(
+                        "{from}{}",
+                        mark(self.globals.netfilter.masquerade_bit)
+                    ));
                 }
                 rules.push(format!("{from}-g {}", self.pick(to)));
             }

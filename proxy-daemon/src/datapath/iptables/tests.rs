@@ -22,7 +22,7 @@ fn the_text_is_what_is_written<F: Family>(flavour: Flavour, iptables: &str) {
     for is_default in [true, false] {
         let mut state = one_of_each::<F>();
         if !is_default {
-            state.globals.drop_invalid = false;
+            state.globals.netfilter.drop_invalid = false;
             state.globals.detector = None;
         }
         let text = rules(&state);

@@ -10,7 +10,7 @@ use super::chain::{Chain, Table};
 use super::flavour::Flavour;
 use super::layout::{self, Hook};
 use super::names;
-use super::render::{Rendered, render_globals, render_service_port};
+use super::render::{Rendered, render_globals, render_service_port, render_spared};
 use super::script::{Lines, Script};
 use super::sets::{self, SetId};
 use super::tree::Tree;
@@ -25,7 +25,8 @@ pub fn rules<F: Family>(state: &ForwardingState<F>) -> String {
         render_service_port(&budget.admit(service_port), globals, &mut rendered);
     }
     render_globals(globals, &mut rendered.elements);
-    let sets = sets::<F>(&rendered, globals.drop_invalid);
+    render_spared::<F>(&state.spared, &mut rendered.elements);
+    let sets = sets::<F>(&rendered, globals.netfilter.drop_invalid);
 
     let mut nat = Script::new(Table::Nat, Flavour::Legacy);
     rendered.chains.iter().for_each(|chain| nat.chain(chain));

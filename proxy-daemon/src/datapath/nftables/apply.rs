@@ -9,11 +9,11 @@ use super::codec::{Kernel, TableIs};
 use super::desired::{Desired, all_chains, declarations, transaction};
 use super::elements::{Difference, Elements, difference};
 use super::layout::{SetId, TABLE_COMMENT};
-use super::render::{Rendered, render_globals, render_service_port};
+use super::render::{Rendered, render_globals, render_service_port, render_spared};
 use super::repair::{compare_set, find_set, has_other_objects, write_differences};
 use super::ruleset::Chain;
 use super::shared::Shared;
-use crate::datapath::common::have_same_rules;
+use crate::datapath::common::{have_same_rules, is_nothing};
 use crate::datapath::{DatapathError, SyncReport};
 use crate::forwarding::{Changes, ForwardingState, Globals, ServicePortId};
 use crate::net::Family;
@@ -61,12 +61,14 @@ impl<F: Family> Installed<F> {
         desired: &ForwardingState<F>,
         changes: &Changes<F>,
     ) -> Result<SyncReport, DatapathError> {
-        let has_detector = desired.globals.detector.is_some();
+        if is_nothing(changes, &desired.globals) {
+            return Ok(SyncReport::default());
+        }
         let (mut old, mut new) = (Rendered::default(), Rendered::default());
         for change in changes.service_ports.values() {
             for (service_port, to) in [(&change.old, &mut old), (&change.new, &mut new)] {
                 if let Some(service_port) = service_port {
-                    render_service_port(service_port, has_detector, to);
+                    render_service_port(service_port, to);
                 }
             }
         }
@@ -74,6 +76,8 @@ impl<F: Family> Installed<F> {
             render_globals(&self.globals, &mut old.elements);
             render_globals(&desired.globals, &mut new.elements);
         }
+        render_spared::<F>(&changes.spared_removed, &mut old.elements);
+        render_spared::<F>(&changes.spared_added, &mut new.elements);
         let mut change = Shared::default();
         change.count(&old, -1);
         change.count(&new, 1);

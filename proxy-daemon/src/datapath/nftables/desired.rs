@@ -8,7 +8,7 @@ use super::codec::Transaction;
 use super::elements::Elements;
 use super::kind::Pick;
 use super::layout::{self, SetId, TABLE, TABLE_COMMENT};
-use super::render::{Rendered, render_globals, render_service_port};
+use super::render::{Rendered, render_globals, render_service_port, render_spared};
 use super::ruleset::{Chain, Set};
 use super::shared::Shared;
 use crate::forwarding::{ForwardingState, Globals, ServicePort, ServicePortId};
@@ -45,15 +45,17 @@ impl<F: Family> Desired<F> {
     pub(super) fn render(state: &ForwardingState<F>, left_out: &BTreeSet<ServicePortId>) -> Self {
         let ForwardingState {
             globals,
+            spared,
             service_ports,
         } = state;
         let mut rendered = Rendered::default();
         for service_port in service_ports.values() {
             if left_out.is_empty() || !left_out.contains(&service_port.id) {
-                render_service_port(service_port, globals.detector.is_some(), &mut rendered);
+                render_service_port(service_port, &mut rendered);
             }
         }
         render_globals(globals, &mut rendered.elements);
+        render_spared::<F>(spared, &mut rendered.elements);
         let mut shared = Shared::default();
         shared.count(&rendered, 1);
         let turns = Shared::default().turns(&shared);
@@ -104,12 +106,11 @@ pub(super) fn transaction<F: Family>(generation: Option<u32>) -> Transaction {
 /// Whether this is an element that the ServicePort has, alone or among others.
 pub(super) fn has_element<F: Family>(
     service_port: &ServicePort<F>,
-    has_detector: bool,
     set: &str,
     bytes: &[u8],
 ) -> bool {
     let mut rendered = Rendered::default();
-    render_service_port(service_port, has_detector, &mut rendered);
+    render_service_port(service_port, &mut rendered);
     let mut shared = Shared::default();
     shared.count(&rendered, 1);
     let turns = Shared::default().turns(&shared);

@@ -175,7 +175,7 @@ fn change_mark(mask: u32, xor: u32) -> Vec<Expr> {
 
 /// Asks for masquerading. Other bits of the mark stay. Spec: SRC-10.
 pub(crate) fn mark_for_masquerade<F: Family>(globals: &Globals<F>) -> Vec<Expr> {
-    let bit = globals.masquerade_bit.mask();
+    let bit = globals.netfilter.masquerade_bit.mask();
     change_mark(!bit, bit)
 }
 
@@ -315,7 +315,7 @@ fn reject() -> Vec<Rule> {
 
 fn masquerade<F: Family>(globals: &Globals<F>) -> Vec<Rule> {
     vec![rule([
-        change_mark(!globals.masquerade_bit.mask(), 0),
+        change_mark(!globals.netfilter.masquerade_bit.mask(), 0),
         vec![Expr::Masquerade],
     ])]
 }
@@ -436,7 +436,7 @@ fn base_chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
         ]
     };
     let mut forward = served(ESTABLISHED_OR_RELATED);
-    if globals.drop_invalid {
+    if globals.netfilter.drop_invalid {
         forward.push(invalid_of_backends::<F>());
     }
     forward.push(rule([goto(chains::UNSERVED)]));
@@ -513,7 +513,10 @@ fn invalid_of_backends<F: Family>() -> Rule {
 }
 
 fn postrouting<F: Family>(globals: &Globals<F>) -> Vec<Rule> {
-    let marked = any_bit(Expr::Mark { to: Reg(0) }, globals.masquerade_bit.mask());
+    let marked = any_bit(
+        Expr::Mark { to: Reg(0) },
+        globals.netfilter.masquerade_bit.mask(),
+    );
     let ends = [
         vec![load_source::<F>(Reg(0))],
         load_node_port(words::<F>()),

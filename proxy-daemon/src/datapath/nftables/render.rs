@@ -16,7 +16,7 @@ use crate::forwarding::{
     Backend, BackendSet, Exposure, Frontend, FrontendAddress, FrontendKey, Globals, Route, Routes,
     ServicePort, SourceClass,
 };
-use crate::net::{Family, L4Proto};
+use crate::net::{Family, L4Proto, Networks};
 
 /// What one or several ServicePorts need.
 #[derive(Debug)]
@@ -79,9 +79,21 @@ fn frontend_key<F: Family>(key: &FrontendKey<F>) -> Vec<u8> {
     bytes
 }
 
+/// The frontend that names a ServicePort in the kernel: its ClusterIP's if it has it, else its first.
+///
+/// No two ServicePorts of a state have the same one. `None` if it has no frontend at all.
+pub(crate) fn owner<F: Family>(service_port: &ServicePort<F>) -> Option<FrontendKey<F>> {
+    let frontends = &service_port.frontends;
+    let mut cluster_ips = frontends
+        .iter()
+        .filter(|(_, frontend)| frontend.exposure == Exposure::ClusterIp);
+    let cluster_ip = cluster_ips.next().map(|(key, _)| key);
+    cluster_ip.or_else(|| frontends.keys().next()).copied()
+}
+
 /// The name of a ServicePort in the kernel, as its clients are remembered by.
 pub(crate) fn owner_key<F: Family>(service_port: &ServicePort<F>) -> Option<Vec<u8>> {
-    service_port.key_frontend().map(|key| frontend_key(&key))
+    owner(service_port).map(|key| frontend_key(&key))
 }
 
 /// The bytes of a backend.
@@ -139,11 +151,11 @@ pub(crate) fn backend_codes<F: Family>(service_port: &ServicePort<F>) -> BTreeMa
 pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, elements: &mut Elements) {
     let Globals {
         detector: _,
-        masquerade_bit: _,
+        // The kernel knows them.
+        local_addresses: _,
         node_port_addresses,
         service_cidrs,
-        spared,
-        drop_invalid: _,
+        netfilter: _,
     } = globals;
     for address in node_port_addresses {
         elements.push(
@@ -153,15 +165,9 @@ pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, elements: &mut Ele
             "",
         );
     }
-    for address in spared {
-        elements.push(
-            SetId::Spared,
-            Key::Exact(&address_key::<F>(*address)),
-            Data::None,
-            "",
-        );
-    }
-    for (first, last) in merge_ranges::<F>(service_cidrs.iter()) {
+    // Kernel: interval sets refuse overlaps, and join nothing.
+    for (first, last) in service_cidrs.ranges() {
+        let (first, last) = (address_key::<F>(first), address_key::<F>(last));
         elements.push(SetId::ServiceCidrs, Key::Exact(&first), Data::None, "");
         if let Some(end) = successor(&last) {
             elements.push(SetId::ServiceCidrs, Key::End(&end), Data::None, "");
@@ -169,12 +175,23 @@ pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, elements: &mut Ele
     }
 }
 
-/// Renders a ServicePort. The detector matters: without one there is no POD.
-pub(crate) fn render_service_port<F: Family>(
-    service_port: &ServicePort<F>,
-    has_detector: bool,
-    to: &mut Rendered<F>,
+/// Renders addresses that are not dropped as unallocated.
+pub(crate) fn render_spared<'a, F: Family>(
+    addresses: impl IntoIterator<Item = &'a F::Addr>,
+    elements: &mut Elements,
 ) {
+    for address in addresses {
+        elements.push(
+            SetId::Spared,
+            Key::Exact(&address_key::<F>(*address)),
+            Data::None,
+            "",
+        );
+    }
+}
+
+/// Renders a ServicePort.
+pub(crate) fn render_service_port<F: Family>(service_port: &ServicePort<F>, to: &mut Rendered<F>) {
     let ServicePort {
         id,
         protocol,
@@ -187,7 +204,7 @@ pub(crate) fn render_service_port<F: Family>(
         frontends,
     } = service_port;
     to.cluster_ips.push(*cluster_ip);
-    let Some(owner) = service_port.key_frontend() else {
+    let Some(owner) = owner(service_port) else {
         return;
     };
     let mut view = View {
@@ -196,10 +213,9 @@ pub(crate) fn render_service_port<F: Family>(
         affinity: *affinity,
         n_cluster: size(cluster),
         n_local: size(local),
-        has_detector,
         uses: BTreeSet::new(),
     };
-    for (key, frontend) in frontends {
+    for (key, frontend) in frontends.iter() {
         view.render_frontend(key, frontend, to);
     }
     let codes = affinity.map(|_| backend_codes(service_port));
@@ -277,7 +293,6 @@ struct View<'a, F: Family> {
     affinity: Option<u32>,
     n_cluster: u32,
     n_local: u32,
-    has_detector: bool,
     /// Which sets are in use, each under the key by which frontends find it.
     uses: BTreeSet<(Vec<u8>, BackendSet)>,
 }
@@ -311,11 +326,7 @@ impl<F: Family> View<'_, F> {
         frontend: &Frontend<F>,
         to: &mut Rendered<F>,
     ) {
-        let Frontend {
-            exposure,
-            routes,
-            source_ranges,
-        } = frontend;
+        let Frontend { exposure, routes } = frontend;
         let node_port = match key.address {
             FrontendAddress::Vip(_) => false,
             FrontendAddress::Node => true,
@@ -330,24 +341,32 @@ impl<F: Family> View<'_, F> {
         };
         let via = self.via(key);
         let kind = self.kind(*routes, via, &bytes, to);
-        match source_ranges {
-            // FW-1: only VIPs have source ranges.
-            Some(ranges) if !node_port => {
-                self.treat(SetId::Frontends, &bytes, Kind::Firewall, to);
+        match exposure {
+            Exposure::LoadBalancer {
+                source_ranges: Some(ranges),
+            } => {
+                self.treat(dispatch, &bytes, Kind::Firewall, to);
                 self.treat(SetId::Firewalled, &bytes, kind, to);
                 self.render_ranges(&bytes, ranges, to);
             }
-            Some(_) | None => self.treat(dispatch, &bytes, kind, to),
+            Exposure::LoadBalancer {
+                source_ranges: None,
+            }
+            | Exposure::ClusterIp
+            | Exposure::ExternalIp
+            | Exposure::NodePort => self.treat(dispatch, &bytes, kind, to),
         }
-        self.render_filter(*exposure, *routes, node_port, &bytes, to);
+        self.render_filter(exposure, *routes, node_port, &bytes, to);
     }
 
-    fn render_ranges(&self, key: &[u8], ranges: &[F::Net], to: &mut Rendered<F>) {
-        for (first, last) in merge_ranges::<F>(ranges.iter()) {
-            let (first, last) = ([key, &first].concat(), [key, &last].concat());
+    fn render_ranges(&self, key: &[u8], ranges: &Networks<F>, to: &mut Rendered<F>) {
+        for (first, last) in ranges.ranges() {
+            let (mut from, mut until) = (key.to_vec(), key.to_vec());
+            F::write_addr(first, &mut from);
+            F::write_addr(last, &mut until);
             to.elements.push(
                 SetId::SourceRanges,
-                Key::Range(&first, &last),
+                Key::Range(&from, &until),
                 Data::None,
                 self.comment,
             );
@@ -357,7 +376,7 @@ impl<F: Family> View<'_, F> {
     /// What the filter hooks must know of a frontend.
     fn render_filter(
         &self,
-        exposure: Exposure,
+        exposure: &Exposure<F>,
         routes: Routes,
         node_port: bool,
         key: &[u8],
@@ -374,7 +393,7 @@ impl<F: Family> View<'_, F> {
                 .push(set, Key::Exact(key), Data::None, self.comment);
         }
         match exposure {
-            Exposure::ExternalIp | Exposure::LoadBalancer => {
+            Exposure::ExternalIp | Exposure::LoadBalancer { .. } => {
                 to.elements.push(
                     SetId::ExternalFrontends,
                     Key::Exact(key),
@@ -389,7 +408,6 @@ impl<F: Family> View<'_, F> {
     /// The kind of treatment that these routes ask for.
     fn kind(&mut self, routes: Routes, via: Via, key: &[u8], to: &mut Rendered<F>) -> Kind {
         let Routes { pod, host, extn } = routes;
-        let pod = if self.has_detector { pod } else { extn };
         self.note_use([pod, host, extn], via, key, to);
         if let Some(kind) = self.common_kind([pod, host, extn], via) {
             return kind;
@@ -401,10 +419,8 @@ impl<F: Family> View<'_, F> {
             (SourceClass::Extn, extn),
         ];
         for (class, route) in classes {
-            if class != SourceClass::Pod || self.has_detector {
-                let kind = self.common_kind([route; 3], via).unwrap_or(Kind::Drop);
-                self.treat(SetId::by_source(class, node_port), key, kind, to);
-            }
+            let kind = self.common_kind([route; 3], via).unwrap_or(Kind::Drop);
+            self.treat(SetId::by_source(class, node_port), key, kind, to);
         }
         Kind::BySource { node_port }
     }
@@ -482,43 +498,6 @@ impl<F: Family> View<'_, F> {
             })
         }))
     }
-}
-
-/// First and last address of each run of addresses that the networks cover, in order.
-///
-/// Kernel: interval sets refuse overlaps, and join nothing.
-fn merge_ranges<'a, F: Family>(
-    networks: impl Iterator<Item = &'a F::Net>,
-) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut ranges: Vec<(Vec<u8>, Vec<u8>)> = networks.map(range::<F>).collect();
-    ranges.sort();
-    let mut merged: Vec<(Vec<u8>, Vec<u8>)> = Vec::with_capacity(ranges.len());
-    for (first, last) in ranges {
-        match merged.last_mut() {
-            Some((_, end)) if successor(end).is_none_or(|next| first <= next) => {
-                if last > *end {
-                    *end = last;
-                }
-            }
-            _ => merged.push((first, last)),
-        }
-    }
-    merged
-}
-
-/// First and last address of a network.
-fn range<F: Family>(network: &F::Net) -> (Vec<u8>, Vec<u8>) {
-    let (address, prefix) = F::prefix(network);
-    let first = address_key::<F>(address);
-    let last = first
-        .iter()
-        .enumerate()
-        .map(|(byte, value)| {
-            let bits = usize::from(prefix).saturating_sub(byte * 8).min(8);
-            value | u8::try_from(0xff_u16 >> bits).unwrap_or(0)
-        })
-        .collect();
-    (first, last)
 }
 
 /// The address after this one; `None` after the last.

@@ -146,12 +146,11 @@ fn owners<F: Family>(
     left_out: &BTreeSet<ServicePortId>,
     refused: &Refused,
 ) -> Vec<ServicePortId> {
-    let has_detector = state.globals.detector.is_some();
     state
         .service_ports
         .values()
         .filter(|port| !left_out.contains(&port.id))
-        .filter(|port| has_element(port, has_detector, refused.set, &refused.element))
+        .filter(|port| has_element(port, refused.set, &refused.element))
         .map(|port| port.id.clone())
         .collect()
 }

@@ -402,7 +402,7 @@ fn both_writers_make_the_same_table<F: Family>() {
     states.extend(detectors.map(|detector| {
         let mut state = one_of_each::<F>();
         state.globals.detector = detector;
-        state.globals.drop_invalid = false;
+        state.globals.netfilter.drop_invalid = false;
         state
     }));
     let mut numbers = Numbers(3);

@@ -8,10 +8,9 @@ use proxy_tests::address::{
     Addr, EXTERNAL_IP, HOST, HOST_ALT, Host, LB_VIP, NODE, P1, P2, R, R2, R3, Site, VIP, X, X2,
 };
 use proxy_tests::case;
-use proxy_tests::datapath::{Datapath, nft_family};
 use proxy_tests::flow::{Flow, flow, kept, masqueraded};
 use proxy_tests::matrix::{Case, Test};
-use serde_json::{Value, json};
+use serde_json::json;
 
 const PORT: u16 = 30_080;
 
@@ -319,34 +318,7 @@ fn await_remaining(t: &Test, holds: impl Fn(u64) -> bool) {
     }
 }
 
-/// For how long the kernel still remembers each client, as people read it. Unit: seconds.
+/// For how long the kernel still remembers each client. Unit: seconds.
 fn remaining(t: &Test) -> Vec<u64> {
-    match t.datapath() {
-        Datapath::Nftables => {
-            let table = ["-j", "list", "table", nft_family(t.family), "proxy-daemon"];
-            let text = t.node_ns().run("nft", &table).stdout;
-            let mut left = Vec::new();
-            expirations(&serde_json::from_slice(&text).unwrap(), &mut left);
-            left
-        }
-        Datapath::Iptables(_) => {
-            let text = t.node_ns().run("ipset", &["save"]).stdout;
-            let text = String::from_utf8_lossy(&text).into_owned();
-            let entries = text.lines().filter(|line| line.starts_with("add PROXYD"));
-            let left = entries.filter_map(|line| line.split_once(" timeout ")?.1.split(' ').next());
-            left.map(|seconds| seconds.parse().unwrap()).collect()
-        }
-    }
-}
-
-/// Every `expires` in a listing.
-fn expirations(listing: &Value, found: &mut Vec<u64>) {
-    match listing {
-        Value::Object(fields) => {
-            found.extend(fields.get("expires").and_then(Value::as_u64));
-            fields.values().for_each(|value| expirations(value, found));
-        }
-        Value::Array(values) => values.iter().for_each(|value| expirations(value, found)),
-        _ => {}
-    }
+    t.datapath().seconds_left(t.family, t.node_ns())
 }

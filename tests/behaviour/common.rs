@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use proxy_tests::address::{Family, HOST, NODE, P1, P2, VIP, X};
 use proxy_tests::daemon::{Directory, binary};
-use proxy_tests::datapath::{Datapath, Flavour, everything_of_ours, nft_family};
+use proxy_tests::datapath::{Flavour, everything_of_ours, nft_family};
 use proxy_tests::flow::{flow, kept, masqueraded};
 use proxy_tests::matrix::Test;
 
@@ -149,7 +149,8 @@ pub(crate) fn run(t: &Test, arguments: &[&str]) -> (Option<i32>, String) {
 
 /// What keeps the daemon from writing one family's rules, for as long as it is asked to.
 ///
-/// For nftables it is another program that owns our table; for iptables a program in the place of iptables-restore.
+/// For a datapath that runs a program to write them it is another program in its place, for the others a program that
+/// reserves what they write.
 pub(crate) struct Obstacle {
     owner: Option<Owner>,
     programs: Directory,
@@ -159,22 +160,23 @@ impl Obstacle {
     /// Prepares one, before the daemon starts.
     pub(crate) fn prepare(t: &mut Test) -> Self {
         let programs = Directory::new().unwrap();
-        if let Datapath::Iptables(flavour) = t.datapath() {
-            let path = std::env::var("PATH").unwrap_or_default();
-            let here = programs.path().display().to_string();
-            for family in Family::ALL {
-                let name = flavour.program(family, "restore");
-                let script = format!(
-                    "#!/bin/sh\n[ ! -e {here}/refuse.{0} ] || {{ echo 'refused, for the test' >&2; exit 1; }}\n\
-                     PATH={path}\nexec {name} \"$@\"\n",
-                    nft_family(family)
-                );
-                programs.write(&name, &script).unwrap();
-                let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-                std::fs::set_permissions(programs.path().join(&name), mode).unwrap();
-            }
-            let path = format!("{here}:{path}");
-            t.bed_mut().daemon.set_variable("PATH", &path);
+        let path = std::env::var("PATH").unwrap_or_default();
+        let here = programs.path().display().to_string();
+        for family in Family::ALL {
+            let Some(name) = t.datapath().programs(family).pop() else {
+                continue;
+            };
+            let script = format!(
+                "#!/bin/sh\n[ ! -e {here}/refuse.{0} ] || {{ echo 'refused, for the test' >&2; exit 1; }}\n\
+                 PATH={path}\nexec {name} \"$@\"\n",
+                nft_family(family)
+            );
+            programs.write(&name, &script).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(programs.path().join(&name), mode).unwrap();
+            t.bed_mut()
+                .daemon
+                .set_variable("PATH", &format!("{here}:{path}"));
         }
         Self {
             owner: None,
@@ -184,13 +186,10 @@ impl Obstacle {
 
     /// From now on, what is written of this family fails.
     pub(crate) fn put_up(&mut self, t: &Test, family: Family) {
-        let family = nft_family(family);
-        match t.datapath() {
-            Datapath::Nftables => self.owner = Some(Owner::of(t, family)),
-            Datapath::Iptables(_) => {
-                let name = format!("refuse.{family}");
-                self.programs.write(&name, "").unwrap();
-            }
+        self.owner = t.datapath().seize(family, t.node_ns()).map(Owner);
+        if self.owner.is_none() {
+            let name = format!("refuse.{}", nft_family(family));
+            self.programs.write(&name, "").unwrap();
         }
     }
 }
@@ -212,42 +211,8 @@ impl Drop for Obstacle {
     }
 }
 
-/// Another program that owns our table of one family, so that nobody else may touch it.
+/// Another program that owns what a family writes, so that nobody else may touch it.
 struct Owner(Child);
-
-impl Owner {
-    /// Takes a family's table away and keeps it.
-    fn of(t: &Test, family: &str) -> Self {
-        use std::io::Write;
-        let child = t.node_ns().enter(|| {
-            std::process::Command::new("nft")
-                .arg("-i")
-                .stdin(std::process::Stdio::piped())
-                .stdout(std::process::Stdio::null())
-                .spawn()
-                .unwrap()
-        });
-        let mut owner = Self(child);
-        let stdin = owner.0.stdin.as_mut().unwrap();
-        let script = format!(
-            "add table {family} proxy-daemon; delete table {family} proxy-daemon; \
-             add table {family} proxy-daemon {{ flags owner; }}\n"
-        );
-        stdin.write_all(script.as_bytes()).unwrap();
-        stdin.flush().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            let output = t
-                .node_ns()
-                .run("nft", &["list", "table", family, "proxy-daemon"]);
-            if String::from_utf8_lossy(&output.stdout).contains("flags owner") {
-                return owner;
-            }
-            assert!(Instant::now() < deadline, "the table is not owned");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
 
 impl Drop for Owner {
     fn drop(&mut self) {

@@ -235,7 +235,7 @@ fn life_16_kubelet_says_which_iptables_is_used(t: &mut Test) {
             tell(t, &format!(":{chain} - [0:0]"));
             switch(t, &auto);
             t.observe(works());
-            await_carriers(t, &[Datapath::Iptables(flavour)]);
+            await_carriers(t, &[flavour.datapath()]);
             tell(t, &format!("-X {chain}"));
         }
     }

@@ -13,7 +13,6 @@ use nix::unistd::Pid;
 use proxy_tests::address::{Family, P1, P2, R, R2, Site, VIP};
 use proxy_tests::case;
 use proxy_tests::daemon::{Directory, http};
-use proxy_tests::datapath::{Datapath, Flavour};
 use proxy_tests::flow::{flow, kept};
 use proxy_tests::matrix::{Case, Test};
 
@@ -160,13 +159,10 @@ fn life_9_a_program_that_hangs_holds_up_nothing(t: &mut Test) {
     let names: Vec<String> = iptables()
         .flat_map(|(flavour, family)| ["save", "restore"].map(|what| flavour.program(family, what)))
         .collect();
-    let own: Vec<String> = match t.datapath() {
-        Datapath::Nftables => Vec::new(),
-        Datapath::Iptables(flavour) => Family::ALL
-            .into_iter()
-            .flat_map(|family| ["save", "restore"].map(|what| flavour.program(family, what)))
-            .collect(),
-    };
+    let own: Vec<String> = Family::ALL
+        .into_iter()
+        .flat_map(|family| t.datapath().programs(family))
+        .collect();
     let names: Vec<&str> = names
         .iter()
         .filter(|name| !own.contains(name))
@@ -308,9 +304,9 @@ fn of_threads(t: &Test, name: &str) -> Vec<String> {
 fn life_20_what_is_not_needed_is_given_up(t: &mut Test) {
     web(t);
     t.check(works());
-    // NET_ADMIN, NET_RAW and DAC_READ_SEARCH; SYS_MODULE for iptables-legacy.
+    // NET_ADMIN, NET_RAW and DAC_READ_SEARCH; SYS_MODULE where it is needed.
     let mut allowed = (1 << 12) | (1 << 13) | (1 << 2);
-    if t.datapath() == Datapath::Iptables(Flavour::Legacy) {
+    if t.datapath().kind().needs().loads_modules {
         allowed |= 1 << 16;
     }
     for set in ["CapEff:", "CapPrm:", "CapInh:", "CapBnd:", "CapAmb:"] {

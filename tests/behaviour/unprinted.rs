@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use proxy_tests::address::{P1, P2, R, VIP, VIP2};
 use proxy_tests::case;
 use proxy_tests::daemon::{Directory, binary};
-use proxy_tests::datapath::{Datapath, Flavour, nft_family};
+use proxy_tests::datapath::{Flavour, nft_family};
 use proxy_tests::flow::{flow, kept};
 use proxy_tests::matrix::{Case, Test};
 
@@ -239,7 +239,7 @@ fn life_7_cleanup_goes_past_rules_that_cannot_be_printed(t: &mut Test) {
     }
     // Theirs goes to ours: what is gone to cannot be removed, and this is to be said.
     let datapath = t.datapath();
-    let leads_to_ours = datapath == Datapath::Iptables(Flavour::Nft);
+    let leads_to_ours = datapath == Flavour::Nft.datapath();
     if leads_to_ours {
         shell(
             t,

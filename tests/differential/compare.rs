@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use proxy_daemon::compile::Compiler;
-use proxy_daemon::datapath::Kind;
+use proxy_daemon::datapath::{Opener, PlaneFamily};
 use proxy_daemon::forwarding::{Hop, Oracle, Packet, Transport, Verdict, table};
 use proxy_daemon::model::Services;
 use proxy_daemon::net::{Family, IpFamily, Port, V4, V6};
@@ -42,11 +42,15 @@ states!(V4, v4);
 states!(V6, v6);
 
 /// Programs the steps one after the other and sends their probes.
-pub(crate) fn check<F: Pool + States>(kind: Kind, steps: &[Step]) -> Result<(), String> {
+pub(crate) fn check<F: PlaneFamily + Pool + States>(
+    datapath: Datapath,
+    steps: &[Step],
+) -> Result<(), String> {
     let lab = Lab::new::<F>().map_err(|error| format!("{error:#}"))?;
     let node = &lab.node;
-    let mut datapath = node
-        .enter(|| kind.open::<F>())
+    let opener = Opener::new(datapath.kind(), [F::FAMILY]);
+    let mut tables = node
+        .enter(|| opener.tables::<F>())
         .map_err(|error| format!("{error}: {error:?}"))?;
     let Some(first) = steps.first() else {
         return Ok(());
@@ -60,9 +64,11 @@ pub(crate) fn check<F: Pool + States>(kind: Kind, steps: &[Step]) -> Result<(), 
         let state = F::state(&compiler);
         let synced = node.enter(|| {
             if n == 0 || step.resync {
-                datapath.resync(state)
-            } else {
-                datapath.sync(state, F::changes(&outcome))
+                return tables.resync(state);
+            }
+            match tables.sync(state, F::changes(&outcome))? {
+                Some(report) => Ok(report),
+                None => tables.resync(state),
             }
         });
         synced.map_err(|error| format!("step {n}: {error}: {:?}\n{}", error, table(state)))?;
@@ -75,8 +81,7 @@ pub(crate) fn check<F: Pool + States>(kind: Kind, steps: &[Step]) -> Result<(), 
                 IpFamily::V4 => proxy_tests::address::Family::V4,
                 IpFamily::V6 => proxy_tests::address::Family::V6,
             };
-            let shown = Datapath::named(kind.name());
-            let rules = shown.map_or_else(String::new, |datapath| datapath.show(family, node));
+            let rules = datapath.show(family, node);
             format!("step {n}: {complaint}\n{}\n{rules}", table(state))
         };
         let fates = send::<F>(&lab, &step.probes).map_err(describe)?;

@@ -19,47 +19,47 @@ mod probe;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
-use proxy_daemon::net::{Family, V4, V6};
+use proxy_daemon::datapath::PlaneFamily;
+use proxy_daemon::net::{V4, V6};
 
 use compare::States;
-use proxy_daemon::datapath::Kind;
+use proxy_tests::address;
+use proxy_tests::datapath::Datapath;
 
 /// What once failed, on whichever datapath, is tried first on all of them.
 const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/seeds/differential.txt");
 
 /// Unit: sequences of clusters for each datapath and family. A program that iptables starts costs as much as a whole step does
 /// over netlink.
-const fn cases(kind: Kind) -> u32 {
-    match kind {
-        Kind::Nftables => 150,
-        Kind::Iptables(_) => 100,
-    }
+fn cases(datapath: Datapath) -> u32 {
+    let runs_programs = !datapath.programs(address::Family::V4).is_empty();
+    if runs_programs { 100 } else { 150 }
 }
 
 fn main() {
     proxy_tests::netns::sweep();
     let arguments = Arguments::from_args();
-    let trials = Kind::ALL
+    let trials = Datapath::ALL
         .into_iter()
-        .flat_map(|kind| [trial::<V4>(kind, "v4"), trial::<V6>(kind, "v6")])
+        .flat_map(|datapath| [trial::<V4>(datapath, "v4"), trial::<V6>(datapath, "v6")])
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     proxy_tests::netns::remove_all();
     conclusion.exit();
 }
 
-fn trial<F: Family + cluster::Pool + States>(kind: Kind, family: &str) -> Trial {
-    let datapath = kind.name();
-    let name = format!("xm_1_the_kernel_agrees_with_the_oracle/{datapath}/{family}");
-    Trial::test(name, move || run::<F>(kind).map_err(Failed::from))
+fn trial<F: PlaneFamily + cluster::Pool + States>(datapath: Datapath, family: &str) -> Trial {
+    let on = datapath.name();
+    let name = format!("xm_1_the_kernel_agrees_with_the_oracle/{on}/{family}");
+    Trial::test(name, move || run::<F>(datapath).map_err(Failed::from))
 }
 
-fn run<F: Family + cluster::Pool + States>(kind: Kind) -> Result<(), String> {
+fn run<F: PlaneFamily + cluster::Pool + States>(datapath: Datapath) -> Result<(), String> {
     let wanted = std::env::var("DIFFERENTIAL_CASES")
         .ok()
         .and_then(|n| n.parse().ok());
     let config = Config {
-        cases: wanted.unwrap_or(cases(kind)),
+        cases: wanted.unwrap_or(cases(datapath)),
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(SEEDS))),
         max_shrink_iters: 400,
         ..Config::default()
@@ -68,7 +68,7 @@ fn run<F: Family + cluster::Pool + States>(kind: Kind) -> Result<(), String> {
     let strategy = cluster::sequences();
     runner
         .run(&strategy, |steps| {
-            compare::check::<F>(kind, &steps).map_err(TestCaseError::fail)
+            compare::check::<F>(datapath, &steps).map_err(TestCaseError::fail)
         })
         .map_err(|error| error.to_string())
 }

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use proxy_tests::address::{Family, NODE, Site};
 use proxy_tests::daemon::http;
 use proxy_tests::damage;
-use proxy_tests::datapath::{Datapath, Flavour};
+use proxy_tests::datapath::Datapath;
 use serde_json::json;
 
 use crate::run::{HEALTH, LIFE_3, SYNC_9, Scene};
@@ -86,7 +86,7 @@ pub(crate) fn all(datapath: Datapath) -> Vec<Fault> {
             unprintable,
         ),
     ]);
-    if datapath == Datapath::Iptables(Flavour::Legacy) {
+    if datapath.takes_xtables_lock() {
         faults.push(fault("xtables lock held", SYNC_9, lock_held));
     }
     faults
@@ -226,13 +226,12 @@ fn log_unread(scene: &mut Scene<'_>) -> Result<()> {
 fn programs_hang(scene: &mut Scene<'_>) -> Result<()> {
     scene.programs.hang(scene.daemon)?;
     scene.restart(Signal::SIGKILL)?;
-    let outcome = match scene.datapath {
+    let outcome = if scene.datapath.programs(Family::V4).is_empty() {
         // It needs none of them.
-        Datapath::Nftables => scene.in_step(Instant::now(), SYNC_9).map(drop),
-        Datapath::Iptables(_) => {
-            scene.pass(1000, 4000);
-            Ok(())
-        }
+        scene.in_step(Instant::now(), SYNC_9).map(drop)
+    } else {
+        scene.pass(1000, 4000);
+        Ok(())
     };
     scene.programs.go_on(scene.daemon);
     outcome

@@ -3,8 +3,8 @@
 //! Spec: LIFE-7. Not there yet: kube-proxy's own tables and chains.
 
 use super::AppError;
-use crate::datapath::Kind;
-use crate::net::{Family, IpFamily, V4, V6};
+use crate::datapath::{DatapathKind, Opener};
+use crate::net::IpFamily;
 
 /// Removes what is ours of every mode and family; what cannot be removed does not keep the rest.
 ///
@@ -12,9 +12,11 @@ use crate::net::{Family, IpFamily, V4, V6};
 /// [`AppError::Cleanup`] with everything of which something is left.
 pub(super) fn run() -> Result<(), AppError> {
     let mut left = Vec::new();
-    for kind in Kind::ALL {
-        remove::<V4>(kind, &mut left);
-        remove::<V6>(kind, &mut left);
+    for &kind in DatapathKind::ALL {
+        let opener = Opener::new(kind, IpFamily::ALL);
+        for family in IpFamily::ALL {
+            remove(&opener, family, &mut left);
+        }
     }
     if left.is_empty() {
         Ok(())
@@ -23,9 +25,9 @@ pub(super) fn run() -> Result<(), AppError> {
     }
 }
 
-fn remove<F: Family>(kind: Kind, left: &mut Vec<(Kind, IpFamily)>) {
-    let (mode, family) = (kind.name(), F::FAMILY.name());
-    match kind.open::<F>().and_then(|mut datapath| datapath.cleanup()) {
+fn remove(opener: &Opener, of: IpFamily, left: &mut Vec<(DatapathKind, IpFamily)>) {
+    let (mode, family) = (opener.kind().name(), of.name());
+    match opener.cleanup(of) {
         Ok(()) => tracing::info!(mode, family, "nothing of ours is left"),
         // Where the mode cannot work, nothing of ours should have come to be; a person may know better.
         Err(error) if error.means_absent() => {
@@ -35,7 +37,7 @@ fn remove<F: Family>(kind: Kind, left: &mut Vec<(Kind, IpFamily)>) {
         Err(error) => {
             let error = &error as &dyn std::error::Error;
             tracing::error!(mode, family, error, "something of ours is left");
-            left.push((kind, F::FAMILY));
+            left.push((opener.kind(), of));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Why does the process end, other than by a signal?
 
 use crate::config::{Fault, raw};
-use crate::datapath::{DatapathError, Kind};
+use crate::datapath::{DatapathError, DatapathKind};
 use crate::debug::ExplainError;
 use crate::health::BindError;
 use crate::net::IpFamily;
@@ -69,7 +69,7 @@ pub enum AppError {
     NoFamily(IpFamily),
     /// `--cleanup` left something; why was logged.
     #[error("could not clean up {}", names(.0))]
-    Cleanup(Vec<(Kind, IpFamily)>),
+    Cleanup(Vec<(DatapathKind, IpFamily)>),
     /// The Node has no pod networks, which detect-local mode `NodeCIDR` needs. Spec: NODE-3.
     #[error("our Node has no spec.podCIDRs, which detectLocalMode NodeCIDR needs")]
     NoPodCidrs,
@@ -136,7 +136,7 @@ const fn plural(faults: &[Fault]) -> &'static str {
     if faults.len() == 1 { "" } else { "s" }
 }
 
-fn names(left: &[(Kind, IpFamily)]) -> String {
+fn names(left: &[(DatapathKind, IpFamily)]) -> String {
     let names = left
         .iter()
         .map(|(kind, family)| format!("{} {family}", kind.name()));

@@ -1,76 +1,73 @@
 //! Which families are served, and through what?
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::AppError;
-use crate::config::{IptablesBackend, Mode};
 use crate::conntrack::{Netlink, StaleFlows};
-use crate::datapath::Kind;
-use crate::datapath::iptables::Flavour;
+use crate::datapath::{DatapathKind, Opener, PlaneFamily};
 use crate::net::{Family, IpFamily, V4, V6};
 use crate::sync::{Carrier, Former, Intake, Sync};
 use crate::sys::host;
 
-/// The datapath that this mode means on this node.
-pub(super) fn kind(mode: Mode) -> Kind {
-    match mode {
-        Mode::Nftables => Kind::Nftables,
-        Mode::Iptables(IptablesBackend::Nft) => Kind::Iptables(Flavour::Nft),
-        Mode::Iptables(IptablesBackend::Legacy) => Kind::Iptables(Flavour::Legacy),
-        Mode::Iptables(IptablesBackend::Auto) => {
-            let (flavour, because) = Flavour::detect();
-            tracing::info!(backend = %flavour, %because, "chose the iptables to use");
-            Kind::Iptables(flavour)
-        }
-    }
-}
-
-/// Gives the loop a carrier for each family that the node supports.
+/// Gives the loop a carrier for each family that the node supports, and returns the opener of the datapath.
 ///
 /// # Errors
 /// [`AppError::NoFamily`] or [`AppError::Family`] if the primary family cannot be served; the other one
 /// is only logged (DS-2).
 pub(super) fn open<I: Intake>(
     mut sync: Sync<I>,
-    kind: Kind,
+    kind: DatapathKind,
     primary: IpFamily,
     sync_period: Duration,
     now: Instant,
-) -> Result<Sync<I>, AppError> {
+) -> Result<(Sync<I>, Arc<Opener>), AppError> {
+    let supported = IpFamily::ALL
+        .into_iter()
+        .filter(|family| *family == IpFamily::V4 || host::has_ipv6());
+    let supported: Vec<_> = supported.collect();
+    let others = kind.others();
     let opening = Opening {
-        kind,
+        opener: Opener::new(kind, supported.iter().copied()),
+        others: others
+            .map(|kind| Opener::new(kind, IpFamily::ALL))
+            .collect(),
+        supported,
         primary,
         sync_period,
         now,
     };
-    if let Some(carrier) = opening.carrier::<V4>(true)? {
+    if let Some(carrier) = opening.carrier::<V4>()? {
         sync = sync.with_v4(carrier);
     }
-    if let Some(carrier) = opening.carrier::<V6>(host::has_ipv6())? {
+    if let Some(carrier) = opening.carrier::<V6>()? {
         sync = sync.with_v6(carrier);
     }
-    Ok(sync.with_primary(primary))
+    Ok((sync.with_primary(primary), opening.opener))
 }
 
 /// What the carriers of both families have in common.
 struct Opening {
-    kind: Kind,
+    opener: Arc<Opener>,
+    /// The other datapaths, of which something may be left. Spec: LIFE-9.
+    others: Vec<Arc<Opener>>,
+    supported: Vec<IpFamily>,
     primary: IpFamily,
     sync_period: Duration,
     now: Instant,
 }
 
 impl Opening {
-    fn carrier<F: Family>(&self, supported: bool) -> Result<Option<Carrier<F>>, AppError> {
+    fn carrier<F: PlaneFamily>(&self) -> Result<Option<Carrier<F>>, AppError> {
         let is_primary = F::FAMILY == self.primary;
-        if !supported {
+        if !self.supported.contains(&F::FAMILY) {
             if is_primary {
                 return Err(AppError::NoFamily(self.primary));
             }
             tracing::info!(family = F::FAMILY.name(), "not on this node: single-stack");
             return Ok(None);
         }
-        let opened = match self.kind.open::<F>() {
+        let opened = match self.opener.tables::<F>() {
             Err(error) if error.may_pass() => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(
@@ -78,17 +75,17 @@ impl Opening {
                     error,
                     "not served yet, trying again"
                 );
-                Ok(self.kind.open_later())
+                Ok(self.opener.tables_later())
             }
             opened => opened,
         };
         match opened {
-            Ok(datapath) => {
-                let stale_flows = StaleFlows::new(Box::new(Netlink::default()));
-                let carrier = Carrier::new(datapath, stale_flows, self.sync_period, self.now);
-                // Spec: LIFE-9.
-                let others = self.kind.others();
-                let others = others.map(|kind| Former::new(kind.name(), move || kind.open()));
+            Ok(tables) => {
+                let carrier = Carrier::new(tables, self.stale_flows(), self.sync_period, self.now);
+                let others = self.others.iter().map(|other| {
+                    let (name, other) = (other.kind().name(), Arc::clone(other));
+                    Former::new(name, move || other.retire(F::FAMILY))
+                });
                 Ok(Some(carrier.instead_of(others.collect())))
             }
             Err(source) if is_primary => Err(AppError::Family {
@@ -101,5 +98,13 @@ impl Opening {
                 Ok(None)
             }
         }
+    }
+
+    /// Where conntrack has no flows of the datapath, none can be stale in it.
+    fn stale_flows<F: Family>(&self) -> Option<StaleFlows<F>> {
+        let needs = self.opener.kind().needs();
+        needs
+            .conntrack
+            .then(|| StaleFlows::new(Box::new(Netlink::default())))
     }
 }

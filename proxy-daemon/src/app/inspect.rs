@@ -21,9 +21,7 @@ use hyper_util::rt::TokioExecutor;
 use super::{AppError, feed};
 use crate::cli::Command;
 use crate::compile::Compiler;
-use crate::config::{Config, Mode, Source};
-use crate::datapath::Kind;
-use crate::datapath::iptables::Flavour;
+use crate::config::{Config, Source};
 use crate::debug::{Dump, ExplainError, Inside};
 use crate::diagnostics::About;
 use crate::model::Services;
@@ -52,7 +50,10 @@ pub(super) fn run(config: &Config, command: &Command) -> Result<(), AppError> {
         Source::Manifests(_) => {
             let inside = runtime.block_on(read(config))?;
             match command {
-                Command::Dump(Dump { rules: true, .. }) => rules(config.mode, &inside),
+                Command::Dump(Dump { rules: true, .. }) => config
+                    .datapath
+                    .any()
+                    .rules(inside.v4.as_ref(), inside.v6.as_ref()),
                 Command::Dump(query) => inside.dump(*query),
                 Command::Explain(query) => inside.explain(query).map_err(AppError::Explain)?,
             }
@@ -62,18 +63,6 @@ pub(super) fn run(config: &Config, command: &Command) -> Result<(), AppError> {
     io::stdout()
         .write_all(text.as_bytes())
         .map_err(AppError::Runtime)
-}
-
-/// The rules of both families, as the datapath of this mode writes them.
-pub(super) fn rules(mode: Mode, inside: &Inside) -> String {
-    let kind = match mode {
-        Mode::Nftables => Kind::Nftables,
-        // Both flavours get the same, so that it does not matter which one this node has.
-        Mode::Iptables(_) => Kind::Iptables(Flavour::Nft),
-    };
-    let v4 = inside.v4.as_ref().map(|state| kind.rules(state));
-    let v6 = inside.v6.as_ref().map(|state| kind.rules(state));
-    [v4, v6].into_iter().flatten().collect()
 }
 
 /// Compiles the manifests as they are now.

@@ -18,7 +18,8 @@ use crate::debug::Inside;
 use crate::health::{self, Ask, Health};
 use crate::net::IpFamily;
 use crate::sync::{Mailbox, Surroundings, Sync};
-use crate::sys::{Clock, Sysctls, SystemClock, addresses, capabilities, host, process};
+use crate::sys::capabilities::{self, Capability};
+use crate::sys::{Clock, Sysctls, SystemClock, addresses, host, process};
 use crate::watch::{self, Drained, Shared};
 
 mod cleanup;
@@ -75,8 +76,7 @@ pub fn start(cli: &Cli, held: &mut Held) -> Result<(), AppError> {
         own.tell();
     } else {
         // Spec: LIFE-8.
-        sysctls::apply(&Sysctls::default(), &config.conntrack)?;
-        return Ok(());
+        return sysctls::apply_all(&config);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -90,7 +90,7 @@ pub fn start(cli: &Cli, held: &mut Held) -> Result<(), AppError> {
 }
 
 fn check_privilege() -> Result<(), AppError> {
-    if capabilities::has_net_admin() {
+    if capabilities::has(Capability::CAP_NET_ADMIN) {
         Ok(())
     } else {
         Err(AppError::NoNetAdmin)
@@ -124,6 +124,7 @@ fn read_config(cli: &Cli) -> Result<Resolved, AppError> {
         healthz_port: flags.healthz_port,
         metrics_port: flags.metrics_port,
         os_hostname: host::hostname(),
+        tcp_is_liberal: sysctls::is_liberal(&Sysctls::default()),
     };
     let mut resolved = resolve(&raw, &beside).map_err(AppError::Config)?;
     warnings.append(&mut resolved.warnings);
@@ -144,7 +145,7 @@ async fn run(config: Config, watched: Option<Watched>, held: &mut Held) -> Resul
     held.0 = Some(lock);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        mode = config.mode.name(),
+        mode = config.datapath.mode(),
         node = &*config.node_name,
         source = %feed::describe(&config.source),
         "starting"
@@ -196,15 +197,12 @@ async fn serve(
     let wants_pod_cidrs = config.policy.detect_local == DetectLocal::NodeCidr;
     let node = node::discover(shared, is_manifests, wants_pod_cidrs).await?;
 
-    let sysctls = Sysctls::default();
-    sysctls::apply(&sysctls, &config.conntrack)?;
-    let mut policy = config.policy.clone();
-    policy.netfilter.drop_invalid = !sysctls::is_liberal(&sysctls);
+    sysctls::apply_all(config)?;
 
     // Without a Node object in the manifests there is none that could be ineligible.
     let health = Arc::new(Health::new(config.periods.sync, is_manifests));
     let surroundings = Surroundings::new(
-        policy,
+        config.policy.clone(),
         Arc::clone(&config.node_name),
         config.node_ip_override,
     );
@@ -221,24 +219,18 @@ async fn serve(
         Arc::clone(&health),
     )
     .with_diagnostics(Arc::clone(shared.diagnostics()));
-    let (mode, sync_period, now) = (config.mode, config.periods.sync, clock.now());
+    let (datapath, sync_period, now) = (config.datapath, config.periods.sync, clock.now());
     // Programs are run for it, which can hang, and a signal must not wait for them.
     let opening = tokio::task::spawn_blocking(move || {
-        families::open(sync, families::kind(mode), primary, sync_period, now)
+        families::open(sync, datapath.kind(), primary, sync_period, now)
     });
-    let sync = opening
+    let (sync, opener) = opening
         .await
         .map_err(|error| AppError::Runtime(error.into()))??;
 
     let ask = ask(mailbox, shared);
     let healthz = health::healthz_router(Arc::clone(&health), Arc::clone(&clock));
-    let local = health::local_router(
-        config.mode.name(),
-        Arc::clone(&health),
-        Arc::clone(&clock),
-        &ask,
-        move |inside| inspect::rules(mode, inside),
-    );
+    let local = health::local_router(opener, Arc::clone(&health), Arc::clone(&clock), &ask);
     let hard_fail = config.bind_address_hard_fail;
     tokio::select! {
         Err(error) = listen(config.healthz_address, healthz, hard_fail) => Err(error),

@@ -3,7 +3,7 @@
 //! Invariant: this happens before there is a second thread, since capabilities belong to threads; so what
 //! came of it is logged afterwards.
 
-use crate::config::{Config, IptablesBackend, Mode};
+use crate::config::Config;
 use crate::sys::capabilities::{self, Also, KeepError};
 use crate::sys::host;
 
@@ -17,13 +17,9 @@ pub(super) struct Own {
 impl Own {
     /// Spec: LIFE-12, LIFE-20, LIFE-21.
     pub(super) fn settle(config: &Config) -> Self {
-        let loads_modules = match config.mode {
-            Mode::Nftables | Mode::Iptables(IptablesBackend::Nft) => false,
-            Mode::Iptables(IptablesBackend::Legacy | IptablesBackend::Auto) => true,
-        };
         let listeners = [config.healthz_address, config.metrics_address];
         let also = Also {
-            loads_modules,
+            loads_modules: config.datapath.may_need(|needs| needs.loads_modules),
             binds_low_ports: listeners.iter().flatten().any(|a| a.port() < 1024),
         };
         Self {

@@ -7,7 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use super::AppError;
-use crate::config::ConntrackSettings;
+use crate::config::{Config, ConntrackSettings};
 use crate::conntrack::{FlowTable as _, Netlink};
 use crate::net::V4;
 use crate::sys::{Sysctls, host};
@@ -19,12 +19,27 @@ const HASHSIZE: &str = "/sys/module/nf_conntrack/parameters/hashsize";
 /// A product above this is a machine with many CPUs rather than a wish. Spec: CT-9.
 const MAX_PRODUCT: u64 = 1_048_576;
 
-/// Writes what the settings ask for. Spec: CT-8 to CT-11.
+/// Writes what the configuration and its mode ask for.
+///
+/// # Errors
+/// As [`apply`].
+pub(super) fn apply_all(config: &Config) -> Result<(), AppError> {
+    let is_needed = config.datapath.may_need(|needs| needs.conntrack);
+    apply(&Sysctls::default(), &config.conntrack, is_needed)
+}
+
+/// Writes what the settings ask for; if conntrack is not needed, only where it is loaded already.
+/// Spec: CT-8 to CT-11.
 ///
 /// # Errors
 /// [`AppError::Sysctl`] for the first one that the kernel refuses.
-pub(super) fn apply(sysctls: &Sysctls, settings: &ConntrackSettings) -> Result<(), AppError> {
-    load_conntrack(sysctls);
+fn apply(sysctls: &Sysctls, settings: &ConntrackSettings, is_needed: bool) -> Result<(), AppError> {
+    if sysctls.read(MAX).is_err() {
+        if !is_needed {
+            return Ok(());
+        }
+        load_conntrack();
+    }
     if let Some(max) = wanted_max(settings, host::n_cpus()) {
         apply_max(sysctls, max)?;
     }
@@ -40,13 +55,11 @@ pub(super) fn is_liberal(sysctls: &Sysctls) -> bool {
 }
 
 /// The parameters exist only once conntrack is loaded, which a question to it does.
-fn load_conntrack(sysctls: &Sysctls) {
-    if sysctls.read(MAX).is_err() {
-        let mut table = Netlink::default();
-        if let Err(error) = table.list(0, &|_: &crate::conntrack::Flow<V4>| false) {
-            let error = &error as &dyn std::error::Error;
-            tracing::debug!(error, "conntrack does not answer yet");
-        }
+fn load_conntrack() {
+    let mut table = Netlink::default();
+    if let Err(error) = table.list(0, &|_: &crate::conntrack::Flow<V4>| false) {
+        let error = &error as &dyn std::error::Error;
+        tracing::debug!(error, "conntrack does not answer yet");
     }
 }
 

@@ -66,15 +66,14 @@ flags! {
     value config: PathBuf;
     /// A directory of manifests (Services, EndpointSlices, Nodes, ServiceCIDRs) instead of an API server
     value manifests: PathBuf;
-    /// The datapath: nftables (the default) or iptables
+    /// The datapath (the list of them completes this)
     #[arg(visible_alias = "proxy-mode")]
     value mode: String;
     /// The file that says how to reach the API server; in-cluster configuration without it
     value kubeconfig: String;
     /// The API server's URL, stronger than the kubeconfig's
     value master: String;
-    /// Which iptables is used in iptables mode: nft, legacy, or auto: the one that this node uses already
-    /// [default: auto]
+    /// Which iptables is used (the list of datapaths completes this)
     value iptables_backend: String;
     /// The name of our Node object, if it is not the host's name
     value hostname_override: String;

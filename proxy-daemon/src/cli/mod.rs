@@ -15,6 +15,8 @@ use crate::config::raw::{
 };
 use crate::debug::{Dump, Explain};
 
+use crate::datapath::DatapathKind;
+
 mod flags;
 
 pub use flags::Flags;
@@ -86,7 +88,19 @@ impl Cli {
     /// # Errors
     /// What clap says of a wrong command line, or of `--help` and `--version`.
     pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        let command = Self::command();
+        let modes = DatapathKind::modes();
+        let mode = format!(
+            "The datapath: one of {}; the first is the default",
+            modes.join(", ")
+        );
+        let backends = DatapathKind::backends().join(", ");
+        let backend = format!(
+            "Which iptables is used in iptables mode: one of {backends}, or auto (the default), which is the one \
+             that this node uses already"
+        );
+        let command = Self::command()
+            .mut_arg("mode", |arg| arg.help(mode))
+            .mut_arg("iptables_backend", |arg| arg.help(backend));
         let matches = command.try_get_matches_from(args.into_iter().map(with_dashes))?;
         let mut cli = Self::from_arg_matches(&matches)?;
         cli.given = given(&matches);
@@ -163,8 +177,7 @@ impl Cli {
                 localhost_node_ports: flags.iptables_localhost_nodeports,
                 ..section.clone()
             }),
-            nftables: Some(section.clone()),
-            ebpf: Some(section),
+            any_mode: Some(section),
             detect_local_mode: flags.detect_local_mode,
             detect_local: Some(DetectLocalSection {
                 bridge_interface: flags.pod_bridge_interface,

@@ -13,6 +13,4 @@ mod settings;
 pub use duration::{DurationError, GoDuration};
 pub use policy::{DetectLocal, NodePortAddresses, Policy};
 pub use resolve::{Beside, Fault, Resolved, resolve};
-pub use settings::{
-    Config, ConntrackSettings, IptablesBackend, LogSettings, Mode, Periods, Source,
-};
+pub use settings::{Config, ConntrackSettings, LogSettings, Periods, Source};

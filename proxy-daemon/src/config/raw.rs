@@ -38,6 +38,9 @@ pub struct KubeProxyConfiguration {
     pub iptables: Option<ModeSection>,
     pub nftables: Option<ModeSection>,
     pub ebpf: Option<ModeSection>,
+    /// What flags say for every mode that has no section here.
+    #[serde(skip)]
+    pub any_mode: Option<ModeSection>,
     pub ipvs: Option<serde_json::Value>,
     pub winkernel: Option<serde_json::Value>,
     pub windows_run_as_service: Option<bool>,
@@ -247,28 +250,53 @@ fn parse_duplicates(text: &str) -> Option<KubeProxyConfiguration> {
 }
 
 impl KubeProxyConfiguration {
+    /// What this mode reads. Spec: CFG-8.
+    pub fn section(&self, mode: &str) -> ModeSection {
+        let mut sections = self.sections().into_iter();
+        let section = sections.find(|(name, _)| *name == mode);
+        let section = section.and_then(|(_, section)| section);
+        section
+            .or(self.any_mode.as_ref())
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    const fn sections(&self) -> [(&'static str, Option<&ModeSection>); 3] {
+        [
+            ("iptables", self.iptables.as_ref()),
+            ("nftables", self.nftables.as_ref()),
+            ("ebpf", self.ebpf.as_ref()),
+        ]
+    }
+
     /// The paths of fields that v1alpha1 does not have.
     pub fn unknown_fields(&self) -> Vec<String> {
-        let sections: [(&str, Option<&Unknown>); 8] = [
+        let of_modes = self
+            .sections()
+            .map(|(name, section)| (name, section.map(|s| &s.unknown)));
+        let sections: [(&str, Option<&Unknown>); 5] = [
             ("", Some(&self.unknown)),
             (
-                "clientConnection.",
+                "clientConnection",
                 self.client_connection.as_ref().map(|s| &s.unknown),
             ),
-            ("logging.", self.logging.as_ref().map(|s| &s.unknown)),
-            ("iptables.", self.iptables.as_ref().map(|s| &s.unknown)),
-            ("nftables.", self.nftables.as_ref().map(|s| &s.unknown)),
-            ("ebpf.", self.ebpf.as_ref().map(|s| &s.unknown)),
+            ("logging", self.logging.as_ref().map(|s| &s.unknown)),
             (
-                "detectLocal.",
+                "detectLocal",
                 self.detect_local.as_ref().map(|s| &s.unknown),
             ),
-            ("conntrack.", self.conntrack.as_ref().map(|s| &s.unknown)),
+            ("conntrack", self.conntrack.as_ref().map(|s| &s.unknown)),
         ];
         sections
             .into_iter()
-            .filter_map(|(prefix, unknown)| Some((prefix, unknown?)))
-            .flat_map(|(prefix, unknown)| unknown.keys().map(move |name| format!("{prefix}{name}")))
+            .chain(of_modes)
+            .filter_map(|(section, unknown)| Some((section, unknown?)))
+            .flat_map(|(section, unknown)| {
+                let dot = if section.is_empty() { "" } else { "." };
+                unknown
+                    .keys()
+                    .map(move |name| format!("{section}{dot}{name}"))
+            })
             .collect()
     }
 }

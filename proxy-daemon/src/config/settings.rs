@@ -1,7 +1,7 @@
 //! What was asked for, checked and complete?
 //!
 //! Invariants: a [`Config`] can be acted on without asking again; it holds no default that still
-//! depends on something, but the node's own addresses and sysctls.
+//! depends on something, but the node's own addresses.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Policy;
+use crate::datapath::DatapathChoice;
 
 /// Everything that flags and the configuration file decide.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Which datapath.
-    pub mode: Mode,
+    pub datapath: DatapathChoice,
     /// Where the cluster's objects come from.
     pub source: Source,
-    /// What `compile` reads; `netfilter.drop_invalid` becomes final when the sysctl was read (CT-7).
+    /// What `compile` reads.
     pub policy: Policy,
     /// Our Node's name. Spec: NODE-1.
     pub node_name: Arc<str>,
@@ -39,37 +40,6 @@ pub struct Config {
     pub log: LogSettings,
     /// The configuration file, to be watched. Spec: CFG-3.
     pub file: Option<PathBuf>,
-}
-
-/// A mechanism that carries the forwarding state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Maps and rules of `nf_tables`, over netlink.
-    Nftables,
-    /// Rules of iptables and sets of ipset, through their programs.
-    Iptables(IptablesBackend),
-}
-
-/// Which of the two iptables is used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum IptablesBackend {
-    /// The one that the node uses already.
-    #[default]
-    Auto,
-    /// iptables-nft.
-    Nft,
-    /// iptables-legacy.
-    Legacy,
-}
-
-impl Mode {
-    /// The name, as `/proxyMode` says it. Spec: MET-1.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Nftables => "nftables",
-            Self::Iptables(_) => "iptables",
-        }
-    }
 }
 
 /// Where the cluster's objects come from.

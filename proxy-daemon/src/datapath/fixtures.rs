@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use super::SyncReport;
+use super::{SyncReport, Tables};
 use crate::forwarding::{
     Backend, BackendSet, Change, Changes, Detector, Exposure, ForwardingState, Frontend,
     FrontendAddress, FrontendKey, Globals, MarkBit, Netfilter, Route, Routes, ServicePort,
@@ -30,6 +30,18 @@ pub(super) const NOTHING: SyncReport = SyncReport {
     n_added: 0,
     n_removed: 0,
 };
+
+/// Follows a change, as the sync loop does.
+pub(super) fn sync_or_resync<F: Family>(
+    tables: &mut (impl Tables<F> + ?Sized),
+    old: &ForwardingState<F>,
+    new: &ForwardingState<F>,
+) -> SyncReport {
+    match tables.sync(new, &changes(old, new)).unwrap() {
+        Some(report) => report,
+        None => tables.resync(new).unwrap(),
+    }
+}
 
 /// An address of either family from a small number: `10.a.b.c` or `fd00::a:b:c`.
 pub(super) fn address<F: Family>(number: u32) -> F::Addr {

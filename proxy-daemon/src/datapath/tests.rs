@@ -3,89 +3,105 @@
 //! What packets meet is tested by the harness of the `tests` crate.
 
 use super::fixtures::{
-    NOTHING, Numbers, changes, in_netns, one_of_each, service_port, some_networks, some_state,
-    state,
+    NOTHING, Numbers, in_netns, one_of_each, service_port, some_networks, some_state, state,
+    sync_or_resync,
 };
-use super::iptables::{Flavour, Iptables};
-use super::nftables::Nftables;
-use super::{Datapath, DatapathError};
+use super::{DatapathChoice, DatapathKind, Opener, PlaneFamily, Tables};
 use std::sync::Arc;
 
 use crate::forwarding::{Exposure, ForwardingState};
-use crate::net::Family;
 
-type Open<F> = fn() -> Result<Box<dyn Datapath<F>>, DatapathError>;
+/// One run of the daemon after another, in one network namespace.
+#[derive(Clone, Copy)]
+pub(super) struct Runs(DatapathKind);
 
-fn nftables<F: Family>() -> Result<Box<dyn Datapath<F>>, DatapathError> {
-    Ok(Box::new(Nftables::open()?))
+impl Runs {
+    fn opener<F: PlaneFamily>(self) -> Arc<Opener> {
+        Opener::new(self.0, [F::FAMILY])
+    }
+
+    fn start<F: PlaneFamily>(self) -> Box<dyn Tables<F>> {
+        self.opener::<F>().tables().unwrap()
+    }
+
+    fn cleanup<F: PlaneFamily>(self) {
+        self.opener::<F>().cleanup(F::FAMILY).unwrap();
+    }
 }
 
-fn iptables_nft<F: Family>() -> Result<Box<dyn Datapath<F>>, DatapathError> {
-    Ok(Box::new(Iptables::open(Flavour::Nft)?))
+#[test]
+fn every_datapath_has_a_name_and_is_found_by_its_mode_and_backend() {
+    for kind in DatapathKind::ALL {
+        assert_eq!(DatapathKind::named(kind.name()), Some(*kind));
+        assert_eq!(kind.others().count(), DatapathKind::ALL.len() - 1);
+        let choice = DatapathChoice::of(kind.mode(), kind.backend()).unwrap();
+        assert_eq!(choice, DatapathChoice::Fixed(*kind));
+        let by_mode = DatapathChoice::of(kind.mode(), None).unwrap();
+        let is_only = kind.backend().is_none();
+        assert_eq!(by_mode == DatapathChoice::Fixed(*kind), is_only);
+        assert_eq!(by_mode.mode(), kind.mode());
+    }
+    let modes = DatapathKind::modes();
+    assert!(modes.starts_with(&["nftables", "iptables"]), "{modes:?}");
+    assert_eq!(DatapathChoice::of("nftables", Some("nft")), None);
+    assert_eq!(DatapathChoice::of("no-such", None), None);
 }
 
-fn iptables_legacy<F: Family>() -> Result<Box<dyn Datapath<F>>, DatapathError> {
-    Ok(Box::new(Iptables::open(Flavour::Legacy)?))
+pub(super) fn run(name: &str, test: fn(Runs)) {
+    let kind = DatapathKind::named(name).unwrap();
+    in_netns(move || test(Runs(kind)));
 }
 
-/// Runs a test for every datapath and family, each in a network namespace of its own.
-macro_rules! for_each {
-    ($($test:ident),* $(,)?) => {
-        mod each {
-            $(mod $test {
-                use crate::net::{V4, V6};
-                for_each!(@ $test nftables iptables_nft iptables_legacy);
-            })*
-        }
+/// Runs what every datapath must pass for one of this name and both families, each in a network namespace of its own.
+macro_rules! promises {
+    ($name:literal) => {
+        crate::datapath::tests::promises!(@ $name applies_and_reads_back);
+        crate::datapath::tests::promises!(@ $name sync_5_churn_leaves_what_a_fresh_start_writes);
+        crate::datapath::tests::promises!(@ $name rej_7_any_networks_follow_any_others);
+        crate::datapath::tests::promises!(@ $name cleanup_leaves_nothing_and_needs_nothing);
     };
-    (@ $test:ident $($datapath:ident)*) => {
-        $(mod $datapath {
-            use super::{V4, V6};
-            use crate::datapath::tests;
+    (@ $name:literal $test:ident) => {
+        mod $test {
+            use crate::datapath::tests::{$test, run};
+            use crate::net::{V4, V6};
 
             #[test]
             fn v4() {
-                tests::in_netns(|| tests::$test::<V4>(tests::$datapath));
+                run($name, $test::<V4>);
             }
 
             #[test]
             fn v6() {
-                tests::in_netns(|| tests::$test::<V6>(tests::$datapath));
+                run($name, $test::<V6>);
             }
-        })*
+        }
     };
 }
+pub(super) use promises;
 
-for_each!(
-    applies_and_reads_back,
-    sync_5_churn_leaves_what_a_fresh_start_writes,
-    rej_7_any_networks_follow_any_others,
-    cleanup_leaves_nothing_and_needs_nothing,
-);
-
-fn applies_and_reads_back<F: Family>(open: Open<F>) {
-    let mut datapath = open().unwrap();
+pub(super) fn applies_and_reads_back<F: PlaneFamily>(runs: Runs) {
+    let mut datapath = runs.start::<F>();
     let desired = one_of_each::<F>();
     let report = datapath.resync(&desired).unwrap();
     assert!(report.n_added > 60, "{report:?}");
     assert!(!datapath.changed_by_others().unwrap());
     assert_eq!(datapath.resync(&desired).unwrap(), NOTHING);
-    let mut restarted = open().unwrap();
+    let mut restarted = runs.start::<F>();
     assert_eq!(restarted.resync(&desired).unwrap(), NOTHING);
 }
 
 /// Whatever the way, the kernel holds what a fresh start would have written.
-fn sync_5_churn_leaves_what_a_fresh_start_writes<F: Family>(open: Open<F>) {
+pub(super) fn sync_5_churn_leaves_what_a_fresh_start_writes<F: PlaneFamily>(runs: Runs) {
     let mut numbers = Numbers(7);
-    let mut datapath = open().unwrap();
+    let mut datapath = runs.start::<F>();
     let mut state = some_state::<F>(&mut numbers);
     datapath.resync(&state).unwrap();
     for round in 0..60 {
         let next = some_state::<F>(&mut numbers);
-        datapath.sync(&next, &changes(&state, &next)).unwrap();
+        sync_or_resync(&mut *datapath, &state, &next);
         state = next;
         if round % 10 == 0 {
-            let mut fresh = open().unwrap();
+            let mut fresh = runs.start::<F>();
             assert_eq!(fresh.resync(&state).unwrap(), NOTHING, "round {round}");
             assert!(!datapath.changed_by_others().unwrap());
         }
@@ -99,7 +115,7 @@ fn sync_5_churn_leaves_what_a_fresh_start_writes<F: Family>(open: Open<F>) {
 }
 
 /// Networks that touch, nest or cover everything, of ServiceCIDRs and of source ranges.
-fn rej_7_any_networks_follow_any_others<F: Family>(open: Open<F>) {
+pub(super) fn rej_7_any_networks_follow_any_others<F: PlaneFamily>(runs: Runs) {
     let mut numbers = Numbers(11);
     let mut some = || {
         let mut guarded = service_port::<F>(1, 2, 0b0011_0000);
@@ -115,14 +131,14 @@ fn rej_7_any_networks_follow_any_others<F: Family>(open: Open<F>) {
         some.globals.service_cidrs = some_networks::<F>(&mut numbers);
         some
     };
-    let mut datapath = open().unwrap();
+    let mut datapath = runs.start::<F>();
     let mut before = some();
     datapath.resync(&before).unwrap();
     for round in 0..30 {
         let after = some();
-        datapath.sync(&after, &changes(&before, &after)).unwrap();
+        sync_or_resync(&mut *datapath, &before, &after);
         if round % 3 == 0 {
-            let mut fresh = open().unwrap();
+            let mut fresh = runs.start::<F>();
             assert_eq!(fresh.resync(&after).unwrap(), NOTHING, "{after:?}");
         }
         before = after;
@@ -130,13 +146,13 @@ fn rej_7_any_networks_follow_any_others<F: Family>(open: Open<F>) {
 }
 
 /// What a start on a clean kernel writes, it writes again after a cleanup.
-fn cleanup_leaves_nothing_and_needs_nothing<F: Family>(open: Open<F>) {
-    let mut datapath = open().unwrap();
-    datapath.cleanup().unwrap();
+pub(super) fn cleanup_leaves_nothing_and_needs_nothing<F: PlaneFamily>(runs: Runs) {
+    runs.cleanup::<F>();
     let desired = one_of_each::<F>();
-    let first = datapath.resync(&desired).unwrap();
-    datapath.cleanup().unwrap();
-    datapath.cleanup().unwrap();
+    let first = runs.start::<F>().resync(&desired).unwrap();
+    runs.cleanup::<F>();
+    runs.cleanup::<F>();
+    let mut datapath = runs.start::<F>();
     assert_eq!(datapath.resync(&desired).unwrap(), first);
     let empty = ForwardingState {
         service_ports: std::collections::BTreeMap::new(),
@@ -145,5 +161,5 @@ fn cleanup_leaves_nothing_and_needs_nothing<F: Family>(open: Open<F>) {
     datapath.resync(&empty).unwrap();
     let left = datapath.resync(&empty).unwrap();
     assert_eq!(left, NOTHING);
-    datapath.cleanup().unwrap();
+    runs.cleanup::<F>();
 }

@@ -16,6 +16,7 @@ use prometheus_client::metrics::histogram::{self, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::{Family, Probes};
+use crate::datapath::{FailureCounter, Figure};
 use crate::net::IpFamily;
 
 pub(super) use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
@@ -100,8 +101,9 @@ const METRICS: [Metric; 7] = [
 pub(super) struct Page {
     pub(super) families: BTreeMap<IpFamily, Family>,
     pub(super) probes: Probes,
-    /// The metrics that exist in this mode only.
-    pub(super) of_mode: &'static [Metric],
+    /// The counters of failed syncs of the datapath.
+    pub(super) failures: &'static [FailureCounter],
+    pub(super) figures: Vec<Figure>,
 }
 
 impl Page {
@@ -118,7 +120,16 @@ impl Page {
 
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for metric in METRICS.iter().chain(self.of_mode) {
+        let failures = self.failures.iter().map(|counter| Metric {
+            name: counter.name,
+            help: counter.help,
+            value: Value::Count(if counter.only_partial {
+                |family| family.n_partial_failures
+            } else {
+                |family| family.n_failures
+            }),
+        });
+        for metric in METRICS.into_iter().chain(failures) {
             let kind = match metric.value {
                 Value::Durations(_) => MetricType::Histogram,
                 Value::Moment(_) => MetricType::Gauge,
@@ -133,6 +144,19 @@ impl Collector for Page {
                     Value::Moment(of) => ConstGauge::new(seconds(of(family))).encode(encoder),
                     Value::Count(of) => ConstCounter::new(of(family)).encode(encoder),
                 }?;
+            }
+        }
+        for figure in &self.figures {
+            let kind = if figure.is_counter {
+                MetricType::Counter
+            } else {
+                MetricType::Gauge
+            };
+            let encoder = encoder.encode_descriptor(figure.name, figure.help, None, kind)?;
+            if figure.is_counter {
+                ConstCounter::new(figure.value).encode(encoder)?;
+            } else {
+                ConstGauge::new(figure.value).encode(encoder)?;
             }
         }
         for (path, name) in [("healthz", "proxy_healthz"), ("livez", "proxy_livez")] {
@@ -171,7 +195,8 @@ mod tests {
         let page = Page {
             families: BTreeMap::from([(IpFamily::V4, family)]),
             probes: Probes::default(),
-            of_mode: &[],
+            failures: &[],
+            figures: Vec::new(),
         };
         let text = page.into_text();
         let name = "kubeproxy_conntrack_reconciler_sync_duration_seconds";

@@ -20,10 +20,11 @@ use std::time::{Duration, Instant, SystemTime};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::datapath::{DatapathKind, Figure, Scope};
 use crate::net::IpFamily;
 use crate::sys::Clock;
 
-use metrics::{Histogram, Metric, Page, Value as Of};
+use metrics::{Histogram, Page};
 
 mod bounded;
 mod metrics;
@@ -67,15 +68,6 @@ struct Family {
     partial: Histogram,
     conntrack: Histogram,
     n_flows_deleted: u32,
-}
-
-/// How much of the kernel's state a sync looked at. Spec: SYNC-5.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// All of it was read back.
-    Full,
-    /// Only what changed was written.
-    Partial,
 }
 
 impl State {
@@ -281,37 +273,16 @@ impl Health {
     }
 }
 
-/// The counters of failed syncs of a mode, which kube-proxy names after its modes.
-const fn failures(mode: &str) -> &'static [Metric] {
-    match mode.as_bytes() {
-        b"iptables" => &[
-            Metric {
-                name: "sync_proxy_rules_iptables_restore_failures",
-                help: "Syncs that failed",
-                value: Of::Count(|family| family.n_failures),
-            },
-            Metric {
-                name: "sync_proxy_rules_iptables_partial_restore_failures",
-                help: "Syncs that failed to write what changed",
-                value: Of::Count(|family| family.n_partial_failures),
-            },
-        ],
-        _ => &[Metric {
-            name: "sync_proxy_rules_nftables_sync_failures",
-            help: "Syncs that failed",
-            value: Of::Count(|family| family.n_failures),
-        }],
-    }
-}
-
 impl Health {
-    /// What `/metrics` answers in this mode: the metrics that exist so far, in Prometheus' text format. Spec: MET-4.
-    pub fn metrics(&self, mode: &str) -> String {
+    /// What `/metrics` answers for this datapath, which has these figures: the metrics that exist so far, in
+    /// Prometheus' text format. Spec: MET-4.
+    pub fn metrics(&self, datapath: DatapathKind, figures: Vec<Figure>) -> String {
         let state = self.state();
         let page = Page {
             families: state.families.clone(),
             probes: state.probes.clone(),
-            of_mode: failures(mode),
+            failures: datapath.failures(),
+            figures,
         };
         page.into_text()
     }

@@ -20,6 +20,7 @@ use super::bounded;
 use super::metrics;
 use super::places::{Place, Places};
 use super::{Answer, Health};
+use crate::datapath::Opener;
 use crate::debug::{Dump, Explain, Inside, Output};
 use crate::sys::Clock;
 
@@ -81,14 +82,11 @@ pub fn healthz_router(health: Arc<Health>, clock: Arc<dyn Clock>) -> Router {
 }
 
 /// The node-local server: `/proxyMode`, `/healthz`, `/metrics` and `/debug`.
-///
-/// `rules` says what the datapath of this mode makes of the state.
 pub fn local_router(
-    mode: &'static str,
+    datapath: Arc<Opener>,
     health: Arc<Health>,
     clock: Arc<dyn Clock>,
     ask: &Ask,
-    rules: impl Fn(&Inside) -> String + Clone + Send + Sync + 'static,
 ) -> Router {
     let sync = |State(s): State<Shared>| async move {
         let body = format!("{:#}\n", s.health.report(&*s.clock));
@@ -101,18 +99,19 @@ pub fn local_router(
         };
         answer(StatusCode::OK, content_type, inside.dump(query))
     });
-    let rules = inside(ask, move |inside, _: NoQuery| text(rules(inside)));
+    let kind = datapath.kind();
+    let rules = inside(ask, move |inside, _: NoQuery| {
+        text(kind.rules(inside.v4.as_ref(), inside.v6.as_ref()))
+    });
     let diagnostics = inside(ask, |inside, _: NoQuery| text(inside.diagnostics()));
     let explain = inside(ask, |inside, query: Explain| match inside.explain(&query) {
         Ok(explanation) => text(explanation),
         Err(error) => plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
     });
+    let mode = kind.mode();
     let scrape = move |State(s): State<Shared>| async move {
-        answer(
-            StatusCode::OK,
-            metrics::CONTENT_TYPE,
-            s.health.metrics(mode),
-        )
+        let page = s.health.metrics(kind, datapath.figures());
+        answer(StatusCode::OK, metrics::CONTENT_TYPE, page)
     };
     let debug = Router::new()
         .route("/debug/sync", get(sync))

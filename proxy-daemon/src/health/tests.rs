@@ -132,7 +132,8 @@ fn hz_7_met_4_probes_and_syncs_are_counted() {
     health.measured(IpFamily::V4, Scope::Full, Duration::from_millis(2));
     health.measured(IpFamily::V4, Scope::Partial, Duration::from_millis(2));
     health.cleaned(IpFamily::V6, 3, Duration::from_millis(2));
-    let text = health.metrics("nftables");
+    let nftables = DatapathKind::named("nftables").unwrap();
+    let text = health.metrics(nftables, Vec::new());
     for line in [
         "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
         "kubeproxy_proxy_livez_total{code=\"200\"} 2",
@@ -155,13 +156,13 @@ fn met_9_a_failure_counts_once_under_its_mode_s_names_and_moves_no_time() {
     let error = std::io::Error::other("refused");
     health.failed(IpFamily::V4, Scope::Full, &error);
     health.failed(IpFamily::V4, Scope::Partial, &error);
-    for (mode, lines) in [
+    for (name, lines) in [
         (
             "nftables",
             &["kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv4\"} 2"][..],
         ),
         (
-            "iptables",
+            "iptables-legacy",
             &[
                 "kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family=\"IPv4\"} 2",
                 "kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family=\"IPv6\"} 0",
@@ -169,12 +170,21 @@ fn met_9_a_failure_counts_once_under_its_mode_s_names_and_moves_no_time() {
             ],
         ),
     ] {
-        let text = health.metrics(mode);
+        let figure = |is_counter| Figure {
+            name: if is_counter { "events" } else { "links" },
+            help: "for the test",
+            is_counter,
+            value: 3,
+        };
+        let figures = [false, true].map(figure).to_vec();
+        let text = health.metrics(DatapathKind::named(name).unwrap(), figures);
+        assert!(has(&text, "kubeproxy_links 3"), "{text}");
+        assert!(has(&text, "kubeproxy_events_total 3"), "{text}");
         let last = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 7";
         for line in lines.iter().chain([&last]) {
             assert!(has(&text, line), "{line}\n{text}");
         }
-        let others = if mode == "nftables" {
+        let others = if name == "nftables" {
             "_iptables_"
         } else {
             "_nftables_"

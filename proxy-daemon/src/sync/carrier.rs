@@ -12,9 +12,9 @@ use super::doubt::Doubt;
 use super::leftovers::{Former, Leftovers};
 use super::report::{CHANGE, EVERY, FlowLog, SyncLog};
 use crate::conntrack::StaleFlows;
-use crate::datapath::{Datapath, DatapathError, SyncReport};
+use crate::datapath::{DatapathError, Scope, SyncReport, Tables};
 use crate::forwarding::{Changes, ForwardingState};
-use crate::health::{Health, Scope};
+use crate::health::Health;
 use crate::net::Family;
 use crate::sys::{Clock, Limiter};
 
@@ -51,11 +51,12 @@ enum Standing {
     Behind { backoff: Backoff, reason: Reason },
 }
 
-/// One family's datapath and conntrack, and how they stand.
+/// One family's tables and conntrack, and how they stand.
 pub struct Carrier<F: Family> {
-    datapath: Box<dyn Datapath<F>>,
-    stale_flows: StaleFlows<F>,
-    leftovers: Leftovers<F>,
+    tables: Box<dyn Tables<F>>,
+    /// `None` where conntrack has no flows of this datapath.
+    stale_flows: Option<StaleFlows<F>>,
+    leftovers: Leftovers,
     standing: Standing,
     log: SyncLog,
     flow_log: FlowLog,
@@ -67,15 +68,15 @@ pub struct Carrier<F: Family> {
 impl<F: Family> Carrier<F> {
     /// One that knows nothing of the kernel yet.
     pub fn new(
-        datapath: Box<dyn Datapath<F>>,
-        stale_flows: StaleFlows<F>,
+        tables: Box<dyn Tables<F>>,
+        stale_flows: Option<StaleFlows<F>>,
         sync_period: Duration,
         now: Instant,
     ) -> Self {
         Self {
-            datapath,
+            tables,
             stale_flows,
-            leftovers: Leftovers::new(Vec::new()),
+            leftovers: Leftovers::new(F::FAMILY, Vec::new()),
             standing: Standing::Behind {
                 backoff: Backoff::due(now),
                 reason: Reason::Start,
@@ -90,9 +91,9 @@ impl<F: Family> Carrier<F> {
 
     /// Takes the place of these, once it is in force.
     #[must_use]
-    pub fn instead_of(self, others: Vec<Former<F>>) -> Self {
+    pub fn instead_of(self, others: Vec<Former>) -> Self {
         Self {
-            leftovers: Leftovers::new(others),
+            leftovers: Leftovers::new(F::FAMILY, others),
             ..self
         }
     }
@@ -107,7 +108,10 @@ impl<F: Family> Carrier<F> {
         match self.standing {
             Standing::Behind { backoff, .. } => backoff.at(),
             Standing::InSync { full } => {
-                let flows = self.stale_flows.deadline(now);
+                let flows = self
+                    .stale_flows
+                    .as_ref()
+                    .and_then(|flows| flows.deadline(now));
                 flows.into_iter().fold(full + FULL, Instant::min)
             }
         }
@@ -131,8 +135,8 @@ impl<F: Family> Carrier<F> {
         if self.doubt.waits(now) {
             return;
         }
-        let datapath = &mut self.datapath;
-        let reason = match catch_unwind(AssertUnwindSafe(|| datapath.changed_by_others())) {
+        let tables = &mut self.tables;
+        let reason = match catch_unwind(AssertUnwindSafe(|| tables.changed_by_others())) {
             Ok(Ok(false)) => {
                 self.doubt.is_over();
                 return;
@@ -168,18 +172,27 @@ impl<F: Family> Carrier<F> {
         health: &Health,
     ) -> Result<(), DatapathError> {
         let started = clock.now();
-        if let Some(changes) = changes {
-            self.stale_flows.note(changes, &state.globals);
+        if let (Some(flows), Some(changes)) = (&mut self.stale_flows, changes) {
+            flows.note(changes, &state.globals);
         }
         self.reconsider(started, changes.is_some());
-        let datapath = &mut self.datapath;
+        let tables = &mut self.tables;
+        let mut scope = Scope::Full;
         let (reason, outcome) = match (self.standing, changes) {
             (Standing::Behind { backoff, reason }, _) if backoff.at() <= started => {
-                (reason, guarded(|| datapath.resync(state)))
+                (reason, guarded(|| tables.resync(state)))
             }
             (Standing::Behind { .. }, _) => return Ok(()),
             (Standing::InSync { .. }, Some(changes)) if !changes.is_empty() => {
-                (Reason::Change, guarded(|| datapath.sync(state, changes)))
+                scope = Scope::Partial;
+                let outcome = guarded(|| match tables.sync(state, changes)? {
+                    Some(report) => Ok(report),
+                    None => {
+                        scope = Scope::Full;
+                        tables.resync(state)
+                    }
+                });
+                (Reason::Change, outcome)
             }
             (Standing::InSync { .. }, Some(_)) => {
                 health.succeeded(F::FAMILY, started, clock);
@@ -191,21 +204,16 @@ impl<F: Family> Carrier<F> {
             }
         };
         let took = clock.now() - started;
-        let scope = if reason == Reason::Change {
-            Scope::Partial
-        } else {
-            Scope::Full
-        };
         health.measured(F::FAMILY, scope, took);
         match outcome {
             Outcome::Done(report) => {
                 self.standing = Standing::InSync {
-                    full: match self.standing {
-                        Standing::InSync { full } => full,
-                        Standing::Behind { .. } => started,
+                    full: match (self.standing, scope) {
+                        (Standing::InSync { full }, Scope::Partial) => full,
+                        (Standing::InSync { .. } | Standing::Behind { .. }, _) => started,
                     },
                 };
-                self.log.note::<F>(reason.name(), report, took);
+                self.log.note::<F>(reason.name(), scope, report, took);
                 if matches!(reason, Reason::Foreign | Reason::Retry) {
                     self.doubt.led_to(report, clock.now(), self.sync_period);
                 }
@@ -249,8 +257,8 @@ impl<F: Family> Carrier<F> {
     ) {
         self.leftovers.remove(self.sync_period);
         health.succeeded(F::FAMILY, started, clock);
-        if reason != Reason::Change {
-            self.stale_flows.note_resync();
+        if let (Some(flows), true) = (&mut self.stale_flows, reason != Reason::Change) {
+            flows.note_resync();
         }
         self.clean(state, clock, health);
     }
@@ -288,7 +296,10 @@ impl<F: Family> Carrier<F> {
     /// Does what follows a sync and may be due without one: a line in the log, stale flows.
     fn clean(&mut self, state: &ForwardingState<F>, clock: &dyn Clock, health: &Health) {
         self.log.write(state, clock.now());
-        match self.stale_flows.clean(state, clock) {
+        let Some(stale_flows) = &mut self.stale_flows else {
+            return;
+        };
+        match stale_flows.clean(state, clock) {
             Ok(None) => {}
             Ok(Some(pass)) => {
                 health.cleaned(F::FAMILY, pass.n_deleted, pass.took);
@@ -296,7 +307,7 @@ impl<F: Family> Carrier<F> {
             }
             Err(error) => {
                 let (family, error) = (F::FAMILY.name(), &error as &dyn std::error::Error);
-                if self.stale_flows.has_begun_to_fail() {
+                if stale_flows.has_begun_to_fail() {
                     tracing::warn!(family, error, "stale UDP flows stay for now");
                 } else {
                     tracing::debug!(family, error, "stale UDP flows still stay");

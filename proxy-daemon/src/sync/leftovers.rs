@@ -8,35 +8,34 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use super::backoff::Backoff;
-use crate::datapath::{Datapath, DatapathError};
-use crate::net::Family;
+use crate::datapath::DatapathError;
+use crate::net::IpFamily;
 use crate::sys::{Clock as _, SystemClock};
 
-type Open<F> = Box<dyn Fn() -> Result<Box<dyn Datapath<F>>, DatapathError> + Send>;
+type Retire = Box<dyn Fn() -> Result<(), DatapathError> + Send>;
 
-/// Another carrier of the family, which is opened only to remove what is its.
-pub struct Former<F: Family> {
+/// Another mode, which is opened only to remove what it left of a family.
+pub struct Former {
     name: &'static str,
-    open: Open<F>,
+    retire: Retire,
 }
 
-impl<F: Family> Former<F> {
+impl Former {
     /// One of this name, for logs.
     pub fn new(
         name: &'static str,
-        open: impl Fn() -> Result<Box<dyn Datapath<F>>, DatapathError> + Send + 'static,
+        retire: impl Fn() -> Result<(), DatapathError> + Send + 'static,
     ) -> Self {
         Self {
             name,
-            open: Box::new(open),
+            retire: Box::new(retire),
         }
     }
 
     /// Whether nothing of it is left, as far as that can be known; says at the first attempt why something is.
-    fn remove(&self, is_first: bool) -> bool {
-        let (family, mode) = (F::FAMILY.name(), self.name);
-        let work = || (self.open)().and_then(|mut datapath| datapath.cleanup());
-        match catch_unwind(AssertUnwindSafe(work)) {
+    fn remove(&self, family: IpFamily, is_first: bool) -> bool {
+        let (family, mode) = (family.name(), self.name);
+        match catch_unwind(AssertUnwindSafe(&self.retire)) {
             Ok(Ok(())) => {
                 tracing::debug!(family, mode, "nothing of another mode is left");
                 true
@@ -74,14 +73,15 @@ impl<F: Family> Former<F> {
 }
 
 /// The other carriers of which something may be left, until they are handed to a thread of their own.
-pub(super) struct Leftovers<F: Family> {
-    of: Vec<Former<F>>,
+pub(super) struct Leftovers {
+    family: IpFamily,
+    of: Vec<Former>,
 }
 
-impl<F: Family> Leftovers<F> {
+impl Leftovers {
     /// Those of these carriers, to be removed as soon as anything is in force.
-    pub(super) const fn new(of: Vec<Former<F>>) -> Self {
-        Self { of }
+    pub(super) const fn new(family: IpFamily, of: Vec<Former>) -> Self {
+        Self { family, of }
     }
 
     /// Has them removed; to be called when the family's own carrier is in force. Waits for nothing.
@@ -90,11 +90,12 @@ impl<F: Family> Leftovers<F> {
         if of.is_empty() {
             return;
         }
+        let family = self.family;
         let thread = std::thread::Builder::new().name("leftovers".to_owned());
-        let spawned = thread.spawn(move || remove_all(of, longest, &std::thread::sleep));
+        let spawned = thread.spawn(move || remove_all(family, of, longest, &std::thread::sleep));
         if let Err(error) = spawned {
             tracing::error!(
-                family = F::FAMILY.name(),
+                family = family.name(),
                 %error,
                 "there is no thread to remove another mode's rules; run proxy-daemon --cleanup before the next start"
             );
@@ -103,12 +104,12 @@ impl<F: Family> Leftovers<F> {
 }
 
 /// Removes them, however long that takes; the process ends without waiting for it.
-fn remove_all<F: Family>(mut of: Vec<Former<F>>, longest: Duration, pause: &dyn Fn(Duration)) {
+fn remove_all(family: IpFamily, mut of: Vec<Former>, longest: Duration, pause: &dyn Fn(Duration)) {
     let mut now = SystemClock.now();
     let mut backoff = Backoff::due(now);
     let mut is_first = true;
     loop {
-        of.retain(|former| !former.remove(is_first));
+        of.retain(|former| !former.remove(family, is_first));
         if of.is_empty() {
             return;
         }
@@ -124,7 +125,6 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::net::V4;
 
     const PERIOD: Duration = Duration::from_secs(30);
 
@@ -149,7 +149,7 @@ mod tests {
     fn pauses(n_failures: usize) -> Vec<Duration> {
         let n_opened = Arc::new(Mutex::new(0));
         let counted = Arc::clone(&n_opened);
-        let former = Former::<V4>::new("test", move || {
+        let former = Former::new("test", move || {
             let mut n = counted.lock().unwrap();
             *n += 1;
             assert_ne!(*n, 2, "a bug, for the test");
@@ -159,7 +159,7 @@ mod tests {
             Err(error(kind, is_absent))
         });
         let pauses = Mutex::new(Vec::new());
-        remove_all(vec![former], PERIOD, &|pause| {
+        remove_all(IpFamily::V4, vec![former], PERIOD, &|pause| {
             n_opened.clear_poison();
             pauses.lock().unwrap().push(pause);
         });

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::datapath::SyncReport;
+use crate::datapath::{Scope, SyncReport};
 use crate::forwarding::ForwardingState;
 use crate::net::Family;
 use crate::sys::Limiter;
@@ -32,6 +32,8 @@ struct Window {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sum {
     n_syncs: usize,
+    /// How many of them read everything back.
+    n_full: usize,
     n_added: usize,
     n_removed: usize,
     longest: Duration,
@@ -82,16 +84,19 @@ impl SyncLog {
     pub(super) fn note<F: Family>(
         &mut self,
         reason: &'static str,
+        scope: Scope,
         report: SyncReport,
         took: Duration,
     ) {
-        tracing::debug!(family = F::FAMILY.name(), reason, ?report, ?took, "synced");
+        let family = F::FAMILY.name();
+        tracing::debug!(family, reason, ?scope, ?report, ?took, "synced");
         let window = self.0.entry(reason).or_insert_with(|| Window {
             limiter: Limiter::new(1, EVERY),
             sum: Sum::default(),
         });
         let sum = &mut window.sum;
         sum.n_syncs += 1;
+        sum.n_full += usize::from(scope == Scope::Full);
         sum.n_added += report.n_added;
         sum.n_removed += report.n_removed;
         sum.longest = sum.longest.max(took);
@@ -106,6 +111,7 @@ impl SyncLog {
                 family = F::FAMILY.name(),
                 reason,
                 n_syncs = sum.n_syncs,
+                n_full = sum.n_full,
                 n_service_ports = state.service_ports.len(),
                 n_frontends = counts.map(|(frontends, _)| frontends),
                 n_backends = counts.map(|(_, backends)| backends),
@@ -154,26 +160,32 @@ mod tests {
             n_added: 2,
             n_removed: 1,
         };
-        let (mut n_lines, mut n_syncs) = (0, 0);
+        let (mut n_lines, mut n_syncs, mut n_full) = (0, 0, 0);
         for i in 0..1000 {
             // A hundred seconds of ten syncs a second.
             let now = start + Duration::from_millis(i * 100);
-            log.note::<V4>(CHANGE, report, Duration::from_millis(i % 7));
+            let scope = if i == 500 {
+                Scope::Full
+            } else {
+                Scope::Partial
+            };
+            log.note::<V4>(CHANGE, scope, report, Duration::from_millis(i % 7));
             for (_, sum) in log.take_due(now) {
                 n_lines += 1;
                 n_syncs += sum.n_syncs;
+                n_full += sum.n_full;
                 assert_eq!((sum.n_added, sum.n_removed), (2 * sum.n_syncs, sum.n_syncs));
                 assert_eq!(i > 0, sum.longest == Duration::from_millis(6));
             }
             assert_eq!(n_syncs == 1, i < 100);
         }
         // Another reason does not wait.
-        log.note::<V4>("retry", report, Duration::ZERO);
+        log.note::<V4>("retry", Scope::Full, report, Duration::ZERO);
         assert_eq!(log.take_due(start + Duration::from_secs(99)).len(), 1);
         // What came last is told although nothing follows.
         let rest = log.take_due(start + Duration::from_secs(200));
         n_syncs += rest[0].1.n_syncs;
-        assert_eq!((n_lines, n_syncs), (10, 1000));
+        assert_eq!((n_lines, n_syncs, n_full), (10, 1000, 1));
         assert_eq!(log.take_due(start + Duration::from_secs(300)), []);
     }
 }

@@ -6,10 +6,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Mutex;
 use std::time::SystemTime;
 
+mod skeleton;
+
 use super::*;
 use crate::config::Policy;
 use crate::conntrack::{ConntrackError, Flow, FlowTable, StaleFlows};
-use crate::datapath::{Datapath, DatapathError, SyncReport};
+use crate::datapath::{DatapathError, SyncReport, Tables};
 use crate::forwarding::{Changes, ForwardingState};
 use crate::model::{
     Endpoint, EndpointSlice, Service, ServiceInput, ServiceKind, ServiceName, ServicePortSpec,
@@ -55,7 +57,7 @@ impl Clock for FakeClock {
 enum Call {
     Sync(usize),
     Resync(usize),
-    Cleanup,
+    Retire,
     List,
 }
 
@@ -121,22 +123,19 @@ impl Fake {
     }
 }
 
-impl<F: Family> Datapath<F> for Fake {
+impl<F: Family> Tables<F> for Fake {
     fn sync(
         &mut self,
         _: &ForwardingState<F>,
         changes: &Changes<F>,
-    ) -> Result<SyncReport, DatapathError> {
-        self.call(Call::Sync(changes.service_ports.len()))
+    ) -> Result<Option<SyncReport>, DatapathError> {
+        self.call(Call::Sync(changes.service_ports.len())).map(Some)
     }
     fn resync(&mut self, desired: &ForwardingState<F>) -> Result<SyncReport, DatapathError> {
         self.call(Call::Resync(desired.service_ports.len()))
     }
     fn changed_by_others(&mut self) -> Result<bool, DatapathError> {
         Ok(std::mem::take(&mut self.log.lock().unwrap().foreign))
-    }
-    fn cleanup(&mut self) -> Result<(), DatapathError> {
-        self.call(Call::Cleanup).map(drop)
     }
 }
 
@@ -303,7 +302,7 @@ impl Bench {
 
 fn carrier<F: Family>(fake: &Fake, now: Instant) -> Carrier<F> {
     let stale = StaleFlows::new(Box::new(fake.clone()));
-    Carrier::new(Box::new(fake.clone()), stale, PERIODS.sync, now)
+    Carrier::new(Box::new(fake.clone()), Some(stale), PERIODS.sync, now)
 }
 
 fn ms(milliseconds: u64) -> Duration {
@@ -518,7 +517,7 @@ fn sync_14_no_difference_writes_nothing() {
 fn instead_of_another(bench: Bench) -> (Bench, Fake) {
     let other = Fake::new(&bench.clock);
     let opened = other.clone();
-    let former = Former::new("other", move || Ok(Box::new(opened.clone()) as _));
+    let former = Former::new("other", move || opened.call(Call::Retire).map(drop));
     let carrier = carrier(&bench.v4, bench.clock.now()).instead_of(vec![former]);
     let sync = bench.sync.with_v4(carrier);
     (Bench { sync, ..bench }, other)
@@ -548,7 +547,7 @@ fn life_9_another_mode_s_state_goes_with_the_first_success_and_not_before() {
     assert_eq!(bench.v4.take(), [(ms(60_000), Call::Resync(1))]);
     assert_eq!(other.take(), [], "nothing is in force yet");
     bench.wait(ms(5_000));
-    assert_eq!(awaited(&other), [Call::Cleanup]);
+    assert_eq!(awaited(&other), [Call::Retire]);
     bench.change("b", 1);
     let calls: Vec<Call> = bench.v4.take().into_iter().map(|(_, call)| call).collect();
     assert_eq!(calls, [Call::Resync(1), Call::Sync(1)]);

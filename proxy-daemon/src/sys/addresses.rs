@@ -17,17 +17,17 @@ const REREAD: Duration = Duration::from_secs(10);
 /// How long notices are collected before reading, since addresses often come several at a time.
 const SETTLE: Duration = Duration::from_millis(5);
 
-/// The node's addresses cannot be read or followed.
+/// The node's addresses or network interfaces cannot be read or followed.
 #[derive(Debug, thiserror::Error)]
 pub enum AddressesError {
     /// No netlink socket.
     #[error("cannot open a routing netlink socket")]
     Open(#[source] std::io::Error),
     /// The kernel did not list them.
-    #[error("cannot list the node's addresses")]
+    #[error("cannot list the node's addresses or network interfaces")]
     List(#[source] rtnetlink::Error),
     /// The kernel's notices ended.
-    #[error("the kernel's notices of address changes ended")]
+    #[error("the kernel's notices of changes ended")]
     Ended,
 }
 
@@ -36,12 +36,31 @@ pub enum AddressesError {
 ///
 /// # Errors
 /// [`AddressesError`] if they cannot be followed any longer; the caller starts again.
-pub async fn follow(
-    mut changed: impl FnMut(BTreeSet<IpNet>),
-) -> Result<Infallible, AddressesError> {
+pub async fn follow(changed: impl FnMut(BTreeSet<IpNet>)) -> Result<Infallible, AddressesError> {
     let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    follow_with(
+        &groups,
+        async |handle| {
+            let addresses = read(handle).await?;
+            Ok(addresses.into_iter().map(|(_, address)| address).collect())
+        },
+        changed,
+    )
+    .await
+}
+
+/// Tells `changed` what `read` finds, now and whenever that changes; it is asked whenever the kernel notifies
+/// one of these groups.
+///
+/// # Errors
+/// [`AddressesError`] if it cannot be followed any longer; the caller starts again.
+pub(super) async fn follow_with<T: Clone + PartialEq>(
+    groups: &[MulticastGroup],
+    read: impl AsyncFn(&Handle) -> Result<T, AddressesError>,
+    mut changed: impl FnMut(T),
+) -> Result<Infallible, AddressesError> {
     let (connection, handle, mut notices) =
-        rtnetlink::new_multicast_connection(&groups).map_err(AddressesError::Open)?;
+        rtnetlink::new_multicast_connection(groups).map_err(AddressesError::Open)?;
     let connection = AbortOnDrop(tokio::spawn(connection));
     let mut known = read(&handle).await?;
     changed(known.clone());
@@ -72,8 +91,9 @@ impl Drop for AbortOnDrop {
     }
 }
 
-async fn read(handle: &Handle) -> Result<BTreeSet<IpNet>, AddressesError> {
-    let mut addresses = BTreeSet::new();
+/// Every address of the node, with the index of its interface.
+pub(super) async fn read(handle: &Handle) -> Result<Vec<(u32, IpNet)>, AddressesError> {
+    let mut addresses = Vec::new();
     let mut messages = handle.address().get().execute();
     while let Some(message) = messages.try_next().await.map_err(AddressesError::List)? {
         // The local end of a point-to-point link is in IFA_LOCAL, and IFA_ADDRESS is then the peer's.
@@ -87,7 +107,8 @@ async fn read(handle: &Handle) -> Result<BTreeSet<IpNet>, AddressesError> {
         }
         // Of a point-to-point link the prefix is the peer's.
         let prefix = message.header.prefix_len;
-        addresses.extend(own.and_then(|own| IpNet::new(own, prefix).ok()));
+        let own = own.and_then(|own| IpNet::new(own, prefix).ok());
+        addresses.extend(own.map(|own| (message.header.index, own)));
     }
     Ok(addresses)
 }

@@ -1,12 +1,13 @@
 //! What does the machine we run on offer?
 //!
-//! Clock, limiter, memory, capabilities, sysctls, addresses, name, programs, netfilter. Invariants: nothing here knows Services or a
+//! Clock, limiter, memory, capabilities, sysctls, addresses, interfaces, name, programs, netfilter. Invariants: nothing here knows Services or a
 //! datapath; whoever needs the time asks a [`Clock`].
 
 pub mod addresses;
 pub mod capabilities;
 mod clock;
 pub mod host;
+pub mod interfaces;
 mod limiter;
 pub(crate) mod memory;
 pub mod netfilter;
@@ -14,5 +15,6 @@ pub(crate) mod process;
 mod sysctl;
 
 pub use clock::{Clock, SystemClock};
+pub use interfaces::{Interface, Interfaces};
 pub use limiter::Limiter;
 pub use sysctl::Sysctls;

@@ -1,15 +1,19 @@
 //! Which datapath do the demo and the benchmark run the daemon with?
 
 use clap::Args;
+use clap::builder::PossibleValuesParser;
+use proxy_daemon::datapath::{DatapathChoice, DatapathKind};
+
+use crate::datapath::Datapath;
 
 /// The datapath, as the command line says it.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct Mode {
     /// The daemon's --mode
-    #[arg(long, default_value = "nftables")]
+    #[arg(long, default_value = DatapathKind::DEFAULT.mode(), value_parser = modes())]
     mode: String,
     /// The daemon's --iptables-backend; without it, the daemon finds out
-    #[arg(long, value_parser = ["auto", "nft", "legacy"])]
+    #[arg(long, value_parser = backends())]
     iptables_backend: Option<String>,
 }
 
@@ -38,12 +42,20 @@ impl Mode {
 
     /// Commands that show what the daemon programmed for IPv4.
     pub fn show(&self) -> &'static [&'static str] {
-        match self.iptables_backend.as_deref() {
-            _ if !self.is_iptables() => &["nft list table ip proxy-daemon"],
-            Some("legacy") => &["iptables-legacy-save", "ipset list"],
-            Some(_) | None => &["iptables-nft-save", "ipset list"],
-        }
+        let backend = self.iptables_backend.as_deref();
+        let choice = DatapathChoice::of(&self.mode, backend.filter(|name| *name != "auto"));
+        let (DatapathChoice::Fixed(kind) | DatapathChoice::Detect(kind)) =
+            choice.unwrap_or(DatapathChoice::Fixed(DatapathKind::DEFAULT));
+        Datapath::named(kind.name()).map_or(&[], |datapath| datapath.commands())
     }
+}
+
+fn modes() -> PossibleValuesParser {
+    DatapathKind::modes().into()
+}
+
+fn backends() -> PossibleValuesParser {
+    [&["auto"], &DatapathKind::backends()[..]].concat().into()
 }
 
 #[cfg(test)]
@@ -66,5 +78,7 @@ mod tests {
             ["--mode=iptables", "--iptables-backend=legacy"]
         );
         assert_eq!(legacy.name(), "iptables (legacy)");
+        assert_eq!(legacy.show(), ["iptables-legacy-save", "ipset list"]);
+        assert_eq!(mode("nftables", None).show().len(), 1);
     }
 }

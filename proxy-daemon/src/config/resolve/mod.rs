@@ -3,6 +3,7 @@
 //! Invariants: pure; every fault is found in one go and named by its field; what is accepted but has no
 //! effect is named once. Spec: CFG-1, CFG-5, CFG-7, CFG-8.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -12,9 +13,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::raw::{Conntrack, KubeProxyConfiguration, ModeSection};
 use super::{
-    Config, ConntrackSettings, DetectLocal, GoDuration, IptablesBackend, LogSettings, Mode,
-    NodePortAddresses, Periods, Policy, Source,
+    Config, ConntrackSettings, DetectLocal, GoDuration, LogSettings, NodePortAddresses, Periods,
+    Policy, Source,
 };
+use crate::datapath::{DatapathChoice, DatapathKind};
 use crate::forwarding::{InterfaceName, MarkBit, Netfilter};
 use crate::net::{parse_address, parse_network};
 
@@ -44,13 +46,15 @@ pub struct Beside {
     pub metrics_port: Option<u16>,
     /// The name that the operating system has for this host.
     pub os_hostname: String,
+    /// Whether conntrack accepts TCP packets outside the window by now (CT-7).
+    pub tcp_is_liberal: bool,
 }
 
 /// One thing that is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The field, as the configuration file spells it.
-    pub field: &'static str,
+    pub field: Cow<'static, str>,
     /// What is wrong and what would be right.
     pub message: String,
 }
@@ -76,13 +80,17 @@ pub struct Resolved {
 /// Every [`Fault`] there is; never an empty list.
 pub fn resolve(raw: &KubeProxyConfiguration, beside: &Beside) -> Result<Resolved, Vec<Fault>> {
     let mut r = Resolver::default();
-    let mode = r.mode(raw.mode.as_deref(), beside.iptables_backend.as_deref());
+    let datapath = r.datapath(raw.mode.as_deref(), beside.iptables_backend.as_deref());
     let bind_address = r.bind_address(raw.bind_address.as_deref());
-    let section = Section::of(mode, raw);
+    let section = Section {
+        mode: datapath.mode(),
+        fields: raw.section(datapath.mode()),
+    };
+    let tracked_strictly = datapath.may_need(|needs| needs.conntrack) && !beside.tcp_is_liberal;
     let config = Config {
-        mode,
+        datapath,
         source: r.source(raw, beside),
-        policy: r.policy(raw, &section),
+        policy: r.policy(raw, &section, tracked_strictly),
         node_name: r.node_name(raw, &beside.os_hostname).into(),
         node_ip_override: Some(bind_address).filter(|address| !address.is_unspecified()),
         healthz_address: r.listen_address(
@@ -115,30 +123,16 @@ pub fn resolve(raw: &KubeProxyConfiguration, beside: &Beside) -> Result<Resolved
     }
 }
 
-/// The section that counts in the mode, and what its fields are called. Spec: CFG-8.
+/// The section that counts in the mode. Spec: CFG-8.
 struct Section {
+    mode: &'static str,
     fields: ModeSection,
-    masquerade_bit: &'static str,
-    sync_period: &'static str,
-    min_sync_period: &'static str,
 }
 
 impl Section {
-    fn of(mode: Mode, raw: &KubeProxyConfiguration) -> Self {
-        match mode {
-            Mode::Nftables => Self {
-                fields: raw.nftables.clone().unwrap_or_default(),
-                masquerade_bit: "nftables.masqueradeBit",
-                sync_period: "nftables.syncPeriod",
-                min_sync_period: "nftables.minSyncPeriod",
-            },
-            Mode::Iptables(_) => Self {
-                fields: raw.iptables.clone().unwrap_or_default(),
-                masquerade_bit: "iptables.masqueradeBit",
-                sync_period: "iptables.syncPeriod",
-                min_sync_period: "iptables.minSyncPeriod",
-            },
-        }
+    /// What one of its fields is called.
+    fn field(&self, name: &str) -> String {
+        format!("{}.{name}", self.mode)
     }
 }
 
@@ -163,51 +157,43 @@ struct Resolver {
 }
 
 impl Resolver {
-    fn fault(&mut self, field: &'static str, message: impl Into<String>) {
+    fn fault(&mut self, field: impl Into<Cow<'static, str>>, message: impl Into<String>) {
         self.faults.push(Fault {
-            field,
+            field: field.into(),
             message: message.into(),
         });
     }
 
-    fn mode(&mut self, mode: Option<&str>, iptables_backend: Option<&str>) -> Mode {
-        let backend = self.iptables_backend(iptables_backend);
-        match mode.unwrap_or_default() {
-            "iptables" => return Mode::Iptables(backend),
-            "" | "nftables" => {}
-            "ebpf" => self.fault(
-                "mode",
-                "the ebpf mode is not there yet; nftables (the default) and iptables are",
-            ),
-            never @ ("ipvs" | "kernelspace") => self.fault(
-                "mode",
-                format!("there is no {never} mode; use nftables, which scales as well"),
-            ),
-            other => self.fault(
-                "mode",
-                format!("{other:?} is not a mode; use nftables, iptables or ebpf"),
-            ),
+    fn datapath(&mut self, mode: Option<&str>, backend: Option<&str>) -> DatapathChoice {
+        let modes = DatapathKind::modes();
+        let default = modes.first().copied().unwrap_or_default();
+        let mode = mode.filter(|mode| !mode.is_empty()).unwrap_or(default);
+        let backend = backend.filter(|backend| !matches!(*backend, "" | "auto"));
+        let known = modes.join(", ");
+        if let Some(backend) = backend.filter(|name| !DatapathKind::backends().contains(name)) {
+            let known = DatapathKind::backends().join(", ");
+            let message = format!("{backend:?} is none of auto, {known}");
+            self.fault("--iptables-backend", message);
         }
-        if backend != IptablesBackend::Auto {
-            self.warnings
-                .push("--iptables-backend has no effect but in iptables mode".to_owned());
+        if let Some(choice) = DatapathChoice::of(mode, backend) {
+            return choice;
         }
-        Mode::Nftables
-    }
-
-    fn iptables_backend(&mut self, backend: Option<&str>) -> IptablesBackend {
-        match backend.unwrap_or_default() {
-            "" | "auto" => IptablesBackend::Auto,
-            "nft" => IptablesBackend::Nft,
-            "legacy" => IptablesBackend::Legacy,
-            other => {
-                self.fault(
-                    "--iptables-backend",
-                    format!("{other:?} is none of auto, nft, legacy"),
-                );
-                IptablesBackend::Auto
-            }
+        if let Some(choice) = DatapathChoice::of(mode, None) {
+            let message = format!("--iptables-backend has no effect in {mode} mode");
+            self.warnings.push(message);
+            return choice;
         }
+        self.fault(
+            "mode",
+            match mode {
+                "ebpf" => format!("the ebpf mode is not there yet; use one of {known}"),
+                "ipvs" | "kernelspace" => {
+                    format!("there is no {mode} mode; use {default}, which scales as well")
+                }
+                _ => format!("{mode:?} is not a mode; use one of {known}"),
+            },
+        );
+        DatapathChoice::Fixed(DatapathKind::DEFAULT)
     }
 
     fn bind_address(&mut self, text: Option<&str>) -> IpAddr {
@@ -280,7 +266,12 @@ impl Resolver {
         name
     }
 
-    fn policy(&mut self, raw: &KubeProxyConfiguration, section: &Section) -> Policy {
+    fn policy(
+        &mut self,
+        raw: &KubeProxyConfiguration,
+        section: &Section,
+        tracked_strictly: bool,
+    ) -> Policy {
         let gates = raw.feature_gates.clone().unwrap_or_default();
         let (v4, v6) = self.cluster_cidr(raw.cluster_cidr.as_deref());
         let cluster_cidrs = [v4.map(IpNet::from), v6.map(IpNet::from)];
@@ -295,11 +286,12 @@ impl Resolver {
                 .unwrap_or(true),
             netfilter: Netfilter {
                 masquerade_bit: self.masquerade_bit(section),
-                drop_invalid: !raw
-                    .conntrack
-                    .as_ref()
-                    .and_then(|conntrack| conntrack.tcp_be_liberal)
-                    .unwrap_or(false),
+                drop_invalid: tracked_strictly
+                    && raw
+                        .conntrack
+                        .as_ref()
+                        .and_then(|conntrack| conntrack.tcp_be_liberal)
+                        != Some(true),
             },
         }
     }
@@ -312,7 +304,10 @@ impl Resolver {
             .ok()
             .and_then(MarkBit::new)
             .unwrap_or_else(|| {
-                self.fault(section.masquerade_bit, format!("{bit} is not from 0 to 31"));
+                self.fault(
+                    section.field("masqueradeBit"),
+                    format!("{bit} is not from 0 to 31"),
+                );
                 MarkBit::DEFAULT
             })
     }
@@ -452,19 +447,21 @@ impl Resolver {
     /// Spec: SYNC-1 to SYNC-3, SYNC-14.
     fn periods(&mut self, raw: &KubeProxyConfiguration, section: &Section) -> Periods {
         let sync = match section.fields.sync_period {
-            Some(period) if !period.is_zero() => {
-                self.duration(section.sync_period, Some(period), Periods::DEFAULT.sync)
-            }
+            Some(period) if !period.is_zero() => self.duration(
+                section.field("syncPeriod"),
+                Some(period),
+                Periods::DEFAULT.sync,
+            ),
             Some(_) | None => Periods::DEFAULT.sync,
         };
         let default_min = Periods::DEFAULT.min_sync.min(sync);
         let min_sync = self.duration(
-            section.min_sync_period,
+            section.field("minSyncPeriod"),
             section.fields.min_sync_period,
             default_min,
         );
         if min_sync > sync {
-            self.fault(section.min_sync_period, "is longer than syncPeriod");
+            self.fault(section.field("minSyncPeriod"), "is longer than syncPeriod");
         }
         self.duration("configSyncPeriod", raw.config_sync_period, Duration::ZERO);
         Periods { min_sync, sync }
@@ -472,7 +469,7 @@ impl Resolver {
 
     fn duration(
         &mut self,
-        field: &'static str,
+        field: impl Into<Cow<'static, str>>,
         value: Option<GoDuration>,
         default: Duration,
     ) -> Duration {

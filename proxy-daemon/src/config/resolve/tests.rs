@@ -295,17 +295,22 @@ fn cfg_5_the_iptables_backend_is_one_of_two_or_found_out() {
             iptables_backend,
             ..beside()
         };
-        resolve(&raw, &beside).map(|resolved| (resolved.config.mode, resolved.warnings.len()))
+        resolve(&raw, &beside).map(|resolved| (resolved.config.datapath, resolved.warnings.len()))
     };
-    for (text, backend) in [
-        (None, IptablesBackend::Auto),
-        (Some("auto"), IptablesBackend::Auto),
-        (Some("nft"), IptablesBackend::Nft),
-        (Some("legacy"), IptablesBackend::Legacy),
+    let kind = |name| DatapathKind::named(name).unwrap();
+    let detected = DatapathChoice::Detect(kind("iptables-nft"));
+    let legacy = DatapathChoice::Fixed(kind("iptables-legacy"));
+    for (text, expected) in [
+        (None, detected),
+        (Some("auto"), detected),
+        (Some("nft"), DatapathChoice::Fixed(kind("iptables-nft"))),
+        (Some("legacy"), legacy),
     ] {
-        assert_eq!(resolved("iptables", text), Ok((Mode::Iptables(backend), 0)));
+        assert_eq!(resolved("iptables", text), Ok((expected, 0)));
     }
-    assert_eq!(resolved("", Some("legacy")), Ok((Mode::Nftables, 1)));
+    assert!(detected.may_need(|needs| needs.loads_modules));
+    let nftables = DatapathChoice::Fixed(kind("nftables"));
+    assert_eq!(resolved("", Some("legacy")), Ok((nftables, 1)));
     let told = resolved("iptables", Some("xtables")).unwrap_err();
     assert_eq!(told[0].field, "--iptables-backend");
 }
@@ -432,5 +437,26 @@ fn cfg_5_known_feature_gates_are_accepted_silently_and_others_named() {
             let named = warnings.iter().any(|warning| warning.contains(gate));
             assert_eq!(named, is_named, "{gate}: {warnings:?}");
         }
+    }
+}
+
+#[test]
+fn ct_7_invalid_is_dropped_where_conntrack_is_needed_and_strict() {
+    for (mode, is_liberal, asks_for_it, expected) in [
+        ("nftables", false, false, true),
+        ("iptables", false, false, true),
+        ("nftables", true, false, false),
+        ("nftables", false, true, false),
+        ("skeleton", false, false, false),
+    ] {
+        let text = format!("{KUBEADM}\n").replace("mode: \"\"", &format!("mode: {mode}"));
+        let (mut raw, _) = raw::parse("test", &text).unwrap();
+        raw.conntrack.get_or_insert_default().tcp_be_liberal = Some(asks_for_it);
+        let beside = Beside {
+            tcp_is_liberal: is_liberal,
+            ..beside()
+        };
+        let config = resolve(&raw, &beside).unwrap().config;
+        assert_eq!(config.policy.netfilter.drop_invalid, expected, "{mode}");
     }
 }

@@ -78,16 +78,98 @@ mod tree;
 pub use flavour::{Because, Flavour};
 pub use text::rules;
 
-use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Datapath, DatapathError, SyncReport};
+use super::{
+    Backend, DatapathError, DatapathKind, Descriptor, FailureCounter, Needs, Plane, Rules,
+    SyncReport, Tables,
+};
 use crate::forwarding::{Changes, ForwardingState};
-use crate::net::{Family, IpFamily};
-use crate::sys::capabilities;
+use crate::net::{Family, IpFamily, V4, V6};
+use crate::sys::capabilities::Capability;
 use apply::Installed;
 use readback::Reading;
 use tool::Tools;
+
+/// What is known of iptables-nft before it is opened.
+pub(super) const NFT: Descriptor = Descriptor {
+    name: "iptables-nft",
+    backend: Some(Backend {
+        name: "nft",
+        detect,
+    }),
+    needs: Needs {
+        loads_modules: false,
+        ..LEGACY.needs
+    },
+    open: |_options| Ok(Box::new(IptablesPlane(Flavour::Nft))),
+    ..LEGACY
+};
+
+/// What is known of iptables-legacy before it is opened.
+pub(super) const LEGACY: Descriptor = Descriptor {
+    name: "iptables-legacy",
+    mode: "iptables",
+    backend: Some(Backend {
+        name: "legacy",
+        detect,
+    }),
+    failures: &[
+        FailureCounter {
+            name: "sync_proxy_rules_iptables_restore_failures",
+            help: "Syncs that failed",
+            only_partial: false,
+        },
+        FailureCounter {
+            name: "sync_proxy_rules_iptables_partial_restore_failures",
+            help: "Syncs that failed to write what changed",
+            only_partial: true,
+        },
+    ],
+    needs: Needs {
+        capabilities: &[(
+            Capability::CAP_NET_RAW,
+            "add the capability NET_RAW: iptables and its sets are asked over raw sockets",
+        )],
+        // iptables-legacy loads ip_tables by itself.
+        loads_modules: true,
+        conntrack: true,
+    },
+    rules: Rules {
+        v4: rules,
+        v6: rules,
+    },
+    open: |_options| Ok(Box::new(IptablesPlane(Flavour::Legacy))),
+};
+
+fn detect() -> DatapathKind {
+    let (flavour, because) = Flavour::detect();
+    tracing::info!(backend = %flavour, %because, "chose the iptables to use");
+    DatapathKind(match flavour {
+        Flavour::Nft => &NFT,
+        Flavour::Legacy => &LEGACY,
+    })
+}
+
+/// The two families have nothing in common.
+struct IptablesPlane(Flavour);
+
+impl Plane for IptablesPlane {
+    fn tables_v4(&self) -> Result<Box<dyn Tables<V4>>, DatapathError> {
+        Ok(Box::new(Iptables::open(self.0)?))
+    }
+
+    fn tables_v6(&self) -> Result<Box<dyn Tables<V6>>, DatapathError> {
+        Ok(Box::new(Iptables::open(self.0)?))
+    }
+
+    fn cleanup(&self, family: IpFamily) -> Result<(), DatapathError> {
+        match family {
+            IpFamily::V4 => Iptables::<V4>::open(self.0)?.cleanup(),
+            IpFamily::V6 => Iptables::<V6>::open(self.0)?.cleanup(),
+        }
+    }
+}
 
 /// The iptables datapath of one family, in the network namespace it was opened in.
 #[derive(Debug)]
@@ -103,16 +185,9 @@ impl<F: Family> Iptables<F> {
     /// Looks for the programs of this flavour. Writes nothing.
     ///
     /// # Errors
-    /// [`DatapathError::Unusable`] if a program is missing or too old, or a capability.
+    /// [`DatapathError::Unusable`] if a program is missing or too old.
     pub fn open(flavour: Flavour) -> Result<Self, DatapathError> {
         let tools = Tools::open(F::FAMILY, flavour)?;
-        if !capabilities::has_net_raw() {
-            return Err(DatapathError::Unusable {
-                operation: "asking iptables",
-                advice: "add the capability NET_RAW: iptables and its sets are asked over raw sockets",
-                source: io::ErrorKind::PermissionDenied.into(),
-            });
-        }
         Ok(Self {
             tools,
             installed: None,
@@ -136,6 +211,11 @@ impl<F: Family> Iptables<F> {
         self.installed = Some(installed);
         Ok(report)
     }
+
+    fn cleanup(&mut self) -> Result<(), DatapathError> {
+        self.installed = None;
+        apply::cleanup::<F>(&self.tools)
+    }
 }
 
 /// Keeps the other flavour's removal from destroying sets that are made and not used by a rule yet: both
@@ -150,20 +230,20 @@ fn sets_of<F: Family>() -> MutexGuard<'static, ()> {
     sets.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<F: Family> Datapath<F> for Iptables<F> {
+impl<F: Family> Tables<F> for Iptables<F> {
     fn sync(
         &mut self,
         desired: &ForwardingState<F>,
         changes: &Changes<F>,
-    ) -> Result<SyncReport, DatapathError> {
+    ) -> Result<Option<SyncReport>, DatapathError> {
         let _sets = sets_of::<F>();
         match self.installed.take() {
             Some(mut installed) if installed.can_follow(desired) => {
                 let report = installed.follow(&self.tools, desired, changes)?;
                 self.installed = Some(installed);
-                Ok(report)
+                Ok(Some(report))
             }
-            Some(_) | None => self.write_all(desired),
+            Some(_) | None => Ok(None),
         }
     }
 
@@ -177,10 +257,5 @@ impl<F: Family> Datapath<F> for Iptables<F> {
             Some(installed) => installed.is_disturbed(&self.tools),
             None => Ok(true),
         }
-    }
-
-    fn cleanup(&mut self) -> Result<(), DatapathError> {
-        self.installed = None;
-        apply::cleanup::<F>(&self.tools)
     }
 }

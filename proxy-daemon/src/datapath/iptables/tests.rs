@@ -6,8 +6,18 @@
 use super::sets::SetId;
 use super::tool::tests::shell;
 use super::*;
-use crate::datapath::fixtures::{NOTHING, changes, in_netns, one_of_each, service_port, state};
+use crate::datapath::fixtures::{
+    NOTHING, in_netns, one_of_each, service_port, state, sync_or_resync,
+};
 use crate::net::{V4, V6};
+
+mod promises_nft {
+    crate::datapath::tests::promises!("iptables-nft");
+}
+
+mod promises_legacy {
+    crate::datapath::tests::promises!("iptables-legacy");
+}
 
 const FLAVOURS: [(Flavour, &str); 2] = [
     (Flavour::Nft, "iptables-nft"),
@@ -183,18 +193,18 @@ fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
             let second = state([is_default(3, 10_800), service_port(2, 3, 0xff)]);
             let mut restarted = Iptables::<V4>::open(flavour).unwrap();
             assert_eq!(restarted.resync(&first).unwrap(), NOTHING);
-            restarted.sync(&second, &changes(&first, &second)).unwrap();
+            sync_or_resync(&mut restarted, &first, &second);
             assert_eq!(clients().len(), 3);
             // A backend goes; and comes back, whether or not the kernel let go of its set meanwhile.
             let third = state([is_default(2, 10_800)]);
-            restarted.sync(&third, &changes(&second, &third)).unwrap();
+            sync_or_resync(&mut restarted, &second, &third);
             assert_eq!(clients().len(), 2);
-            restarted.sync(&first, &changes(&third, &first)).unwrap();
+            sync_or_resync(&mut restarted, &third, &first);
             assert_eq!(clients().len(), 2);
-            restarted.sync(&third, &changes(&first, &third)).unwrap();
+            sync_or_resync(&mut restarted, &first, &third);
             // The time changes: of 10,800 s, 800 s were over.
             let fourth = state([is_default(2, 1000)]);
-            restarted.sync(&fourth, &changes(&third, &fourth)).unwrap();
+            sync_or_resync(&mut restarted, &third, &fourth);
             let left = clients();
             let is_right = |client: &String| {
                 let left: u32 = client.rsplit(' ').next().unwrap().parse().unwrap();
@@ -202,7 +212,7 @@ fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
             };
             assert!(left.len() == 2 && left.iter().all(is_right), "{left:?}");
             let fifth = state([is_default(2, 500)]);
-            restarted.sync(&fifth, &changes(&fourth, &fifth)).unwrap();
+            sync_or_resync(&mut restarted, &fourth, &fifth);
             assert_eq!(clients(), Vec::<String>::new());
             assert_eq!(
                 Iptables::open(flavour).unwrap().resync(&fifth).unwrap(),
@@ -221,7 +231,7 @@ fn sync_11_memories_of_gone_backends_go() {
             let old = state([service_port::<V4>(1, 5, 0b1000_0000)]);
             let new = state([service_port::<V4>(1, 1, 0b1000_0000)]);
             datapath.resync(&old).unwrap();
-            datapath.sync(&new, &changes(&old, &new)).unwrap();
+            sync_or_resync(&mut datapath, &old, &new);
             let mut attempts_left = 1000;
             while shell("ipset list -n").matches("PROXYD4-A-").count() > 1 {
                 assert!(!datapath.changed_by_others().unwrap());
@@ -248,9 +258,9 @@ fn affinity_beyond_the_budget_is_none_and_nobody_else_suffers() {
                 .to_owned()
         };
         assert_eq!(memories(), "3");
-        datapath.sync(&new, &changes(&old, &new)).unwrap();
+        sync_or_resync(&mut datapath, &old, &new);
         assert_eq!(memories(), "5003");
-        datapath.sync(&old, &changes(&new, &old)).unwrap();
+        sync_or_resync(&mut datapath, &new, &old);
         assert_eq!(
             Iptables::open(Flavour::Nft).unwrap().resync(&old).unwrap(),
             NOTHING

@@ -83,11 +83,53 @@ mod text;
 
 use std::collections::BTreeSet;
 
-use super::{Datapath, DatapathError, SyncReport};
+use super::{DatapathError, Descriptor, FailureCounter, Needs, Plane, Rules, SyncReport, Tables};
 use crate::forwarding::{Changes, ForwardingState};
-use crate::net::Family;
+use crate::net::{Family, IpFamily, V4, V6};
 use apply::Installed;
 use codec::Kernel;
+
+/// What is known of this datapath before it is opened.
+pub(super) const DESCRIPTOR: Descriptor = Descriptor {
+    name: "nftables",
+    mode: "nftables",
+    backend: None,
+    failures: &[FailureCounter {
+        name: "sync_proxy_rules_nftables_sync_failures",
+        help: "Syncs that failed",
+        only_partial: false,
+    }],
+    needs: Needs {
+        capabilities: &[],
+        loads_modules: false,
+        conntrack: true,
+    },
+    rules: Rules {
+        v4: rules,
+        v6: rules,
+    },
+    open: |_options| Ok(Box::new(NftablesPlane)),
+};
+
+/// The two families have nothing in common.
+struct NftablesPlane;
+
+impl Plane for NftablesPlane {
+    fn tables_v4(&self) -> Result<Box<dyn Tables<V4>>, DatapathError> {
+        Ok(Box::new(Nftables::open()?))
+    }
+
+    fn tables_v6(&self) -> Result<Box<dyn Tables<V6>>, DatapathError> {
+        Ok(Box::new(Nftables::open()?))
+    }
+
+    fn cleanup(&self, family: IpFamily) -> Result<(), DatapathError> {
+        match family {
+            IpFamily::V4 => Nftables::<V4>::open()?.cleanup(),
+            IpFamily::V6 => Nftables::<V6>::open()?.cleanup(),
+        }
+    }
+}
 
 /// The nftables datapath of one family, in the network namespace it was opened in.
 #[derive(Debug)]
@@ -137,21 +179,27 @@ impl<F: Family> Nftables<F> {
             .generation()?
             .wrapping_sub(self.kernel.n_commits()))
     }
+
+    fn cleanup(&mut self) -> Result<(), DatapathError> {
+        self.installed = None;
+        self.others = None;
+        apply::cleanup::<F>(&mut self.kernel)
+    }
 }
 
-impl<F: Family> Datapath<F> for Nftables<F> {
+impl<F: Family> Tables<F> for Nftables<F> {
     fn sync(
         &mut self,
         desired: &ForwardingState<F>,
         changes: &Changes<F>,
-    ) -> Result<SyncReport, DatapathError> {
+    ) -> Result<Option<SyncReport>, DatapathError> {
         match self.installed.take() {
             Some(mut installed) if installed.can_follow(desired, changes) => {
                 let report = installed.follow(&mut self.kernel, desired, changes)?;
                 self.installed = Some(installed);
-                Ok(report)
+                Ok(Some(report))
             }
-            Some(_) | None => self.resync(desired),
+            Some(_) | None => Ok(None),
         }
     }
 
@@ -180,11 +228,5 @@ impl<F: Family> Datapath<F> for Nftables<F> {
             self.others = Some(ahead);
         }
         Ok(!is_intact)
-    }
-
-    fn cleanup(&mut self) -> Result<(), DatapathError> {
-        self.installed = None;
-        self.others = None;
-        apply::cleanup::<F>(&mut self.kernel)
     }
 }

@@ -9,11 +9,15 @@ use super::layout::SetId;
 use super::*;
 use crate::datapath::fixtures::{
     NOTHING, Numbers, address, changes, in_netns, net, one_of_each, service_port, some_networks,
-    state,
+    state, sync_or_resync,
 };
-use crate::datapath::{Datapath, SyncReport};
+use crate::datapath::{SyncReport, Tables};
 use crate::forwarding::BackendSet;
 use crate::net::{IpFamily, V4, V6};
+
+mod promises {
+    crate::datapath::tests::promises!("nftables");
+}
 
 /// What `nft` answers in the namespace of this thread.
 #[expect(
@@ -161,7 +165,7 @@ fn a_refused_sync_changes_nothing_and_the_next_reads_back() {
         let before = list::<V4>();
         assert!(datapath.sync(&new, &changes(&old, &new)).is_err());
         assert_eq!(list::<V4>(), before);
-        datapath.sync(&new, &changes(&old, &new)).unwrap();
+        sync_or_resync(&mut datapath, &old, &new);
         assert_eq!(Nftables::open().unwrap().resync(&new).unwrap(), NOTHING);
     });
 }
@@ -202,15 +206,15 @@ fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
         let second = state([with_affinity(3, 10_800), service_port(2, 3, 0xff)]);
         let mut restarted = Nftables::<V4>::open().unwrap();
         assert_eq!(restarted.resync(&first).unwrap(), NOTHING);
-        restarted.sync(&second, &changes(&first, &second)).unwrap();
+        sync_or_resync(&mut restarted, &first, &second);
         assert_eq!(remembered().len(), 3);
         // A backend goes.
         let third = state([with_affinity(2, 10_800)]);
-        restarted.sync(&third, &changes(&second, &third)).unwrap();
+        sync_or_resync(&mut restarted, &second, &third);
         assert_eq!(remembered().len(), 2);
         // The time changes: of 10,800 s, 800 s were over.
         let fourth = state([with_affinity(2, 1000)]);
-        restarted.sync(&fourth, &changes(&third, &fourth)).unwrap();
+        sync_or_resync(&mut restarted, &third, &fourth);
         let clients = remembered();
         assert_eq!(clients.len(), 2);
         let as_told = |client: &String| {
@@ -219,7 +223,7 @@ fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
         };
         assert!(clients.iter().all(as_told), "{clients:?}");
         let fifth = state([with_affinity(2, 500)]);
-        restarted.sync(&fifth, &changes(&fourth, &fifth)).unwrap();
+        sync_or_resync(&mut restarted, &fourth, &fifth);
         assert_eq!(remembered(), Vec::<String>::new());
     });
 }
@@ -488,7 +492,7 @@ fn any_networks_follow_any_others<F: Family>() {
         if round % 4 == 3 {
             datapath.resync(&after).unwrap();
         } else {
-            datapath.sync(&after, &changes(&before, &after)).unwrap();
+            sync_or_resync(&mut datapath, &before, &after);
         }
         if round % 6 == 0 {
             for probe in &probes {
@@ -522,7 +526,7 @@ fn rej_7_a_network_between_two_others_goes() {
         let (three, two) = (networks(&[0, 1, 2]), networks(&[0, 2]));
         let mut datapath = Nftables::<V4>::open().unwrap();
         datapath.resync(&three).unwrap();
-        datapath.sync(&two, &changes(&three, &two)).unwrap();
+        sync_or_resync(&mut datapath, &three, &two);
         assert!(holds::<V4>(address::<V4>(0x60_0001)));
         assert!(!holds::<V4>(address::<V4>(0x60_0101)));
         assert!(holds::<V4>(address::<V4>(0x60_0201)));
@@ -559,13 +563,13 @@ fn sync_8_a_refused_service_port_does_not_hold_up_the_others() {
         let mut next = with_a_clash();
         let more = service_port::<V4>(2, 5, 0);
         next.service_ports.insert(more.id.clone(), more.into());
-        later.sync(&next, &changes(&clash, &next)).unwrap();
+        sync_or_resync(&mut later, &clash, &next);
         let served = state([service_port::<V4>(1, 3, 0), service_port(2, 5, 0)]);
         assert_eq!(Nftables::open().unwrap().resync(&served).unwrap(), NOTHING);
         // The one that was in its way goes.
         let mut alone = next.clone();
         alone.service_ports.remove(&service_port::<V4>(1, 3, 0).id);
-        later.sync(&alone, &changes(&next, &alone)).unwrap();
+        sync_or_resync(&mut later, &next, &alone);
         later.resync(&alone).unwrap();
         assert_eq!(Nftables::open().unwrap().resync(&alone).unwrap(), NOTHING);
     });

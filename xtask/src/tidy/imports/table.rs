@@ -26,7 +26,7 @@ impl Crates {
 #[rustfmt::skip]
 pub(super) const RULES: &[(&str, &str, Crates)] = &[
     ("net", "", Pure),
-    ("config", "model forwarding sys", NoKubernetes),
+    ("config", "model forwarding datapath sys", NoKubernetes),
     ("model", "", Pure),
     ("model::from_k8s", "model", Any),
     ("diagnostics", "model sys", NoKubernetes),
@@ -39,11 +39,11 @@ pub(super) const RULES: &[(&str, &str, Crates)] = &[
     ("conntrack", "forwarding sys", NoKubernetes),
     // Of `watch` only `Drained`: what changed, taken through a trait of its own.
     ("sync", "compile config conntrack datapath diagnostics forwarding health model sys watch", NoKubernetes),
-    ("health", "debug forwarding sys", NoKubernetes),
+    ("health", "datapath debug forwarding sys", NoKubernetes),
     ("telemetry", "config", NoKubernetes),
     ("debug", "config forwarding model", NoKubernetes),
     ("sys", "", NoKubernetes),
-    ("cli", "config debug", NoKubernetes),
+    ("cli", "config datapath debug", NoKubernetes),
     ("app", "*", NoKubernetes),
     ("", "*", NoKubernetes),
 ];

@@ -1,0 +1,105 @@
+//! Why could a datapath not do what it was asked?
+
+use std::io;
+
+use nix::errno::Errno;
+
+/// A datapath could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The kernel lacks something, or we lack a privilege; trying again does not help.
+    #[error("{operation}: {advice}")]
+    Unusable {
+        /// What was tried.
+        operation: &'static str,
+        /// What a person can do about it.
+        advice: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// Another program has reserved an object of our name for itself; nobody else may write to it.
+    #[error(
+        "{object} is reserved by another program, by the netlink port {port} (mostly its process \
+        number): end that program"
+    )]
+    Held {
+        /// Which object.
+        object: String,
+        /// The netlink port of the owner.
+        port: u32,
+    },
+    /// The kernel refused an operation.
+    #[error("{operation} of {object}")]
+    Refused {
+        /// What was tried.
+        operation: &'static str,
+        /// Which object of ours.
+        object: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl DatapathError {
+    /// Whether a lock or a program was waited for until the time was up.
+    pub fn is_late(&self) -> bool {
+        match self {
+            Self::Unusable { source, .. } | Self::Refused { source, .. } => {
+                source.kind() == io::ErrorKind::TimedOut
+            }
+            Self::Held { .. } => false,
+        }
+    }
+
+    /// [`DatapathError::Unusable`], unless only descriptors or memory are short, which may pass.
+    pub(super) fn lacking(
+        operation: &'static str,
+        advice: &'static str,
+        source: io::Error,
+    ) -> Self {
+        if is_shortage(&source) {
+            let object = "the system's resources".to_owned();
+            Self::Refused {
+                operation,
+                object,
+                source,
+            }
+        } else {
+            Self::Unusable {
+                operation,
+                advice,
+                source,
+            }
+        }
+    }
+
+    /// Whether trying again can help.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Refused { .. })
+    }
+
+    /// Whether it means that nothing of the datapath can be on this node: the kernel or a program is missing.
+    pub fn means_absent(&self) -> bool {
+        match self {
+            Self::Unusable { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            Self::Held { .. } | Self::Refused { .. } => false,
+        }
+    }
+}
+
+/// Kernel: the errors that mean a shortage, or that another caller was faster.
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [
+        Errno::EMFILE,
+        Errno::ENFILE,
+        Errno::ENOMEM,
+        Errno::ENOBUFS,
+        Errno::EAGAIN,
+        Errno::EINTR,
+        Errno::EBUSY,
+    ];
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    errno.is_some_and(|errno| shortages.contains(&errno))
+}

@@ -28,6 +28,7 @@ mod carrier;
 mod doubt;
 mod leftovers;
 mod mailbox;
+mod pause;
 mod report;
 mod surroundings;
 #[cfg(test)]
@@ -36,6 +37,7 @@ mod tests;
 pub use carrier::Carrier;
 pub use leftovers::Former;
 pub use mailbox::{Mailbox, Question};
+use pause::Pause;
 pub use surroundings::Surroundings;
 
 /// How often we look whether others changed our objects, where syncPeriod does not say sooner.
@@ -79,6 +81,7 @@ pub struct Sync<I: Intake> {
     requested: Option<Instant>,
     /// Before this, changes wait. Spec: SYNC-1.
     not_before: Option<Instant>,
+    pause: Pause,
     /// When to look for foreign changes next; nothing was written that others could change without one.
     next_look: Option<Instant>,
     /// What the source calls the newest state that was taken in.
@@ -112,6 +115,7 @@ impl<I: Intake> Sync<I> {
             diagnostics: Arc::default(),
             requested: Some(now),
             not_before: None,
+            pause: Pause::default(),
             next_look: None,
             source_token: None,
             n_changed: 0,
@@ -208,10 +212,14 @@ impl<I: Intake> Sync<I> {
             self.look_for_foreign_changes(now);
         }
         let due = self.requested.is_some() && self.not_before.is_none_or(|t| now >= t);
+        let is_first = self.compiler.is_none();
         let news = if due { self.take_in(now) } else { None };
         self.carry(news.as_ref())?;
         if news.is_some() {
-            self.not_before = Some(self.clock.now() + self.periods.min_sync);
+            let ended = self.clock.now();
+            // What the first sync costs says nothing of the next.
+            let started = if is_first { ended } else { now };
+            self.not_before = Some(self.pause.after(started, ended, self.periods.min_sync));
         }
         Ok(())
     }

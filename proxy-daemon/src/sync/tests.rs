@@ -74,6 +74,8 @@ struct Log {
     calls: Vec<(Duration, Call)>,
     answers: VecDeque<Answer>,
     foreign: bool,
+    /// What a call takes.
+    cost: Duration,
 }
 
 /// A datapath and a conntrack table that write down what they are asked.
@@ -96,6 +98,7 @@ impl Fake {
             let mut log = self.log.lock().unwrap();
             let at = *self.clock.passed.lock().unwrap();
             log.calls.push((at, call));
+            self.clock.advance(log.cost);
             log.answers.pop_front().unwrap_or(Answer::Fine)
         };
         match answer {
@@ -335,6 +338,27 @@ fn sync_1_changes_after_idle_run_at_once_and_then_merge() {
         bench.v4.take(),
         [(ms(5_000), Call::Sync(1)), (ms(6_000), Call::Sync(10))]
     );
+}
+
+#[test]
+fn sync_1_syncs_that_cost_much_leave_pauses_between_them() {
+    for (cost, n_syncs) in [(ms(2), 200..=500), (ms(60), 17..=22), (ms(400), 4..=5)] {
+        let mut bench = Bench::new();
+        bench.sync.periods.min_sync = ms(10);
+        bench.change("a", 1);
+        bench.wait(ms(5_000));
+        bench.v4.take();
+        bench.v4.log.lock().unwrap().cost = cost;
+        let end = bench.clock.now() + ms(5_000);
+        let mut n_endpoints = 1;
+        while bench.clock.now() < end {
+            n_endpoints = n_endpoints % 100 + 1;
+            bench.change("b", n_endpoints);
+            bench.wait(ms(10));
+        }
+        let n = bench.v4.take().len();
+        assert!(n_syncs.contains(&n), "{n} syncs of {cost:?}");
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use ipnet::IpNet;
 use proxy_daemon::cli::Cli;
 use proxy_daemon::compile::compile;
-use proxy_daemon::config::{Beside, Config, resolve};
+use proxy_daemon::config::{Config, ExtraSettings, resolve};
 use proxy_daemon::forwarding::{ForwardingState, Hop, Oracle, Packet, Transport, Verdict};
 use proxy_daemon::net::{Family as FamilyTypes, L4Proto, Port, V4, V6};
 use proxy_daemon::sync::Surroundings;
@@ -232,12 +232,12 @@ fn configuration(flags: &[String]) -> Result<Config> {
             .map(Into::into),
     )?;
     let raw = cli.as_configuration().map_err(anyhow::Error::msg)?;
-    let beside = Beside {
+    let extra = ExtraSettings {
         manifests: cli.flags.manifests.clone(),
         os_hostname: NODE_NAME.into(),
-        ..Beside::default()
+        ..ExtraSettings::default()
     };
-    match resolve(&raw, &beside) {
+    match resolve(&raw, &extra) {
         Ok(resolved) => Ok(resolved.config),
         Err(faults) => {
             let faults: BTreeSet<String> = faults.iter().map(ToString::to_string).collect();

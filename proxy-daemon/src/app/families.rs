@@ -7,21 +7,21 @@ use super::AppError;
 use crate::conntrack::{Netlink, StaleFlows};
 use crate::datapath::{DatapathKind, Opener, PlaneFamily};
 use crate::net::{Family, IpFamily, V4, V6};
-use crate::sync::{Carrier, Former, Intake, Sync};
+use crate::sync::{FamilySync, Intake, PreviousMode, SyncLoop};
 use crate::sys::host;
 
-/// Gives the loop a carrier for each family that the node supports, and returns the opener of the datapath.
+/// Gives the loop a family_sync for each family that the node supports, and returns the opener of the datapath.
 ///
 /// # Errors
 /// [`AppError::NoFamily`] or [`AppError::Family`] if the primary family cannot be served; the other one
 /// is only logged (DS-2).
 pub(super) fn open<I: Intake>(
-    mut sync: Sync<I>,
+    mut sync: SyncLoop<I>,
     kind: DatapathKind,
     primary: IpFamily,
     sync_period: Duration,
     now: Instant,
-) -> Result<(Sync<I>, Arc<Opener>), AppError> {
+) -> Result<(SyncLoop<I>, Arc<Opener>), AppError> {
     let supported = IpFamily::ALL
         .into_iter()
         .filter(|family| *family == IpFamily::V4 || host::has_ipv6());
@@ -37,16 +37,16 @@ pub(super) fn open<I: Intake>(
         sync_period,
         now,
     };
-    if let Some(carrier) = opening.carrier::<V4>()? {
-        sync = sync.with_v4(carrier);
+    if let Some(family) = opening.family::<V4>()? {
+        sync = sync.with_v4(family);
     }
-    if let Some(carrier) = opening.carrier::<V6>()? {
-        sync = sync.with_v6(carrier);
+    if let Some(family) = opening.family::<V6>()? {
+        sync = sync.with_v6(family);
     }
     Ok((sync.with_primary(primary), opening.opener))
 }
 
-/// What the carriers of both families have in common.
+/// What the families of both families have in common.
 struct Opening {
     opener: Arc<Opener>,
     /// The other datapaths, of which something may be left. Spec: LIFE-9.
@@ -58,7 +58,7 @@ struct Opening {
 }
 
 impl Opening {
-    fn carrier<F: PlaneFamily>(&self) -> Result<Option<Carrier<F>>, AppError> {
+    fn family<F: PlaneFamily>(&self) -> Result<Option<FamilySync<F>>, AppError> {
         let is_primary = F::FAMILY == self.primary;
         if !self.supported.contains(&F::FAMILY) {
             if is_primary {
@@ -81,12 +81,13 @@ impl Opening {
         };
         match opened {
             Ok(tables) => {
-                let carrier = Carrier::new(tables, self.stale_flows(), self.sync_period, self.now);
+                let family_sync =
+                    FamilySync::new(tables, self.stale_flows(), self.sync_period, self.now);
                 let others = self.others.iter().map(|other| {
                     let (name, other) = (other.kind().name(), Arc::clone(other));
-                    Former::new(name, move || other.retire(F::FAMILY))
+                    PreviousMode::new(name, move || other.retire(F::FAMILY))
                 });
-                Ok(Some(carrier.instead_of(others.collect())))
+                Ok(Some(family_sync.instead_of(others.collect())))
             }
             Err(source) if is_primary => Err(AppError::Family {
                 family: self.primary,

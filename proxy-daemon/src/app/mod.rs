@@ -13,11 +13,13 @@ use tokio::sync::oneshot;
 use config_file::Watched;
 
 use crate::cli::Cli;
-use crate::config::{Beside, Config, DetectLocal, LogSettings, Resolved, Source, raw, resolve};
+use crate::config::{
+    Config, DetectLocal, ExtraSettings, LogSettings, Resolved, Source, raw, resolve,
+};
 use crate::debug::Inside;
 use crate::health::{self, Ask, Health};
 use crate::net::IpFamily;
-use crate::sync::{Mailbox, Surroundings, Sync};
+use crate::sync::{Mailbox, Surroundings, SyncLoop};
 use crate::sys::capabilities::{self, Capability};
 use crate::sys::{Clock, Sysctls, SystemClock, addresses, host, process};
 use crate::watch::{self, Drained, Shared};
@@ -116,7 +118,7 @@ fn read_config(cli: &Cli) -> Result<Resolved, AppError> {
             cli.over(file)
         }
     };
-    let beside = Beside {
+    let extra = ExtraSettings {
         manifests: flags.manifests.clone(),
         master: flags.master.clone(),
         iptables_backend: flags.iptables_backend.clone(),
@@ -126,7 +128,7 @@ fn read_config(cli: &Cli) -> Result<Resolved, AppError> {
         os_hostname: host::hostname(),
         tcp_is_liberal: sysctls::is_liberal(&Sysctls::default()),
     };
-    let mut resolved = resolve(&raw, &beside).map_err(AppError::Config)?;
+    let mut resolved = resolve(&raw, &extra).map_err(AppError::Config)?;
     warnings.append(&mut resolved.warnings);
     Ok(Resolved {
         warnings,
@@ -210,7 +212,7 @@ async fn serve(
         .node_ip_override
         .or(node.as_ref().and_then(|node| node.addresses().next()))
         .map_or(IpFamily::V4, IpFamily::of);
-    let sync = Sync::new(
+    let sync = SyncLoop::new(
         Intake(Arc::clone(shared)),
         Arc::clone(mailbox),
         surroundings,
@@ -256,7 +258,7 @@ async fn listen(
 
 /// Runs the loop on its thread, once the node's addresses are known, and follows them.
 async fn sync_thread<I: crate::sync::Intake + 'static>(
-    mut sync: Sync<I>,
+    mut sync: SyncLoop<I>,
     mailbox: &Arc<Mailbox>,
 ) -> Result<Infallible, AppError> {
     let (first, known) = oneshot::channel();

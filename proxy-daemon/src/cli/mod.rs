@@ -66,7 +66,7 @@ impl Command {
 }
 
 /// The flags that count beside a configuration file. Spec: CFG-1.
-const BESIDE_A_FILE: [&str; 13] = [
+const KEPT_WITH_FILE: [&str; 13] = [
     "config",
     "manifests",
     "mode",
@@ -112,7 +112,7 @@ impl Cli {
         self.given
             .iter()
             .map(String::as_str)
-            .filter(|name| !BESIDE_A_FILE.contains(name) && !name.starts_with("log-"))
+            .filter(|name| !KEPT_WITH_FILE.contains(name) && !name.starts_with("log-"))
             .collect()
     }
 

@@ -1,17 +1,17 @@
 //! Do flags mean what kube-proxy's flags mean?
 
 use super::*;
-use crate::config::{Beside, Periods, Source, resolve};
+use crate::config::{ExtraSettings, Periods, Source, resolve};
 
 fn read(args: &[&str]) -> Cli {
     let args = std::iter::once("proxy-daemon").chain(args.iter().copied());
     Cli::read(args.map(OsString::from)).unwrap()
 }
 
-fn beside() -> Beside {
-    Beside {
+fn extra() -> ExtraSettings {
+    ExtraSettings {
         os_hostname: "node-1".to_owned(),
-        ..Beside::default()
+        ..ExtraSettings::default()
     }
 }
 
@@ -45,7 +45,7 @@ fn flags_set_periods_and_masquerade_all(mode: &str, bit: u8) {
         "0",
         "--iptables-masquerade-bit=3",
     ]);
-    let resolved = resolve(&cli.as_configuration().unwrap(), &beside()).unwrap();
+    let resolved = resolve(&cli.as_configuration().unwrap(), &extra()).unwrap();
     assert!(resolved.config.policy.masquerade_all);
     assert_eq!(resolved.config.policy.netfilter.masquerade_bit.bit(), bit);
     assert_eq!(
@@ -117,9 +117,9 @@ fn cfg_1_a_file_overrules_flags_and_they_are_named() {
 #[test]
 fn met_7_an_empty_address_flag_disables() {
     let cli = read(&["--metrics-bind-address=", "--healthz-port=0"]);
-    let mut beside = beside();
-    beside.healthz_port = cli.flags.healthz_port;
-    let config = resolve(&cli.as_configuration().unwrap(), &beside)
+    let mut extra = extra();
+    extra.healthz_port = cli.flags.healthz_port;
+    let config = resolve(&cli.as_configuration().unwrap(), &extra)
         .unwrap()
         .config;
     assert_eq!(config.metrics_address, None);
@@ -129,11 +129,11 @@ fn met_7_an_empty_address_flag_disables() {
 #[test]
 fn manifests_need_no_api_server() {
     let cli = read(&["--manifests", "/m"]);
-    let beside = Beside {
+    let extra = ExtraSettings {
         manifests: cli.flags.manifests.clone(),
-        ..beside()
+        ..extra()
     };
-    let config = resolve(&cli.as_configuration().unwrap(), &beside)
+    let config = resolve(&cli.as_configuration().unwrap(), &extra)
         .unwrap()
         .config;
     assert_eq!(config.source, Source::Manifests("/m".into()));

@@ -12,5 +12,5 @@ mod settings;
 
 pub use duration::{DurationError, GoDuration};
 pub use policy::{DetectLocal, NodePortAddresses, Policy};
-pub use resolve::{Beside, Fault, Resolved, resolve};
+pub use resolve::{ExtraSettings, Fault, Resolved, resolve};
 pub use settings::{Config, ConntrackSettings, LogSettings, Periods, Source};

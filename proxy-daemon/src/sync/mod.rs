@@ -1,7 +1,7 @@
 //! When is the kernel made to match the cluster, and what if that fails?
 //!
 //! One blocking thread takes in what changed, compiles it, and hands each family's changes to its
-//! [`carrier::Carrier`]. Invariants: level-triggered, so that only the newest objects count; nothing is
+//! [`family::FamilySync`]. Invariants: level-triggered, so that only the newest objects count; nothing is
 //! written before Services and EndpointSlices are listed (SYNC-12); the families fail, wait and retry
 //! apart from each other (DS-1); a failure, and a panic too, leaves what forwards in place and leads to
 //! a resync (SYNC-7, SYNC-8).
@@ -24,20 +24,20 @@ use crate::sys::{Clock, memory};
 use crate::watch::Drained;
 
 mod backoff;
-mod carrier;
-mod doubt;
-mod leftovers;
+mod drift;
+mod family;
 mod mailbox;
 mod pause;
+mod previous;
 mod report;
 mod surroundings;
 #[cfg(test)]
 mod tests;
 
-pub use carrier::Carrier;
-pub use leftovers::Former;
+pub use family::FamilySync;
 pub use mailbox::{Mailbox, Question};
 use pause::Pause;
+pub use previous::PreviousMode;
 pub use surroundings::Surroundings;
 
 /// How often we look whether others changed our objects, where syncPeriod does not say sooner.
@@ -64,16 +64,16 @@ pub struct View<'a> {
     pub compiler: Option<&'a Compiler>,
 }
 
-/// The loop; [`Sync::run`] is its thread.
-pub struct Sync<I: Intake> {
+/// The loop; [`SyncLoop::run`] is its thread.
+pub struct SyncLoop<I: Intake> {
     intake: I,
     mailbox: Arc<Mailbox>,
     surroundings: Surroundings,
     periods: Periods,
     clock: Arc<dyn Clock>,
     health: Arc<Health>,
-    v4: Option<Carrier<V4>>,
-    v6: Option<Carrier<V6>>,
+    v4: Option<FamilySync<V4>>,
+    v6: Option<FamilySync<V6>>,
     primary: IpFamily,
     compiler: Option<Compiler>,
     diagnostics: Arc<Diagnostics>,
@@ -90,7 +90,7 @@ pub struct Sync<I: Intake> {
     n_changed: usize,
 }
 
-impl<I: Intake> Sync<I> {
+impl<I: Intake> SyncLoop<I> {
     /// A loop that has done nothing yet.
     pub fn new(
         intake: I,
@@ -131,19 +131,19 @@ impl<I: Intake> Sync<I> {
         }
     }
 
-    /// Serves IPv4 through this carrier.
+    /// Serves IPv4 through this family.
     #[must_use]
-    pub fn with_v4(mut self, carrier: Carrier<V4>) -> Self {
+    pub fn with_v4(mut self, family: FamilySync<V4>) -> Self {
         self.health.expect(IpFamily::V4);
-        self.v4 = Some(carrier);
+        self.v4 = Some(family);
         self
     }
 
-    /// Serves IPv6 through this carrier.
+    /// Serves IPv6 through this family.
     #[must_use]
-    pub fn with_v6(mut self, carrier: Carrier<V6>) -> Self {
+    pub fn with_v6(mut self, family: FamilySync<V6>) -> Self {
         self.health.expect(IpFamily::V6);
-        self.v6 = Some(carrier);
+        self.v6 = Some(family);
         self
     }
 
@@ -193,13 +193,13 @@ impl<I: Intake> Sync<I> {
         let change = self
             .requested
             .map(|requested| self.not_before.unwrap_or(requested));
-        let v4 = self.v4.as_ref().map(|carrier| carrier.deadline(now));
-        let v6 = self.v6.as_ref().map(|carrier| carrier.deadline(now));
+        let v4 = self.v4.as_ref().map(|family| family.deadline(now));
+        let v6 = self.v6.as_ref().map(|family| family.deadline(now));
         // Carriers have nothing to carry before something was compiled.
-        let carriers = [v4, v6, self.next_look]
+        let families = [v4, v6, self.next_look]
             .into_iter()
             .filter(|_| self.compiler.is_some());
-        carriers
+        families
             .chain([change])
             .flatten()
             .fold(now + self.periods.sync, Instant::min)
@@ -225,11 +225,11 @@ impl<I: Intake> Sync<I> {
     }
 
     fn look_for_foreign_changes(&mut self, now: Instant) {
-        if let Some(carrier) = &mut self.v4 {
-            carrier.look(now);
+        if let Some(family) = &mut self.v4 {
+            family.look(now);
         }
-        if let Some(carrier) = &mut self.v6 {
-            carrier.look(now);
+        if let Some(family) = &mut self.v6 {
+            family.look(now);
         }
         self.next_look = Some(now + self.periods.sync.min(LOOK));
         if self.n_changed >= GIVE_BACK_AFTER {
@@ -313,17 +313,17 @@ impl<I: Intake> Sync<I> {
 
     fn fall_behind(&mut self) {
         let now = self.clock.now();
-        if let Some(carrier) = &mut self.v4 {
-            carrier.fall_behind(now);
+        if let Some(family) = &mut self.v4 {
+            family.fall_behind(now);
         }
-        if let Some(carrier) = &mut self.v6 {
-            carrier.fall_behind(now);
+        if let Some(family) = &mut self.v6 {
+            family.fall_behind(now);
         }
     }
 
     fn is_in_sync(&self) -> bool {
-        self.v4.as_ref().is_none_or(Carrier::is_in_sync)
-            && self.v6.as_ref().is_none_or(Carrier::is_in_sync)
+        self.v4.as_ref().is_none_or(FamilySync::is_in_sync)
+            && self.v6.as_ref().is_none_or(FamilySync::is_in_sync)
     }
 
     /// Lets each family do what is due for it.
@@ -335,14 +335,14 @@ impl<I: Intake> Sync<I> {
         };
         let was_in_sync = self.is_in_sync();
         let (clock, health) = (&*self.clock, &*self.health);
-        if let Some(carrier) = &mut self.v4
-            && let Err(error) = carrier.step(compiler.v4(), v4_changes, clock, health)
+        if let Some(family) = &mut self.v4
+            && let Err(error) = family.step(compiler.v4(), v4_changes, clock, health)
         {
             self.v4 = None;
             give_up(IpFamily::V4, self.primary, health, error)?;
         }
-        if let Some(carrier) = &mut self.v6
-            && let Err(error) = carrier.step(compiler.v6(), v6_changes, clock, health)
+        if let Some(family) = &mut self.v6
+            && let Err(error) = family.step(compiler.v6(), v6_changes, clock, health)
         {
             self.v6 = None;
             give_up(IpFamily::V6, self.primary, health, error)?;

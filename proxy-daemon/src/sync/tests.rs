@@ -249,7 +249,7 @@ struct Bench {
     v4: Fake,
     v6: Fake,
     health: Arc<Health>,
-    sync: Sync<Cluster>,
+    sync: SyncLoop<Cluster>,
 }
 
 impl Bench {
@@ -260,7 +260,7 @@ impl Bench {
         let health = Arc::new(Health::new(PERIODS.sync, true));
         let surroundings = Surroundings::new(Policy::default(), "node".into(), None);
         let now = clock.now();
-        let sync = Sync::new(
+        let sync = SyncLoop::new(
             cluster.clone(),
             Arc::default(),
             surroundings,
@@ -268,8 +268,8 @@ impl Bench {
             Arc::clone(&clock) as Arc<dyn Clock>,
             Arc::clone(&health),
         )
-        .with_v4(carrier(&v4, now))
-        .with_v6(carrier(&v6, now));
+        .with_v4(family_sync(&v4, now))
+        .with_v6(family_sync(&v6, now));
         Self {
             clock,
             cluster,
@@ -303,9 +303,9 @@ impl Bench {
     }
 }
 
-fn carrier<F: Family>(fake: &Fake, now: Instant) -> Carrier<F> {
+fn family_sync<F: Family>(fake: &Fake, now: Instant) -> FamilySync<F> {
     let stale = StaleFlows::new(Box::new(fake.clone()));
-    Carrier::new(Box::new(fake.clone()), Some(stale), PERIODS.sync, now)
+    FamilySync::new(Box::new(fake.clone()), Some(stale), PERIODS.sync, now)
 }
 
 fn ms(milliseconds: u64) -> Duration {
@@ -537,17 +537,17 @@ fn sync_14_no_difference_writes_nothing() {
     assert_eq!(bench.health.report(&*bench.clock)["pending"], 0);
 }
 
-/// A carrier of another mode for the bench's IPv4, which writes into a log of its own.
+/// A family_sync of another mode for the bench's IPv4, which writes into a log of its own.
 fn instead_of_another(bench: Bench) -> (Bench, Fake) {
     let other = Fake::new(&bench.clock);
     let opened = other.clone();
-    let former = Former::new("other", move || opened.call(Call::Retire).map(drop));
-    let carrier = carrier(&bench.v4, bench.clock.now()).instead_of(vec![former]);
-    let sync = bench.sync.with_v4(carrier);
+    let previous = PreviousMode::new("other", move || opened.call(Call::Retire).map(drop));
+    let family_sync = family_sync(&bench.v4, bench.clock.now()).instead_of(vec![previous]);
+    let sync = bench.sync.with_v4(family_sync);
     (Bench { sync, ..bench }, other)
 }
 
-/// Waits for another thread to ask the carrier.
+/// Waits for another thread to ask the family_sync.
 fn awaited(other: &Fake) -> Vec<Call> {
     let deadline = SystemClock.now() + Duration::from_secs(60);
     loop {
@@ -582,7 +582,7 @@ fn life_9_removing_another_mode_s_state_holds_up_no_sync() {
     let mut bench = Bench::new();
     let (hangs, goes_on) = std::sync::mpsc::channel::<()>();
     let (hangs, goes_on) = (hangs, Mutex::new(goes_on));
-    let former = Former::new("hangs", move || {
+    let previous = PreviousMode::new("hangs", move || {
         goes_on.lock().unwrap().recv().unwrap_err();
         Err(DatapathError::Unusable {
             operation: "test",
@@ -590,8 +590,8 @@ fn life_9_removing_another_mode_s_state_holds_up_no_sync() {
             source: io::ErrorKind::NotFound.into(),
         })
     });
-    let carrier = carrier(&bench.v4, bench.clock.now()).instead_of(vec![former]);
-    bench.sync = bench.sync.with_v4(carrier);
+    let family_sync = family_sync(&bench.v4, bench.clock.now()).instead_of(vec![previous]);
+    bench.sync = bench.sync.with_v4(family_sync);
     bench.change("a", 1);
     bench.wait(ms(5_000));
     bench.change("b", 1);

@@ -31,7 +31,7 @@ const KNOWN_GATES: [&str; 4] = [
 
 /// What a configuration has no field for.
 #[derive(Clone, Debug, Default)]
-pub struct Beside {
+pub struct ExtraSettings {
     /// `--manifests`.
     pub manifests: Option<PathBuf>,
     /// `--master`.
@@ -78,39 +78,42 @@ pub struct Resolved {
 ///
 /// # Errors
 /// Every [`Fault`] there is; never an empty list.
-pub fn resolve(raw: &KubeProxyConfiguration, beside: &Beside) -> Result<Resolved, Vec<Fault>> {
+pub fn resolve(
+    raw: &KubeProxyConfiguration,
+    extra: &ExtraSettings,
+) -> Result<Resolved, Vec<Fault>> {
     let mut r = Resolver::default();
-    let datapath = r.datapath(raw.mode.as_deref(), beside.iptables_backend.as_deref());
+    let datapath = r.datapath(raw.mode.as_deref(), extra.iptables_backend.as_deref());
     let bind_address = r.bind_address(raw.bind_address.as_deref());
     let section = Section {
         mode: datapath.mode(),
         fields: raw.section(datapath.mode()),
     };
-    let tracked_strictly = datapath.may_need(|needs| needs.conntrack) && !beside.tcp_is_liberal;
+    let tracked_strictly = datapath.may_need(|needs| needs.conntrack) && !extra.tcp_is_liberal;
     let config = Config {
         datapath,
-        source: r.source(raw, beside),
+        source: r.source(raw, extra),
         policy: r.policy(raw, &section, tracked_strictly),
-        node_name: r.node_name(raw, &beside.os_hostname).into(),
+        node_name: r.node_name(raw, &extra.os_hostname).into(),
         node_ip_override: Some(bind_address).filter(|address| !address.is_unspecified()),
         healthz_address: r.listen_address(
             "healthzBindAddress",
             raw.healthz_bind_address.as_deref(),
             unspecified_like(bind_address),
-            beside.healthz_port.unwrap_or(10256),
+            extra.healthz_port.unwrap_or(10256),
         ),
         metrics_address: r.listen_address(
             "metricsBindAddress",
             raw.metrics_bind_address.as_deref(),
             loopback_like(bind_address),
-            beside.metrics_port.unwrap_or(10249),
+            extra.metrics_port.unwrap_or(10249),
         ),
         bind_address_hard_fail: raw.bind_address_hard_fail.unwrap_or(false),
         periods: r.periods(raw, &section),
         conntrack: r.conntrack(raw.conntrack.as_ref()),
         oom_score_adj: r.oom_score_adj(raw.oom_score_adj),
         log: r.log(raw),
-        file: beside.file.clone(),
+        file: extra.file.clone(),
     };
     r.name_what_has_no_effect(raw);
     if r.faults.is_empty() {
@@ -230,14 +233,14 @@ impl Resolver {
         (address.port() != 0).then_some(address)
     }
 
-    fn source(&mut self, raw: &KubeProxyConfiguration, beside: &Beside) -> Source {
+    fn source(&mut self, raw: &KubeProxyConfiguration, extra: &ExtraSettings) -> Source {
         let kubeconfig = raw
             .client_connection
             .as_ref()
             .and_then(|client| client.kubeconfig.clone())
             .filter(|path| !path.is_empty());
-        let master = beside.master.clone().filter(|url| !url.is_empty());
-        if let Some(directory) = &beside.manifests {
+        let master = extra.master.clone().filter(|url| !url.is_empty());
+        if let Some(directory) = &extra.manifests {
             if kubeconfig.is_some() || master.is_some() {
                 self.warnings
                     .push("--manifests is set, so that no API server is asked".to_owned());

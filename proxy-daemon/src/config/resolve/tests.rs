@@ -77,17 +77,17 @@ winkernel:
   sourceVip: ""
 "#;
 
-fn beside() -> Beside {
-    Beside {
+fn extra() -> ExtraSettings {
+    ExtraSettings {
         os_hostname: "  Node-1 ".to_owned(),
-        ..Beside::default()
+        ..ExtraSettings::default()
     }
 }
 
 fn faults(yaml: &str) -> Vec<String> {
     let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
     let (raw, _) = raw::parse("test", &format!("{head}{yaml}")).unwrap();
-    match resolve(&raw, &beside()) {
+    match resolve(&raw, &extra()) {
         Ok(_) => Vec::new(),
         Err(faults) => faults.iter().map(ToString::to_string).collect(),
     }
@@ -97,7 +97,7 @@ fn faults(yaml: &str) -> Vec<String> {
 fn cfg_2_what_kubeadm_writes_is_read_without_a_word() {
     let (raw, warnings) = raw::parse("test", KUBEADM).unwrap();
     assert_eq!(warnings, Vec::<String>::new());
-    let Resolved { config, warnings } = resolve(&raw, &beside()).unwrap();
+    let Resolved { config, warnings } = resolve(&raw, &extra()).unwrap();
     assert_eq!(warnings, Vec::<String>::new());
     assert_eq!(&*config.node_name, "node-1");
     assert_eq!(config.node_ip_override, None);
@@ -219,7 +219,7 @@ fn cfg_7_defaults_follow_the_bind_address() {
         bind_address: Some("2001:db8::1".to_owned()),
         ..KubeProxyConfiguration::default()
     };
-    let config = resolve(&raw, &beside()).unwrap().config;
+    let config = resolve(&raw, &extra()).unwrap().config;
     assert_eq!(config.healthz_address, "[::]:10256".parse().ok());
     assert_eq!(config.metrics_address, "[::1]:10249".parse().ok());
     assert_eq!(config.node_ip_override, "2001:db8::1".parse().ok());
@@ -256,7 +256,7 @@ fn cfg_8_only_the_section_of_the_mode_counts() {
         ("iptables", true, 1, 7),
     ] {
         raw.mode = Some(mode.to_owned());
-        let config = resolve(&raw, &beside()).unwrap().config;
+        let config = resolve(&raw, &extra()).unwrap().config;
         assert_eq!(config.policy.masquerade_all, masquerade_all, "{mode}");
         assert_eq!(config.policy.netfilter.masquerade_bit.bit(), bit, "{mode}");
         assert_eq!(config.periods.sync, Duration::from_secs(period), "{mode}");
@@ -291,11 +291,11 @@ fn cfg_5_the_iptables_backend_is_one_of_two_or_found_out() {
             ..KubeProxyConfiguration::default()
         };
         let iptables_backend = backend.map(str::to_owned);
-        let beside = Beside {
+        let extra = ExtraSettings {
             iptables_backend,
-            ..beside()
+            ..extra()
         };
-        resolve(&raw, &beside).map(|resolved| (resolved.config.datapath, resolved.warnings.len()))
+        resolve(&raw, &extra).map(|resolved| (resolved.config.datapath, resolved.warnings.len()))
     };
     let kind = |name| DatapathKind::named(name).unwrap();
     let detected = DatapathChoice::Detect(kind("iptables-nft"));
@@ -325,7 +325,7 @@ fn np_5_local_host_node_ports_are_said_once_to_have_no_effect() {
                 .replace("mode: \"\"", &format!("mode: {mode}")),
         )
         .unwrap();
-        let warnings = resolve(&raw, &beside()).unwrap().warnings;
+        let warnings = resolve(&raw, &extra()).unwrap().warnings;
         let [warning] = &warnings[..] else {
             panic!("{warnings:?}")
         };
@@ -346,7 +346,7 @@ fn ext_4_the_gate_is_heard() {
         ..KubeProxyConfiguration::default()
     };
     assert!(
-        !resolve(&raw, &beside())
+        !resolve(&raw, &extra())
             .unwrap()
             .config
             .policy
@@ -402,7 +402,7 @@ fn cfg_5_np_2_networks_and_words_mix_in_node_port_addresses() {
         let cli = crate::cli::Cli::read(words.map(Into::into)).unwrap();
         let cli = cli.as_configuration().unwrap();
         for raw in [yaml, cli] {
-            let Resolved { config, warnings } = resolve(&raw, &beside()).unwrap();
+            let Resolved { config, warnings } = resolve(&raw, &extra()).unwrap();
             let expected = NodePortAddresses {
                 primary,
                 networks: networks
@@ -433,7 +433,7 @@ fn cfg_5_known_feature_gates_are_accepted_silently_and_others_named() {
                 feature_gates: Some([(gate.to_owned(), value)].into()),
                 ..KubeProxyConfiguration::default()
             };
-            let Resolved { warnings, .. } = resolve(&raw, &beside()).unwrap();
+            let Resolved { warnings, .. } = resolve(&raw, &extra()).unwrap();
             let named = warnings.iter().any(|warning| warning.contains(gate));
             assert_eq!(named, is_named, "{gate}: {warnings:?}");
         }
@@ -452,11 +452,11 @@ fn ct_7_invalid_is_dropped_where_conntrack_is_needed_and_strict() {
         let text = format!("{KUBEADM}\n").replace("mode: \"\"", &format!("mode: {mode}"));
         let (mut raw, _) = raw::parse("test", &text).unwrap();
         raw.conntrack.get_or_insert_default().tcp_be_liberal = Some(asks_for_it);
-        let beside = Beside {
+        let extra = ExtraSettings {
             tcp_is_liberal: is_liberal,
-            ..beside()
+            ..extra()
         };
-        let config = resolve(&raw, &beside).unwrap().config;
+        let config = resolve(&raw, &extra).unwrap().config;
         assert_eq!(config.policy.netfilter.drop_invalid, expected, "{mode}");
     }
 }

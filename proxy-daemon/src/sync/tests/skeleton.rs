@@ -44,7 +44,7 @@ struct Skeleton {
     clock: Arc<FakeClock>,
     cluster: Cluster,
     opener: Arc<Opener>,
-    sync: Sync<Cluster>,
+    sync: SyncLoop<Cluster>,
 }
 
 impl Skeleton {
@@ -53,7 +53,7 @@ impl Skeleton {
         let cluster = Cluster::default();
         let kind = DatapathKind::named("skeleton").unwrap();
         let opener = Opener::new(kind, IpFamily::ALL);
-        let sync = Sync::new(
+        let sync = SyncLoop::new(
             cluster.clone(),
             Arc::default(),
             Surroundings::new(Policy::default(), "node".into(), None),
@@ -61,8 +61,8 @@ impl Skeleton {
             Arc::clone(&clock) as Arc<dyn Clock>,
             Arc::new(Health::new(PERIODS.sync, true)),
         )
-        .with_v4(carrier_of(&opener, clock.now()))
-        .with_v6(carrier_of(&opener, clock.now()));
+        .with_v4(family_sync_of(&opener, clock.now()))
+        .with_v6(family_sync_of(&opener, clock.now()));
         Self {
             clock,
             cluster,
@@ -83,9 +83,9 @@ impl Skeleton {
     }
 }
 
-fn carrier_of<F: PlaneFamily>(opener: &Arc<Opener>, now: Instant) -> Carrier<F> {
+fn family_sync_of<F: PlaneFamily>(opener: &Arc<Opener>, now: Instant) -> FamilySync<F> {
     let tables = opener.tables().unwrap_or_else(|_| opener.tables_later());
-    Carrier::new(tables, None, PERIODS.sync, now)
+    FamilySync::new(tables, None, PERIODS.sync, now)
 }
 
 fn installed() -> Vec<IpFamily> {
@@ -163,12 +163,12 @@ fn life_9_a_mode_that_is_left_hands_its_flows_over_and_starts_no_worker() {
         drop(run);
         eventually(|| kernel(|kernel| kernel.n_workers == 0));
         let mut bench = Bench::new();
-        let former = DatapathKind::named("skeleton").unwrap();
-        let former = Opener::new(former, IpFamily::ALL);
-        let retire = move || former.retire(IpFamily::V4);
-        let carrier = carrier(&bench.v4, bench.clock.now());
-        let former = Former::new("skeleton", retire);
-        bench.sync = bench.sync.with_v4(carrier.instead_of(vec![former]));
+        let previous = DatapathKind::named("skeleton").unwrap();
+        let previous = Opener::new(previous, IpFamily::ALL);
+        let retire = move || previous.retire(IpFamily::V4);
+        let family_sync = family_sync(&bench.v4, bench.clock.now());
+        let previous = PreviousMode::new("skeleton", retire);
+        bench.sync = bench.sync.with_v4(family_sync.instead_of(vec![previous]));
         bench.change("a", 1);
         // The thread that removes it was started in this network namespace.
         eventually(|| kernel(|kernel| kernel.handed_over.contains(&IpFamily::V4)));

@@ -15,12 +15,12 @@ use crate::sys::{Clock as _, SystemClock};
 type Retire = Box<dyn Fn() -> Result<(), DatapathError> + Send>;
 
 /// Another mode, which is opened only to remove what it left of a family.
-pub struct Former {
+pub struct PreviousMode {
     name: &'static str,
     retire: Retire,
 }
 
-impl Former {
+impl PreviousMode {
     /// One of this name, for logs.
     pub fn new(
         name: &'static str,
@@ -72,26 +72,26 @@ impl Former {
     }
 }
 
-/// The other carriers of which something may be left, until they are handed to a thread of their own.
-pub(super) struct Leftovers {
+/// The other families of which something may be left, until they are handed to a thread of their own.
+pub(super) struct PreviousModes {
     family: IpFamily,
-    of: Vec<Former>,
+    of: Vec<PreviousMode>,
 }
 
-impl Leftovers {
-    /// Those of these carriers, to be removed as soon as anything is in force.
-    pub(super) const fn new(family: IpFamily, of: Vec<Former>) -> Self {
+impl PreviousModes {
+    /// Those of these families, to be removed as soon as anything is in force.
+    pub(super) const fn new(family: IpFamily, of: Vec<PreviousMode>) -> Self {
         Self { family, of }
     }
 
-    /// Has them removed; to be called when the family's own carrier is in force. Waits for nothing.
+    /// Has them removed; to be called when the family's own family_sync is in force. Waits for nothing.
     pub(super) fn remove(&mut self, longest: Duration) {
         let of = std::mem::take(&mut self.of);
         if of.is_empty() {
             return;
         }
         let family = self.family;
-        let thread = std::thread::Builder::new().name("leftovers".to_owned());
+        let thread = std::thread::Builder::new().name("previous-modes".to_owned());
         let spawned = thread.spawn(move || remove_all(family, of, longest, &std::thread::sleep));
         if let Err(error) = spawned {
             tracing::error!(
@@ -104,12 +104,17 @@ impl Leftovers {
 }
 
 /// Removes them, however long that takes; the process ends without waiting for it.
-fn remove_all(family: IpFamily, mut of: Vec<Former>, longest: Duration, pause: &dyn Fn(Duration)) {
+fn remove_all(
+    family: IpFamily,
+    mut of: Vec<PreviousMode>,
+    longest: Duration,
+    pause: &dyn Fn(Duration),
+) {
     let mut now = SystemClock.now();
     let mut backoff = Backoff::due(now);
     let mut is_first = true;
     loop {
-        of.retain(|former| !former.remove(family, is_first));
+        of.retain(|previous| !previous.remove(family, is_first));
         if of.is_empty() {
             return;
         }
@@ -145,11 +150,11 @@ mod tests {
         }
     }
 
-    /// The pauses between attempts at a carrier that opens with these errors, until it is not to be there.
+    /// The pauses between attempts at a family_sync that opens with these errors, until it is not to be there.
     fn pauses(n_failures: usize) -> Vec<Duration> {
         let n_opened = Arc::new(Mutex::new(0));
         let counted = Arc::clone(&n_opened);
-        let former = Former::new("test", move || {
+        let previous = PreviousMode::new("test", move || {
             let mut n = counted.lock().unwrap();
             *n += 1;
             assert_ne!(*n, 2, "a bug, for the test");
@@ -159,7 +164,7 @@ mod tests {
             Err(error(kind, is_absent))
         });
         let pauses = Mutex::new(Vec::new());
-        remove_all(IpFamily::V4, vec![former], PERIOD, &|pause| {
+        remove_all(IpFamily::V4, vec![previous], PERIOD, &|pause| {
             n_opened.clear_poison();
             pauses.lock().unwrap().push(pause);
         });

@@ -8,8 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
-use super::doubt::Doubt;
-use super::leftovers::{Former, Leftovers};
+use super::drift::DriftBackoff;
+use super::previous::{PreviousMode, PreviousModes};
 use super::report::{CHANGE, EVERY, FlowLog, SyncLog};
 use crate::conntrack::StaleFlows;
 use crate::datapath::{DatapathError, Scope, SyncReport, Tables};
@@ -44,7 +44,7 @@ impl Reason {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum SyncState {
     /// The kernel matches the state that was handed over last; all of it was read back at this time.
     InSync { full: Instant },
     /// It may not, until a resync at the backoff's time succeeds.
@@ -52,20 +52,20 @@ enum Standing {
 }
 
 /// One family's tables and conntrack, and how they stand.
-pub struct Carrier<F: Family> {
+pub struct FamilySync<F: Family> {
     tables: Box<dyn Tables<F>>,
     /// `None` where conntrack has no flows of this datapath.
     stale_flows: Option<StaleFlows<F>>,
-    leftovers: Leftovers,
-    standing: Standing,
+    previous: PreviousModes,
+    sync_state: SyncState,
     log: SyncLog,
     flow_log: FlowLog,
     failures: Limiter,
-    doubt: Doubt,
+    drift: DriftBackoff,
     sync_period: Duration,
 }
 
-impl<F: Family> Carrier<F> {
+impl<F: Family> FamilySync<F> {
     /// One that knows nothing of the kernel yet.
     pub fn new(
         tables: Box<dyn Tables<F>>,
@@ -76,38 +76,38 @@ impl<F: Family> Carrier<F> {
         Self {
             tables,
             stale_flows,
-            leftovers: Leftovers::new(F::FAMILY, Vec::new()),
-            standing: Standing::Behind {
+            previous: PreviousModes::new(F::FAMILY, Vec::new()),
+            sync_state: SyncState::Behind {
                 backoff: Backoff::due(now),
                 reason: Reason::Start,
             },
             log: SyncLog::default(),
             flow_log: FlowLog::default(),
             failures: Limiter::new(3, EVERY),
-            doubt: Doubt::default(),
+            drift: DriftBackoff::default(),
             sync_period,
         }
     }
 
     /// Takes the place of these, once it is in force.
     #[must_use]
-    pub fn instead_of(self, others: Vec<Former>) -> Self {
+    pub fn instead_of(self, previous: Vec<PreviousMode>) -> Self {
         Self {
-            leftovers: Leftovers::new(F::FAMILY, others),
+            previous: PreviousModes::new(F::FAMILY, previous),
             ..self
         }
     }
 
     /// Whether the kernel matches the state that was handed over last.
     pub(super) const fn is_in_sync(&self) -> bool {
-        matches!(self.standing, Standing::InSync { .. })
+        matches!(self.sync_state, SyncState::InSync { .. })
     }
 
     /// When something is due even without a change.
     pub(super) fn deadline(&self, now: Instant) -> Instant {
-        match self.standing {
-            Standing::Behind { backoff, .. } => backoff.at(),
-            Standing::InSync { full } => {
+        match self.sync_state {
+            SyncState::Behind { backoff, .. } => backoff.at(),
+            SyncState::InSync { full } => {
                 let flows = self
                     .stale_flows
                     .as_ref()
@@ -119,8 +119,8 @@ impl<F: Family> Carrier<F> {
 
     /// Forgets what it knows of the kernel.
     pub(super) fn fall_behind(&mut self, now: Instant) {
-        if let Standing::InSync { .. } = self.standing {
-            self.standing = Standing::Behind {
+        if let SyncState::InSync { .. } = self.sync_state {
+            self.sync_state = SyncState::Behind {
                 backoff: Backoff::due(now),
                 reason: Reason::Retry,
             };
@@ -129,16 +129,16 @@ impl<F: Family> Carrier<F> {
 
     /// Asks whether others changed our objects. Spec: SYNC-9.
     pub(super) fn look(&mut self, now: Instant) {
-        let Standing::InSync { .. } = self.standing else {
+        let SyncState::InSync { .. } = self.sync_state else {
             return;
         };
-        if self.doubt.waits(now) {
+        if self.drift.is_waiting(now) {
             return;
         }
         let tables = &mut self.tables;
         let reason = match catch_unwind(AssertUnwindSafe(|| tables.changed_by_others())) {
             Ok(Ok(false)) => {
-                self.doubt.is_over();
+                self.drift.reset();
                 return;
             }
             Ok(Ok(true)) => Reason::Foreign,
@@ -153,7 +153,7 @@ impl<F: Family> Carrier<F> {
             }
             Err(_panic) => Reason::Retry,
         };
-        self.standing = Standing::Behind {
+        self.sync_state = SyncState::Behind {
             backoff: Backoff::due(now),
             reason,
         };
@@ -178,12 +178,12 @@ impl<F: Family> Carrier<F> {
         self.reconsider(started, changes.is_some());
         let tables = &mut self.tables;
         let mut scope = Scope::Full;
-        let (reason, outcome) = match (self.standing, changes) {
-            (Standing::Behind { backoff, reason }, _) if backoff.at() <= started => {
+        let (reason, outcome) = match (self.sync_state, changes) {
+            (SyncState::Behind { backoff, reason }, _) if backoff.at() <= started => {
                 (reason, guarded(|| tables.resync(state)))
             }
-            (Standing::Behind { .. }, _) => return Ok(()),
-            (Standing::InSync { .. }, Some(changes)) if !changes.is_empty() => {
+            (SyncState::Behind { .. }, _) => return Ok(()),
+            (SyncState::InSync { .. }, Some(changes)) if !changes.is_empty() => {
                 scope = Scope::Partial;
                 let outcome = guarded(|| match tables.sync(state, changes)? {
                     Some(report) => Ok(report),
@@ -194,11 +194,11 @@ impl<F: Family> Carrier<F> {
                 });
                 (Reason::Change, outcome)
             }
-            (Standing::InSync { .. }, Some(_)) => {
+            (SyncState::InSync { .. }, Some(_)) => {
                 health.succeeded(F::FAMILY, started, clock);
                 return Ok(());
             }
-            (Standing::InSync { .. }, None) => {
+            (SyncState::InSync { .. }, None) => {
                 self.clean(state, clock, health);
                 return Ok(());
             }
@@ -207,15 +207,15 @@ impl<F: Family> Carrier<F> {
         health.measured(F::FAMILY, scope, took);
         match outcome {
             Outcome::Done(report) => {
-                self.standing = Standing::InSync {
-                    full: match (self.standing, scope) {
-                        (Standing::InSync { full }, Scope::Partial) => full,
-                        (Standing::InSync { .. } | Standing::Behind { .. }, _) => started,
+                self.sync_state = SyncState::InSync {
+                    full: match (self.sync_state, scope) {
+                        (SyncState::InSync { full }, Scope::Partial) => full,
+                        (SyncState::InSync { .. } | SyncState::Behind { .. }, _) => started,
                     },
                 };
                 self.log.note::<F>(reason.name(), scope, report, took);
                 if matches!(reason, Reason::Foreign | Reason::Retry) {
-                    self.doubt.led_to(report, clock.now(), self.sync_period);
+                    self.drift.resynced(report, clock.now(), self.sync_period);
                 }
                 self.follow_up(state, reason, started, clock, health);
             }
@@ -255,7 +255,7 @@ impl<F: Family> Carrier<F> {
         clock: &dyn Clock,
         health: &Health,
     ) {
-        self.leftovers.remove(self.sync_period);
+        self.previous.remove(self.sync_period);
         health.succeeded(F::FAMILY, started, clock);
         if let (Some(flows), true) = (&mut self.stale_flows, reason != Reason::Change) {
             flows.note_resync();
@@ -265,29 +265,29 @@ impl<F: Family> Carrier<F> {
 
     /// What is due by now, and sooner if something changed.
     fn reconsider(&mut self, started: Instant, has_changed: bool) {
-        match self.standing {
-            Standing::InSync { full } if started >= full + FULL => {
-                self.standing = Standing::Behind {
+        match self.sync_state {
+            SyncState::InSync { full } if started >= full + FULL => {
+                self.sync_state = SyncState::Behind {
                     backoff: Backoff::due(started),
                     reason: Reason::Hourly,
                 };
             }
-            Standing::Behind { backoff, reason } if has_changed => {
-                self.standing = Standing::Behind {
+            SyncState::Behind { backoff, reason } if has_changed => {
+                self.sync_state = SyncState::Behind {
                     backoff: backoff.hurry(started),
                     reason,
                 };
             }
-            Standing::InSync { .. } | Standing::Behind { .. } => {}
+            SyncState::InSync { .. } | SyncState::Behind { .. } => {}
         }
     }
 
     fn failed(&mut self, now: Instant) {
-        let before = match self.standing {
-            Standing::Behind { backoff, .. } => backoff,
-            Standing::InSync { .. } => Backoff::due(now),
+        let before = match self.sync_state {
+            SyncState::Behind { backoff, .. } => backoff,
+            SyncState::InSync { .. } => Backoff::due(now),
         };
-        self.standing = Standing::Behind {
+        self.sync_state = SyncState::Behind {
             backoff: before.failed(now, self.sync_period),
             reason: Reason::Retry,
         };

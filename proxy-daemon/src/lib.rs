@@ -1,22 +1,22 @@
 //! proxy-daemon: programs a node's kernel so that packets to Kubernetes Services reach their backends.
 //!
 //! Modules in reading order:
-//! - [`net`]: the words about addresses and ports that all layers share;
-//! - [`model`]: the cluster in our words;
-//! - [`cli`]: what was written on the command line;
-//! - [`config`]: what the daemon was asked to do;
-//! - [`diagnostics`]: what of them cannot be used, and who was told;
+//! - [`net`]: types of addresses and ports that all layers share;
+//! - [`model`]: the cluster's objects;
+//! - [`cli`]: the command line;
+//! - [`config`]: the configuration;
+//! - [`diagnostics`]: faults of objects, kept and logged;
 //! - [`watch`]: where the objects come from, and which changed;
-//! - [`compile`]: what they mean for packets;
-//! - [`forwarding`]: that meaning, the contract;
+//! - [`compile`]: from objects to a forwarding state;
+//! - [`forwarding`]: the forwarding state, which datapaths render;
 //! - [`sys`]: the machine;
-//! - [`conntrack`]: which flows the kernel must forget;
-//! - [`sync`]: when the kernel is made to match;
-//! - [`health`]: how that goes;
-//! - [`debug`]: what is held, for people;
-//! - [`telemetry`]: how it is told;
-//! - [`app`]: all of it together;
-//! - [`datapath`]: what carries it in the kernel.
+//! - [`conntrack`]: stale UDP flows;
+//! - [`sync`]: when the kernel is written;
+//! - [`health`]: health and metrics;
+//! - [`debug`]: what `dump` and `explain` print;
+//! - [`telemetry`]: the log;
+//! - [`app`]: puts all of them together;
+//! - [`datapath`]: what forwards packets in the kernel.
 
 pub mod app;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! The proxy-daemon program: reads the command line, runs the app, says how it ended.
+//! The proxy-daemon program: reads the command line, runs the app, reports errors.
 
 use std::error::Error;
 use std::process::ExitCode;

@@ -1,15 +1,15 @@
-//! How does everything of ours leave the kernel?
+//! How does `--cleanup` remove our objects from the kernel?
 //!
-//! Spec: LIFE-7. Not there yet: kube-proxy's own tables and chains.
+//! Spec: LIFE-7. Not implemented yet: kube-proxy's own tables and chains.
 
 use super::AppError;
 use crate::datapath::{DatapathKind, Opener};
 use crate::net::IpFamily;
 
-/// Removes what is ours of every mode and family; what cannot be removed does not keep the rest.
+/// Cleans up every mode and family; a failure does not stop the rest.
 ///
 /// # Errors
-/// [`AppError::Cleanup`] with everything of which something is left.
+/// [`AppError::Cleanup`] with the modes and families that could not be cleaned up.
 pub(super) fn run() -> Result<(), AppError> {
     let mut left = Vec::new();
     for &kind in DatapathKind::ALL {
@@ -28,15 +28,20 @@ pub(super) fn run() -> Result<(), AppError> {
 fn remove(opener: &Opener, of: IpFamily, left: &mut Vec<(DatapathKind, IpFamily)>) {
     let (mode, family) = (opener.kind().name(), of.name());
     match opener.cleanup(of) {
-        Ok(()) => tracing::info!(mode, family, "nothing of ours is left"),
+        Ok(()) => tracing::info!(mode, family, "cleaned up"),
         // Where the mode cannot work, nothing of ours should have come to be; a person may know better.
         Err(error) if error.means_absent() => {
             let error = &error as &dyn std::error::Error;
-            tracing::info!(mode, family, error, "not on this node, so not looked at");
+            tracing::info!(
+                mode,
+                family,
+                error,
+                "mode is not available on this node, skipped"
+            );
         }
         Err(error) => {
             let error = &error as &dyn std::error::Error;
-            tracing::error!(mode, family, error, "something of ours is left");
+            tracing::error!(mode, family, error, "cannot clean up");
             left.push((opener.kind(), of));
         }
     }

@@ -1,4 +1,4 @@
-//! Why does the process end, other than by a signal?
+//! Why does the process exit, other than by a signal?
 
 use crate::config::{Fault, raw};
 use crate::datapath::{DatapathError, DatapathKind};
@@ -15,7 +15,7 @@ pub enum AppError {
     #[error("{0}")]
     Usage(String),
     /// A flag is known and does nothing yet.
-    #[error("{0} is not there yet")]
+    #[error("{0} is not implemented yet")]
     NotThereYet(&'static str),
     /// The configuration file cannot be used.
     #[error(transparent)]
@@ -23,20 +23,18 @@ pub enum AppError {
     /// The configuration has faults.
     #[error("the configuration has {} fault{}:{}", .0.len(), plural(.0), list(.0))]
     Config(Vec<Fault>),
-    /// We may not change the network.
+    /// The capability to change the network is missing.
     #[error(
-        "this needs the capability CAP_NET_ADMIN; run it as root, or give the container the capability NET_ADMIN"
+        "missing capability CAP_NET_ADMIN; run as root, or give the container the capability NET_ADMIN"
     )]
     NoNetAdmin,
-    /// Another one of us runs in this network namespace.
-    #[error(
-        "another proxy-daemon runs here already; stop it first (two would undo each other's work)"
-    )]
+    /// Another proxy-daemon runs in this network namespace.
+    #[error("another proxy-daemon runs here already; stop it first")]
     Locked,
     /// The directory of manifests cannot be used.
     #[error(transparent)]
     Manifests(ManifestsError),
-    /// It is not said how to reach the API server.
+    /// No API server is configured.
     #[error(transparent)]
     ApiServer(ConnectError),
     /// A kernel parameter cannot be written.
@@ -55,51 +53,51 @@ pub enum AppError {
     /// The kernel cannot carry a family that the node needs.
     #[error("cannot serve {family}")]
     Family {
-        /// Which.
+        /// The family.
         family: IpFamily,
-        /// Why.
+        /// The cause.
         #[source]
         source: DatapathError,
     },
-    /// The kernel lacks what the mode needs, which only the first sync could tell.
-    #[error("this kernel cannot do what the mode needs")]
+    /// The kernel lacks a feature that the mode needs, as the first sync showed.
+    #[error("this kernel lacks a feature that the mode needs")]
     Unusable(#[source] DatapathError),
     /// The node lacks the primary family.
     #[error("the node's primary family is {0}, which this network namespace does not have")]
     NoFamily(IpFamily),
-    /// `--cleanup` left something; why was logged.
-    #[error("could not clean up {}", names(.0))]
+    /// `--cleanup` failed for these modes and families; the causes were logged.
+    #[error("cannot clean up {}", names(.0))]
     Cleanup(Vec<(DatapathKind, IpFamily)>),
     /// The Node has no pod networks, which detect-local mode `NodeCIDR` needs. Spec: NODE-3.
     #[error("our Node has no spec.podCIDRs, which detectLocalMode NodeCIDR needs")]
     NoPodCidrs,
-    /// They changed. Spec: NODE-5.
-    #[error("our Node's spec.podCIDRs changed; ending so that the next start takes them in")]
+    /// The Node's pod networks changed. Spec: NODE-5.
+    #[error("our Node's spec.podCIDRs changed; exiting, a restart applies them")]
     PodCidrsChanged,
     /// The configuration file changed. Spec: CFG-3.
-    #[error("the configuration file changed; ending so that the next start takes it in")]
+    #[error("the configuration file changed; exiting, a restart applies it")]
     ConfigChanged,
     /// A packet cannot be explained.
     #[error(transparent)]
     Explain(ExplainError),
-    /// The running daemon does not show itself.
+    /// The running daemon does not answer.
     #[error(
         "got no answer from a proxy-daemon at {address}; does it run here, and is it busy? Its log says more (proxy-daemon --manifests DIR dump asks none)"
     )]
     NoDaemon {
-        /// Where it was asked.
+        /// The address of the request.
         address: std::net::SocketAddr,
-        /// What came instead.
+        /// Why there was no answer.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// An address cannot be listened on, and that was to be fatal.
+    /// An address cannot be listened on, and the configuration makes that fatal.
     #[error(transparent)]
     Bind(BindError),
-    /// Something of the operating system is missing.
-    #[error("the process cannot get what it needs from the operating system")]
+    /// The operating system refused a thread, a signal handler or a runtime.
+    #[error("the operating system refused a resource")]
     Runtime(#[source] std::io::Error),
-    /// A bug.
-    #[error("the sync thread ended, which is a bug; ending so that a new start mends it")]
+    /// The sync thread ended, which is a bug.
+    #[error("the sync thread ended unexpectedly (a bug); exiting")]
     SyncEnded,
 }
 

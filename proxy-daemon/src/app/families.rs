@@ -10,7 +10,7 @@ use crate::net::{Family, IpFamily, V4, V6};
 use crate::sync::{FamilySync, Intake, PreviousMode, SyncLoop};
 use crate::sys::host;
 
-/// Gives the loop a family_sync for each family that the node supports, and returns the opener of the datapath.
+/// Adds each family that the node supports to the loop, and returns the opener of the datapath.
 ///
 /// # Errors
 /// [`AppError::NoFamily`] or [`AppError::Family`] if the primary family cannot be served; the other one
@@ -46,10 +46,10 @@ pub(super) fn open<I: Intake>(
     Ok((sync.with_primary(primary), opening.opener))
 }
 
-/// What the families of both families have in common.
+/// What both families have in common.
 struct Opening {
     opener: Arc<Opener>,
-    /// The other datapaths, of which something may be left. Spec: LIFE-9.
+    /// The other datapaths, to be cleaned up. Spec: LIFE-9.
     others: Vec<Arc<Opener>>,
     supported: Vec<IpFamily>,
     primary: IpFamily,
@@ -64,7 +64,10 @@ impl Opening {
             if is_primary {
                 return Err(AppError::NoFamily(self.primary));
             }
-            tracing::info!(family = F::FAMILY.name(), "not on this node: single-stack");
+            tracing::info!(
+                family = F::FAMILY.name(),
+                "this node does not support the family, running single-stack"
+            );
             return Ok(None);
         }
         let opened = match self.opener.tables::<F>() {
@@ -73,7 +76,7 @@ impl Opening {
                 tracing::warn!(
                     family = F::FAMILY.name(),
                     error,
-                    "not served yet, trying again"
+                    "cannot serve this family yet, will retry"
                 );
                 Ok(self.opener.tables_later())
             }
@@ -95,13 +98,17 @@ impl Opening {
             }),
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::error!(family = F::FAMILY.name(), error, "not served: single-stack");
+                tracing::error!(
+                    family = F::FAMILY.name(),
+                    error,
+                    "cannot serve this family, running single-stack"
+                );
                 Ok(None)
             }
         }
     }
 
-    /// Where conntrack has no flows of the datapath, none can be stale in it.
+    /// None for a datapath whose flows are not in conntrack.
     fn stale_flows<F: Family>(&self) -> Option<StaleFlows<F>> {
         let needs = self.opener.kind().needs();
         needs

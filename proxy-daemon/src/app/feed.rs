@@ -20,8 +20,8 @@ pub(super) enum Feed {
 /// Opens the source.
 ///
 /// # Errors
-/// [`AppError::Manifests`] if there is no such directory; [`AppError::ApiServer`] if it is not said how to
-/// reach the server. One that does not answer is waited for (LIFE-2).
+/// [`AppError::Manifests`] if there is no such directory; [`AppError::ApiServer`] if no server is configured.
+/// A server that does not answer is retried (LIFE-2).
 pub(super) async fn open(config: &Config) -> Result<Feed, AppError> {
     let node = Arc::clone(&config.node_name);
     match &config.source {

@@ -1,12 +1,12 @@
-//! Does another one of us run here?
+//! Does another proxy-daemon run in this network namespace?
 //!
 //! What we program belongs to the network namespace, and so does the lock: a file in a directory that only
 //! root can write to, with the number of the namespace in its name. `flock` goes with the process,
 //! whatever ends it. Spec: LIFE-11.
 //!
-//! Two that do not share the directory, as in containers without a mount of it, do not see each other's
-//! file. For them there is an abstract socket besides, which all processes of the namespace share, and
-//! which therefore anybody can take: alone it keeps nobody from starting who has the file.
+//! Daemons that do not share the directory, such as containers that do not mount it, do not see each other's
+//! file. They are detected by an abstract socket, which all processes of the network namespace share. Any user
+//! can bind it, so a socket held by another user does not stop a daemon that has the file.
 
 use std::fs::{self, File};
 use std::io;
@@ -40,7 +40,7 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Takes it; waits 5 s for one who is just ending.
+    /// Takes the lock; waits 5 s for a daemon that is exiting.
     ///
     /// # Errors
     /// [`AppError::Locked`] if another holds it.
@@ -64,7 +64,7 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Whether no other one holds the file, or it cannot be had here.
+    /// Whether the file is locked by us, or cannot be used here.
     fn try_file(&mut self) -> bool {
         if self.file.is_some() {
             return true;
@@ -77,7 +77,7 @@ impl Lock {
                 self.is_warned = true;
                 tracing::warn!(
                     %error,
-                    "cannot lock a file in {DIRECTORY}, so that a second proxy-daemon may not be noticed; \
+                    "cannot lock a file in {DIRECTORY}, a second proxy-daemon may not be detected; \
                      mount that directory of the host (deploy/daemonset.yaml does)"
                 );
             }
@@ -85,7 +85,7 @@ impl Lock {
         true
     }
 
-    /// Whether the socket is ours, or nobody's whose word counts.
+    /// Whether the socket is ours, or held by a user that does not count.
     fn try_socket(&mut self) -> Result<bool, AppError> {
         let bound = SocketAddr::from_abstract_name(NAME)
             .and_then(|address| UnixListener::bind_addr(&address));
@@ -108,7 +108,7 @@ impl Lock {
                 tracing::warn!(
                     pid = holder.map(|holder| holder.pid()),
                     uid = holder.map(|holder| holder.uid()),
-                    "a stranger holds the abstract socket @proxy-daemon; starting all the same"
+                    "a process of another user holds the abstract socket @proxy-daemon; starting anyway"
                 );
                 Ok(true)
             }
@@ -123,7 +123,7 @@ impl Drop for Lock {
         if let Some((_, path)) = &self.file
             && let Err(error) = fs::remove_file(path)
         {
-            tracing::debug!(%error, "the file of the lock stays");
+            tracing::debug!(%error, "cannot remove the lock file");
         }
     }
 }
@@ -167,7 +167,7 @@ fn lock_file(directory: &Path) -> io::Result<Option<(Flock<File>, PathBuf)>> {
     }
 }
 
-/// Who listens on the socket; `None` if nobody listens, or too many wait for him.
+/// The user that listens on the socket; `None` if there is no listener, or its backlog is full.
 fn holder() -> Option<UnixCredentials> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;

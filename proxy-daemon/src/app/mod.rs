@@ -1,7 +1,7 @@
 //! How do the parts become a daemon?
 //!
 //! Invariants: the start order is LIFE-1's; nothing of the kernel's forwarding is touched before a
-//! sync; whatever ends the process leaves what forwards in place (LIFE-6).
+//! sync; the rules stay active when the process exits (LIFE-6).
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -37,15 +37,15 @@ mod sysctls;
 
 pub use error::AppError;
 
-/// How long a helper that failed is left alone.
+/// Pause before a failed task is restarted.
 const RESTART: Duration = Duration::from_secs(1);
 
-/// What keeps a second daemon from starting; to be dropped as the last thing, since threads may still
-/// write when [`start`] has returned.
+/// The lock against a second daemon; drop it last, because threads may still write when [`start`] has
+/// returned.
 #[derive(Debug, Default)]
 pub struct Held(Option<lock::Lock>);
 
-/// Does what the command line asks for; returns when that is done.
+/// Runs what the command line asks for.
 ///
 /// # Errors
 /// [`AppError`], whose exit code tells wrong usage (2) from a machine it cannot run on (1).
@@ -168,18 +168,17 @@ async fn run(config: Config, watched: Option<Watched>, held: &mut Held) -> Resul
     ended
 }
 
-/// Waits for SIGTERM or SIGINT; SIGHUP, which comes when a terminal closes or from one who means "read your
-/// configuration again", is only logged.
+/// Waits for SIGTERM or SIGINT; SIGHUP is only logged.
 async fn end_signal(mut hang_up: Signal) -> Result<(), AppError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
     loop {
         tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: ending, Services keep working"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: ending, Services keep working"),
+            _ = terminate.recv() => tracing::info!("received SIGTERM, exiting; rules stay active"),
+            _ = interrupt.recv() => tracing::info!("received SIGINT, exiting; rules stay active"),
             _ = hang_up.recv() => {
                 tracing::info!(
-                    "SIGHUP: going on; a changed configuration file is noticed without it, flags by a restart"
+                    "ignored SIGHUP; the configuration file is watched, changed flags need a restart"
                 );
                 continue;
             }
@@ -188,7 +187,7 @@ async fn end_signal(mut hang_up: Signal) -> Result<(), AppError> {
     }
 }
 
-/// Everything after the source was opened; ends only by failing.
+/// Runs everything that needs the source; returns only on failure.
 async fn serve(
     config: &Config,
     shared: &Arc<Shared>,
@@ -256,7 +255,7 @@ async fn listen(
     }
 }
 
-/// Runs the loop on its thread, once the node's addresses are known, and follows them.
+/// Runs the loop on its thread once the node's addresses are known, and keeps them up to date.
 async fn sync_thread<I: crate::sync::Intake + 'static>(
     mut sync: SyncLoop<I>,
     mailbox: &Arc<Mailbox>,
@@ -271,10 +270,7 @@ async fn sync_thread<I: crate::sync::Intake + 'static>(
             };
             let Err(error) = addresses::follow(told).await;
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(
-                error,
-                "the node's addresses cannot be followed, trying again"
-            );
+            tracing::warn!(error, "cannot watch the node's addresses, will retry");
             tokio::time::sleep(RESTART).await;
         }
     };
@@ -299,7 +295,7 @@ async fn sync_thread<I: crate::sync::Intake + 'static>(
     }
 }
 
-/// Lets the thread end after the sync that it is in.
+/// Stops the thread after the current sync.
 struct StopOnDrop<'a>(&'a Mailbox);
 
 impl Drop for StopOnDrop<'_> {
@@ -330,7 +326,7 @@ async fn forward_changes(
     }
 }
 
-/// How the servers look into the sync thread.
+/// How the servers read the sync thread's state.
 fn ask(mailbox: &Arc<Mailbox>, shared: &Arc<Shared>) -> Ask {
     let (mailbox, shared) = (Arc::clone(mailbox), Arc::clone(shared));
     Arc::new(move |sender: oneshot::Sender<Inside>| {

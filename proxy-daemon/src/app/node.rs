@@ -1,4 +1,4 @@
-//! What is our Node, and what if nobody knows yet?
+//! Which Node is ours, and what if it is not known yet?
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::watch::{Kind, Shared, Store};
 const ADDRESSES: Duration = Duration::from_secs(30);
 /// How long it may be without pod networks where these are needed. Spec: NODE-3.
 const POD_CIDRS: Duration = Duration::from_secs(300);
-/// How often to look without being called.
+/// Poll interval.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Waits until the source told about our Node, for as long as that takes (LIFE-2), and then for what it
-/// must say.
+/// Waits until the source listed Nodes, however long that takes (LIFE-2), and then for our Node's addresses
+/// and pod networks.
 ///
-/// A directory of manifests without our Node is complete as it is, so that nobody waits for more.
+/// A directory of manifests may lack our Node; it is not waited for.
 ///
 /// # Errors
 /// [`AppError::NoPodCidrs`] if pod networks are needed and do not come.
@@ -29,7 +29,7 @@ pub(super) async fn discover(
     until(shared, |store| store.is_listed(Kind::Node)).await;
     let now = || shared.with(|store| store.node().cloned());
     if is_manifests && now().is_none() {
-        tracing::info!("the manifests have no Node of our name: NodePorts need --bind-address");
+        tracing::info!("the manifests have no Node of our name; NodePorts need --bind-address");
         return Ok(None);
     }
     let has_addresses =
@@ -38,7 +38,7 @@ pub(super) async fn discover(
         .await
         .is_err()
     {
-        tracing::error!("our Node has no addresses: NodePorts are not served until it has");
+        tracing::error!("our Node has no addresses, cannot serve NodePorts until it has");
     }
     let has_pod_cidrs = |store: &Store| store.node().is_some_and(|n| !n.pod_cidrs.is_empty());
     if wants_pod_cidrs {
@@ -49,9 +49,9 @@ pub(super) async fn discover(
     Ok(now())
 }
 
-/// Waits until our Node has other pod networks than it had, if that matters. Spec: NODE-5.
+/// Waits until our Node's pod networks change, if that matters. Spec: NODE-5.
 ///
-/// A Node that says nothing about them for a while has the old ones still.
+/// A Node without pod networks keeps the old ones.
 pub(super) async fn pod_cidrs_changed(shared: &Shared, matters: bool) -> AppError {
     let now = |store: &Store| {
         let networks = store.node().map(|node| node.pod_cidrs.clone());

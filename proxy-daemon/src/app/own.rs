@@ -1,13 +1,13 @@
-//! What does the process take from the machine, and what does it give up?
+//! Which limits does the process set for itself, and which capabilities does it drop?
 //!
-//! Invariant: this happens before there is a second thread, since capabilities belong to threads; so what
-//! came of it is logged afterwards.
+//! Invariant: this happens before a second thread starts, because capabilities belong to threads; the results
+//! are logged later.
 
 use crate::config::Config;
 use crate::sys::capabilities::{self, Also, KeepError};
 use crate::sys::host;
 
-/// What came of it.
+/// The results.
 pub(super) struct Own {
     oom_score_adj: std::io::Result<()>,
     open_files: std::io::Result<(u64, u64)>,
@@ -30,22 +30,19 @@ impl Own {
         }
     }
 
-    /// Logs it.
+    /// Logs the results.
     pub(super) fn tell(&self) {
         if let Err(error) = &self.oom_score_adj {
             tracing::info!(%error, "cannot set oom_score_adj");
         }
         match &self.open_files {
             Ok((before, now)) if before == now => {}
-            Ok((before, now)) => tracing::info!(before, now, "raised the limit of open files"),
-            Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+            Ok((before, now)) => tracing::info!(before, now, "raised the open file limit"),
+            Err(error) => tracing::warn!(%error, "cannot raise the open file limit"),
         }
         if let Err(error) = &self.capabilities {
             let error = error as &dyn std::error::Error;
-            tracing::info!(
-                error,
-                "not all capabilities that are not needed were given up"
-            );
+            tracing::info!(error, "cannot drop all unneeded capabilities");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Which kernel parameters does conntrack need?
+//! Which sysctls of conntrack are written?
 //!
-//! Invariants: a parameter that is right already is not written; one that cannot be written ends the
-//! start before any rule is touched (CT-11).
+//! Invariants: a sysctl that has its value already is not written; if one cannot be written, the start fails
+//! before any rule is written (CT-11).
 
 use std::io;
 use std::time::Duration;
@@ -16,7 +16,7 @@ const MAX: &str = "net/netfilter/nf_conntrack_max";
 const BUCKETS: &str = "net/netfilter/nf_conntrack_buckets";
 const LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 const HASHSIZE: &str = "/sys/module/nf_conntrack/parameters/hashsize";
-/// A product above this is a machine with many CPUs rather than a wish. Spec: CT-9.
+/// Upper limit of the product of CPUs and entries per CPU. Spec: CT-9.
 const MAX_PRODUCT: u64 = 1_048_576;
 
 /// Writes what the configuration and its mode ask for.
@@ -54,12 +54,12 @@ pub(super) fn is_liberal(sysctls: &Sysctls) -> bool {
     sysctls.read(LIBERAL).is_ok_and(|value| value == 1)
 }
 
-/// The parameters exist only once conntrack is loaded, which a question to it does.
+/// Loads conntrack, whose sysctls exist only then, by asking it for its table.
 fn load_conntrack() {
     let mut table = Netlink::default();
     if let Err(error) = table.list(0, &|_: &crate::conntrack::Flow<V4>| false) {
         let error = &error as &dyn std::error::Error;
-        tracing::debug!(error, "conntrack does not answer yet");
+        tracing::debug!(error, "cannot list the conntrack table yet");
     }
 }
 
@@ -102,11 +102,10 @@ fn wanted(settings: &ConntrackSettings) -> impl Iterator<Item = (&'static str, u
         .chain(liberal)
 }
 
-/// Raises the limit, and never lowers it: whoever set a higher one knows this machine better.
+/// Raises the limit, and never lowers it.
 ///
-/// The limit is the machine's: network namespaces other than the initial one show it and cannot write
-/// it. There a limit that is too low is the business of whoever runs the host, and no reason to leave the
-/// namespace without Services.
+/// Only the initial network namespace can write the limit. In other namespaces a limit that is too low is
+/// logged and does not stop the start.
 fn apply_max(sysctls: &Sysctls, max: u64) -> Result<(), AppError> {
     let current = sysctls.read(MAX).map_err(|source| AppError::Sysctl {
         name: MAX,
@@ -122,7 +121,7 @@ fn apply_max(sysctls: &Sysctls, max: u64) -> Result<(), AppError> {
         tracing::info!(
             current,
             wanted = max,
-            "nf_conntrack_max stays: only the initial network namespace can write it"
+            "cannot raise nf_conntrack_max: only the initial network namespace can write it"
         );
         return Ok(());
     }
@@ -131,7 +130,7 @@ fn apply_max(sysctls: &Sysctls, max: u64) -> Result<(), AppError> {
     if n_buckets < max / 4 {
         // Fewer buckets make the table slower, not smaller, so that this is not worth failing for.
         if let Err(error) = std::fs::write(HASHSIZE, (max / 4).to_string()) {
-            tracing::warn!(%error, "{HASHSIZE} stays at {n_buckets}");
+            tracing::warn!(%error, "cannot write {HASHSIZE}, {n_buckets} buckets remain");
         }
     }
     Ok(())
@@ -146,7 +145,7 @@ fn set(sysctls: &Sysctls, name: &'static str, value: u64) -> Result<(), AppError
     let before = sysctls.read(name).map_err(fail)?;
     if before != value {
         sysctls.write(name, value).map_err(fail)?;
-        tracing::info!(name, before, value, "sysctl");
+        tracing::info!(name, before, value, "changed sysctl");
     }
     Ok(())
 }

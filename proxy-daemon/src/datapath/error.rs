@@ -20,8 +20,8 @@ pub enum DatapathError {
     },
     /// Another program has reserved an object of our name for itself; nobody else may write to it.
     #[error(
-        "{object} is reserved by another program, by the netlink port {port} (mostly its process \
-        number): end that program"
+        "{object} is reserved by another program (netlink port {port}, usually its process id); \
+        stop that program"
     )]
     Held {
         /// Which object.

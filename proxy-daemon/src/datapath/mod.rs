@@ -1,4 +1,4 @@
-//! Which kernel mechanism carries a forwarding state?
+//! Which kernel mechanism forwards packets?
 //!
 //! A datapath has a [`Plane`], which a node has once, and of it the [`Tables`] of each family.
 //!
@@ -63,7 +63,7 @@ pub trait Tables<F: Family>: Send {
     /// For the start, after a failure, and when others changed our objects.
     ///
     /// # Errors
-    /// [`DatapathError`] if the kernel could not be read or refused; what forwarded before still does.
+    /// [`DatapathError`] if the kernel could not be read or refused; the previous rules stay active.
     fn resync(&mut self, desired: &ForwardingState<F>) -> Result<SyncReport, DatapathError>;
 
     /// Whether others may have changed our objects since our last write, so that a resync is due. Cheap.
@@ -71,7 +71,7 @@ pub trait Tables<F: Family>: Send {
     /// Spec: SYNC-9.
     ///
     /// # Errors
-    /// [`DatapathError`] if the kernel could not be asked.
+    /// [`DatapathError`] if the kernel could not be read.
     fn changed_by_others(&mut self) -> Result<bool, DatapathError>;
 }
 

@@ -1,9 +1,8 @@
-//! What is wrong with the objects as they are now, and who was told?
+//! Which faults do the current objects have, and which of them were logged?
 //!
-//! One store for every part that finds something. Invariants: each part says what its findings are
-//! about, and replaces them as a whole, so that they go with their cause; a diagnostic is logged once
-//! when it appears, and again only after it was gone; what is kept and how much is logged in a given
-//! time are bounded, whatever the input.
+//! One store for every part that finds faults. Invariants: diagnostics are grouped by what they are about, and a
+//! group is replaced as a whole, so that a diagnostic goes with its cause; a diagnostic is logged once when it
+//! appears, and again only after it was gone; memory and log lines are bounded, whatever the input.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,9 +31,9 @@ const SUMMARY: Duration = Duration::from_secs(10);
 /// What a group of diagnostics is about: it is replaced as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum About {
-    /// Everything that one source has to say that belongs to no single object.
+    /// What a source reports that belongs to no single object.
     Source(&'static str),
-    /// What one object says.
+    /// Faults of one object.
     Object(ObjectKey),
     /// An object of this kind without a usable name, by what it is called instead.
     Unnamed(ObjectKind, String),
@@ -51,7 +50,7 @@ pub struct Diagnostics {
 #[derive(Debug)]
 struct Inner {
     groups: BTreeMap<About, Vec<Diagnostic>>,
-    /// What else has faults, for which there was no room.
+    /// Further groups that have faults, which are not kept in full.
     further: BTreeSet<About>,
     limiter: Limiter,
     summary: Limiter,
@@ -97,13 +96,13 @@ impl Diagnostics {
         work(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Replaces what is known about something, and logs what is new in it.
+    /// Replaces a group, and logs what is new in it.
     pub fn set(&self, about: About, diagnostics: Vec<Diagnostic>) {
         let now = self.clock.now();
         log(&self.with(|inner| inner.set(about, diagnostics, now)));
     }
 
-    /// Replaces what is known about one object.
+    /// Replaces the diagnostics of one object.
     pub fn set_object(&self, key: &ObjectKey, diagnostics: Vec<Diagnostic>) {
         // Nearly every object is without fault, and most often all are.
         if !(diagnostics.is_empty() && self.with(|inner| inner.is_empty())) {

@@ -1,4 +1,4 @@
-//! How long is a family that failed left alone?
+//! When is a failed sync retried?
 //!
 //! Invariants: pure; the delay doubles from [`FIRST`] up to syncPeriod (SYNC-3, SYNC-7). Most refusals of
 //! the kernel pass within moments (another program's transaction, no memory just now), so that the first
@@ -43,7 +43,7 @@ impl Backoff {
         }
     }
 
-    /// A change arrived, which may be what mends it.
+    /// A change arrived, which may make the retry succeed.
     pub(super) fn hurry(self, now: Instant) -> Self {
         let soonest = self.last.map_or(now, |last| {
             let failures_before = self.n_failures.saturating_sub(1);

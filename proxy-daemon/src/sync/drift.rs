@@ -1,8 +1,8 @@
-//! How often is everything read back because something looks as if others had changed it?
+//! How often may the check for changes by others lead to a resync?
 //!
-//! To read back takes seconds at 10,000 Services. Invariants: pure; a read-back that found nothing to
-//! repair delays the next look, ever longer as long as each look asks for one; together with a look and a
-//! read-back the delay stays below syncPeriod, within which damage must be noticed (SYNC-9).
+//! A resync takes seconds at 10,000 Services. Invariants: pure; a resync that had nothing to repair delays the
+//! next check, with exponential backoff; delay, check and resync together stay below syncPeriod, within which
+//! damage must be noticed (SYNC-9).
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::datapath::SyncReport;
 
 const FIRST: Duration = Duration::from_secs(2);
 
-/// The read-backs in a row that found nothing.
+/// Backoff after resyncs that had nothing to repair.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct DriftBackoff {
     n_unneeded: u32,
@@ -18,17 +18,17 @@ pub(super) struct DriftBackoff {
 }
 
 impl DriftBackoff {
-    /// Whether it is too early to look again.
+    /// Whether it is too early for the next check.
     pub(super) fn is_waiting(self, now: Instant) -> bool {
         self.until.is_some_and(|until| now < until)
     }
 
-    /// A look found everything as it should be.
+    /// A check found no change.
     pub(super) fn reset(&mut self) {
         *self = Self::default();
     }
 
-    /// A read-back ended, which repaired what the report says.
+    /// A resync ended, which repaired what the report says.
     pub(super) fn resynced(&mut self, report: SyncReport, now: Instant, sync_period: Duration) {
         if report != SyncReport::default() {
             self.reset();

@@ -1,8 +1,8 @@
-//! Does the kernel carry this family's forwarding state, and what is due if not?
+//! Does the kernel match this family's forwarding state, and what must be done if not?
 //!
-//! Invariants: a change is handed to the datapath only while its last answer was a success; else
-//! everything is (SYNC-8). What follows a sync follows a successful one only: health, then conntrack
-//! (SYNC-13, CT-13); what other modes left may go from the first success on (LIFE-9).
+//! Invariants: changes alone are written only after a successful sync; after a failure everything is
+//! (SYNC-8). Only a successful sync is followed by health, then conntrack (SYNC-13, CT-13); previous modes are
+//! cleaned up after the first one (LIFE-9).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::health::Health;
 use crate::net::Family;
 use crate::sys::{Clock, Limiter};
 
-/// How long a family may go without reading back what is installed. Spec: SYNC-4.
+/// Longest time between two resyncs. Spec: SYNC-4.
 const FULL: Duration = Duration::from_secs(3_600);
 
 /// Why the kernel was written to.
@@ -45,16 +45,16 @@ impl Reason {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SyncState {
-    /// The kernel matches the state that was handed over last; all of it was read back at this time.
+    /// The kernel matches the newest state; the last resync was at this time.
     InSync { full: Instant },
-    /// It may not, until a resync at the backoff's time succeeds.
+    /// The kernel may differ until the resync that is due at the backoff's time succeeds.
     Behind { backoff: Backoff, reason: Reason },
 }
 
-/// One family's tables and conntrack, and how they stand.
+/// One family's tables and conntrack, and whether they are in sync.
 pub struct FamilySync<F: Family> {
     tables: Box<dyn Tables<F>>,
-    /// `None` where conntrack has no flows of this datapath.
+    /// `None` if the datapath's flows are not in conntrack.
     stale_flows: Option<StaleFlows<F>>,
     previous: PreviousModes,
     sync_state: SyncState,
@@ -66,7 +66,7 @@ pub struct FamilySync<F: Family> {
 }
 
 impl<F: Family> FamilySync<F> {
-    /// One that knows nothing of the kernel yet.
+    /// A family that was never synced; the first step resyncs.
     pub fn new(
         tables: Box<dyn Tables<F>>,
         stale_flows: Option<StaleFlows<F>>,
@@ -89,7 +89,7 @@ impl<F: Family> FamilySync<F> {
         }
     }
 
-    /// Takes the place of these, once it is in force.
+    /// Cleans up these modes after the first successful sync.
     #[must_use]
     pub fn instead_of(self, previous: Vec<PreviousMode>) -> Self {
         Self {
@@ -98,12 +98,12 @@ impl<F: Family> FamilySync<F> {
         }
     }
 
-    /// Whether the kernel matches the state that was handed over last.
+    /// Whether the kernel matches the newest state.
     pub(super) const fn is_in_sync(&self) -> bool {
         matches!(self.sync_state, SyncState::InSync { .. })
     }
 
-    /// When something is due even without a change.
+    /// When the next step is due even without a change.
     pub(super) fn deadline(&self, now: Instant) -> Instant {
         match self.sync_state {
             SyncState::Behind { backoff, .. } => backoff.at(),
@@ -117,7 +117,7 @@ impl<F: Family> FamilySync<F> {
         }
     }
 
-    /// Forgets what it knows of the kernel.
+    /// Makes the next step resync.
     pub(super) fn fall_behind(&mut self, now: Instant) {
         if let SyncState::InSync { .. } = self.sync_state {
             self.sync_state = SyncState::Behind {
@@ -127,7 +127,7 @@ impl<F: Family> FamilySync<F> {
         }
     }
 
-    /// Asks whether others changed our objects. Spec: SYNC-9.
+    /// Checks whether others changed our objects. Spec: SYNC-9.
     pub(super) fn look(&mut self, now: Instant) {
         let SyncState::InSync { .. } = self.sync_state else {
             return;
@@ -147,7 +147,7 @@ impl<F: Family> FamilySync<F> {
                 tracing::warn!(
                     family = F::FAMILY.name(),
                     error,
-                    "cannot look at our objects"
+                    "cannot check our objects for changes by others, will retry"
                 );
                 Reason::Retry
             }
@@ -159,7 +159,7 @@ impl<F: Family> FamilySync<F> {
         };
     }
 
-    /// Does what is due, the changes since the last step taken into account.
+    /// Syncs or resyncs if due, given the changes since the last step.
     ///
     /// # Errors
     /// [`DatapathError::Unusable`] if the kernel turns out, at the very first sync, to lack what the
@@ -229,7 +229,7 @@ impl<F: Family> FamilySync<F> {
                         reason = reason.name(),
                         n_unsaid = self.failures.take_refused(),
                         error = &error as &dyn std::error::Error,
-                        "sync failed; what forwarded before still does"
+                        "sync failed, will retry; previous rules still active"
                     );
                 }
                 health.failed(F::FAMILY, scope, &error);
@@ -238,7 +238,7 @@ impl<F: Family> FamilySync<F> {
             Outcome::Panicked => {
                 tracing::error!(
                     family = F::FAMILY.name(),
-                    "a bug ended a sync; what forwarded before still does"
+                    "sync panicked, will retry; previous rules still active"
                 );
                 self.failed(clock.now());
             }
@@ -246,7 +246,7 @@ impl<F: Family> FamilySync<F> {
         Ok(())
     }
 
-    /// What comes after a sync that succeeded, in this order.
+    /// What follows a successful sync, in this order.
     fn follow_up(
         &mut self,
         state: &ForwardingState<F>,
@@ -263,7 +263,7 @@ impl<F: Family> FamilySync<F> {
         self.clean(state, clock, health);
     }
 
-    /// What is due by now, and sooner if something changed.
+    /// Starts the hourly resync, and brings a retry forward if something changed.
     fn reconsider(&mut self, started: Instant, has_changed: bool) {
         match self.sync_state {
             SyncState::InSync { full } if started >= full + FULL => {
@@ -293,7 +293,7 @@ impl<F: Family> FamilySync<F> {
         };
     }
 
-    /// Does what follows a sync and may be due without one: a line in the log, stale flows.
+    /// Logs past syncs and deletes stale flows, as far as either is due.
     fn clean(&mut self, state: &ForwardingState<F>, clock: &dyn Clock, health: &Health) {
         self.log.write(state, clock.now());
         let Some(stale_flows) = &mut self.stale_flows else {
@@ -308,9 +308,13 @@ impl<F: Family> FamilySync<F> {
             Err(error) => {
                 let (family, error) = (F::FAMILY.name(), &error as &dyn std::error::Error);
                 if stale_flows.has_begun_to_fail() {
-                    tracing::warn!(family, error, "stale UDP flows stay for now");
+                    tracing::warn!(family, error, "cannot delete stale UDP flows, will retry");
                 } else {
-                    tracing::debug!(family, error, "stale UDP flows still stay");
+                    tracing::debug!(
+                        family,
+                        error,
+                        "still cannot delete stale UDP flows, will retry"
+                    );
                 }
             }
         }
@@ -324,7 +328,7 @@ enum Outcome {
     Panicked,
 }
 
-/// A panic in a datapath is a bug of ours, and must not cost the other family its syncs (SYNC-7).
+/// Catches a panic of a datapath, so that the other family is still synced (SYNC-7).
 fn guarded(work: impl FnOnce() -> Result<SyncReport, DatapathError>) -> Outcome {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(report)) => Outcome::Done(report),

@@ -1,7 +1,7 @@
-//! How is the sync thread woken, and by whom?
+//! How do other threads wake the sync thread?
 //!
-//! Invariants: mail never queues up, it is merged (a change is a change, the newest addresses count);
-//! whoever writes never waits for the thread.
+//! Invariants: messages are merged and never queue up (only the newest addresses count); a writer never waits
+//! for the sync thread.
 
 use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -12,17 +12,17 @@ use ipnet::IpNet;
 use super::View;
 use crate::sys::Clock;
 
-/// A look at the sync thread's state, taken on that thread between two syncs.
+/// A function that reads the sync thread's state, called on that thread between two syncs.
 pub type Question = Box<dyn FnOnce(&View<'_>) + Send>;
 
-/// Where others leave word for the sync thread.
+/// Messages of other threads to the sync thread.
 #[derive(Default)]
 pub struct Mailbox {
     mail: Mutex<Mail>,
     bell: Condvar,
 }
 
-/// What arrived since the thread last looked.
+/// What arrived since the thread last woke up.
 #[derive(Default)]
 pub(super) struct Mail {
     /// When the first of the changes was announced.
@@ -54,17 +54,17 @@ impl Mailbox {
         self.write(|mail| mail.local_addresses = Some(addresses));
     }
 
-    /// Asks the thread for a look at its state.
+    /// Has the sync thread call this.
     pub fn ask(&self, question: Question) {
         self.write(|mail| mail.questions.push(question));
     }
 
-    /// Ends the thread after the sync that it is in.
+    /// Stops the thread after the current sync.
     pub fn stop(&self) {
         self.write(|mail| mail.stop = true);
     }
 
-    /// Waits for mail or for the deadline; `None` if the thread is to end.
+    /// Waits for a message or for the deadline; `None` if the thread must stop.
     pub(super) fn wait(&self, deadline: Instant, clock: &dyn Clock) -> Option<Mail> {
         let mut mail = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
         loop {

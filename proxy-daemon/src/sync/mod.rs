@@ -1,9 +1,9 @@
-//! When is the kernel made to match the cluster, and what if that fails?
+//! When is the kernel made to match the cluster, and what happens if that fails?
 //!
 //! One blocking thread takes in what changed, compiles it, and hands each family's changes to its
 //! [`family::FamilySync`]. Invariants: level-triggered, so that only the newest objects count; nothing is
 //! written before Services and EndpointSlices are listed (SYNC-12); the families fail, wait and retry
-//! apart from each other (DS-1); a failure, and a panic too, leaves what forwards in place and leads to
+//! apart from each other (DS-1); a failure or a panic leaves the previous rules active and leads to
 //! a resync (SYNC-7, SYNC-8).
 
 use std::collections::BTreeSet;
@@ -40,20 +40,20 @@ use pause::Pause;
 pub use previous::PreviousMode;
 pub use surroundings::Surroundings;
 
-/// How often we look whether others changed our objects, where syncPeriod does not say sooner.
+/// Interval of the check for changes by others, unless syncPeriod is shorter.
 ///
-/// The question is one small message to the kernel, so that there is no reason to leave Services broken
-/// for the 30 s that SYNC-9 allows.
+/// The check is one small message to the kernel, so Services need not stay broken for the 30 s that SYNC-9
+/// allows.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// After how many changed ServicePorts memory is given back: enough that it is worth the milliseconds.
+/// Number of changed ServicePorts after which freed memory is returned to the system, which takes milliseconds.
 const GIVE_BACK_AFTER: usize = 5_000;
 
 /// Where changes of the cluster come from.
 pub trait Intake: Send {
     /// What changed since the last call; `None` if nothing may be programmed yet (SYNC-12).
     ///
-    /// With `everything`, every Service is handed over, for a compiler that knows none.
+    /// With `everything`, every Service is returned, for a new compiler.
     fn take(&mut self, everything: bool) -> Option<Drained>;
 }
 
@@ -64,7 +64,7 @@ pub struct View<'a> {
     pub compiler: Option<&'a Compiler>,
 }
 
-/// The loop; [`SyncLoop::run`] is its thread.
+/// The sync loop; [`SyncLoop::run`] runs it on the calling thread.
 pub struct SyncLoop<I: Intake> {
     intake: I,
     mailbox: Arc<Mailbox>,
@@ -77,21 +77,21 @@ pub struct SyncLoop<I: Intake> {
     primary: IpFamily,
     compiler: Option<Compiler>,
     diagnostics: Arc<Diagnostics>,
-    /// When the oldest change that is not taken in yet was announced.
+    /// When the oldest change that is not compiled yet was announced.
     requested: Option<Instant>,
-    /// Before this, changes wait. Spec: SYNC-1.
+    /// The earliest start of the next sync of changes. Spec: SYNC-1.
     not_before: Option<Instant>,
     pause: Pause,
-    /// When to look for foreign changes next; nothing was written that others could change without one.
+    /// Time of the next check for changes by others; `None` until the first successful sync.
     next_look: Option<Instant>,
-    /// What the source calls the newest state that was taken in.
+    /// The source's token of the newest compiled state.
     source_token: Option<Arc<str>>,
-    /// How many ServicePorts changed since memory was given back.
+    /// Number of ServicePorts changed since memory was returned to the system.
     n_changed: usize,
 }
 
 impl<I: Intake> SyncLoop<I> {
-    /// A loop that has done nothing yet.
+    /// A new loop; no family is served yet.
     pub fn new(
         intake: I,
         mailbox: Arc<Mailbox>,
@@ -122,7 +122,7 @@ impl<I: Intake> SyncLoop<I> {
         }
     }
 
-    /// Tells there what compiling finds.
+    /// Reports compile's diagnostics to this store.
     #[must_use]
     pub fn with_diagnostics(self, diagnostics: Arc<Diagnostics>) -> Self {
         Self {
@@ -131,7 +131,7 @@ impl<I: Intake> SyncLoop<I> {
         }
     }
 
-    /// Serves IPv4 through this family.
+    /// Serves IPv4.
     #[must_use]
     pub fn with_v4(mut self, family: FamilySync<V4>) -> Self {
         self.health.expect(IpFamily::V4);
@@ -139,7 +139,7 @@ impl<I: Intake> SyncLoop<I> {
         self
     }
 
-    /// Serves IPv6 through this family.
+    /// Serves IPv6.
     #[must_use]
     pub fn with_v6(mut self, family: FamilySync<V6>) -> Self {
         self.health.expect(IpFamily::V6);
@@ -147,7 +147,7 @@ impl<I: Intake> SyncLoop<I> {
         self
     }
 
-    /// Cannot go on without this family; IPv4 unless told. Spec: DS-2.
+    /// Sets the family that must be served; the default is IPv4. Spec: DS-2.
     #[must_use]
     pub fn with_primary(mut self, primary: IpFamily) -> Self {
         self.primary = primary;
@@ -180,14 +180,14 @@ impl<I: Intake> SyncLoop<I> {
         }
     }
 
-    /// Puts the node's addresses before the loop runs; later they come through the mailbox.
+    /// Sets the node's addresses before the loop runs; later they come through the mailbox.
     pub fn set_local_addresses(&mut self, addresses: BTreeSet<IpNet>) {
         if self.surroundings.set_local_addresses(addresses) {
             self.requested = self.requested.or_else(|| Some(self.clock.now()));
         }
     }
 
-    /// When something is due even if nobody calls.
+    /// When the loop must wake up even without mail.
     fn deadline(&self) -> Instant {
         let now = self.clock.now();
         let change = self
@@ -195,7 +195,7 @@ impl<I: Intake> SyncLoop<I> {
             .map(|requested| self.not_before.unwrap_or(requested));
         let v4 = self.v4.as_ref().map(|family| family.deadline(now));
         let v6 = self.v6.as_ref().map(|family| family.deadline(now));
-        // Carriers have nothing to carry before something was compiled.
+        // There is nothing to sync before the first compile.
         let families = [v4, v6, self.next_look]
             .into_iter()
             .filter(|_| self.compiler.is_some());
@@ -238,7 +238,7 @@ impl<I: Intake> SyncLoop<I> {
         }
     }
 
-    /// Drains and compiles; `None` if there is nothing to compile yet.
+    /// Drains the source and compiles; `None` if there is nothing to compile yet.
     fn take_in(&mut self, now: Instant) -> Option<Compiled> {
         let since = self.requested.take().unwrap_or(now);
         let services = self.drain()?;
@@ -249,7 +249,7 @@ impl<I: Intake> SyncLoop<I> {
         let mut compiler = match self.compiler.take() {
             Some(compiler) => compiler,
             None => {
-                // It tells of every fault anew.
+                // A new compiler reports every diagnostic again.
                 self.diagnostics.forget_frontends();
                 Compiler::new(&environment)
             }
@@ -260,7 +260,7 @@ impl<I: Intake> SyncLoop<I> {
         }));
         let Ok((compiler, mut news)) = outcome else {
             tracing::error!(
-                "a bug in compile; the kernel keeps its state, and all is compiled anew"
+                "compile panicked, will compile everything again; previous rules still active"
             );
             self.requested = Some(since);
             self.not_before = Some(self.clock.now() + self.periods.sync);
@@ -326,7 +326,7 @@ impl<I: Intake> SyncLoop<I> {
             && self.v6.as_ref().is_none_or(FamilySync::is_in_sync)
     }
 
-    /// Lets each family do what is due for it.
+    /// Runs what is due in each family.
     fn carry(&mut self, news: Option<&Compiled>) -> Result<(), DatapathError> {
         let v4_changes = news.map(|news| &news.v4);
         let v6_changes = news.map(|news| &news.v6);
@@ -360,7 +360,7 @@ impl<I: Intake> SyncLoop<I> {
     }
 }
 
-/// A node that cannot carry its secondary family is a single-stack node. Spec: DS-2.
+/// A node that cannot serve its secondary family runs single-stack. Spec: DS-2.
 fn give_up(
     family: IpFamily,
     primary: IpFamily,
@@ -372,6 +372,10 @@ fn give_up(
     }
     health.forget(family);
     let error = &error as &dyn std::error::Error;
-    tracing::error!(family = family.name(), error, "not served: single-stack");
+    tracing::error!(
+        family = family.name(),
+        error,
+        "cannot serve this family, running single-stack"
+    );
     Ok(())
 }

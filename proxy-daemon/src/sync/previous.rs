@@ -1,8 +1,8 @@
-//! What did a run in another mode leave in the kernel, and when does it go?
+//! When are the rules of previously used modes cleaned up?
 //!
-//! Invariants: nothing goes before what replaces it is in force, and then at once (LIFE-9); it goes on a
-//! thread of its own, because the programs that must be asked can hang, and no sync needs them; what
-//! cannot be removed is tried again ever later, like a sync that fails.
+//! Invariants: after the first successful sync of the family, and not before (LIFE-9); on a thread of their
+//! own, because the programs of other modes can hang and no sync needs them; a failed cleanup is retried with
+//! the backoff of a failed sync.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -14,14 +14,14 @@ use crate::sys::{Clock as _, SystemClock};
 
 type Retire = Box<dyn Fn() -> Result<(), DatapathError> + Send>;
 
-/// Another mode, which is opened only to remove what it left of a family.
+/// A mode that may have been used before, which is opened only to clean up a family.
 pub struct PreviousMode {
     name: &'static str,
     retire: Retire,
 }
 
 impl PreviousMode {
-    /// One of this name, for logs.
+    /// A mode of this name, and how a family of it is cleaned up.
     pub fn new(
         name: &'static str,
         retire: impl Fn() -> Result<(), DatapathError> + Send + 'static,
@@ -32,18 +32,23 @@ impl PreviousMode {
         }
     }
 
-    /// Whether nothing of it is left, as far as that can be known; says at the first attempt why something is.
+    /// Whether the cleanup succeeded or is not needed; logs a warning for the first failure.
     fn remove(&self, family: IpFamily, is_first: bool) -> bool {
         let (family, mode) = (family.name(), self.name);
         match catch_unwind(AssertUnwindSafe(&self.retire)) {
             Ok(Ok(())) => {
-                tracing::debug!(family, mode, "nothing of another mode is left");
+                tracing::debug!(family, mode, "cleaned up previous mode");
                 true
             }
             // Where a mode cannot work, nothing of it can have come to be.
             Ok(Err(error)) if error.means_absent() => {
                 let error = &error as &dyn std::error::Error;
-                tracing::debug!(family, mode, error, "another mode is not on this node");
+                tracing::debug!(
+                    family,
+                    mode,
+                    error,
+                    "previous mode is not available on this node"
+                );
                 true
             }
             Ok(Err(error)) => {
@@ -53,10 +58,15 @@ impl PreviousMode {
                         family,
                         mode,
                         error,
-                        "another mode's rules, if there are any, stay for now"
+                        "cannot clean up previous mode, will retry"
                     );
                 } else {
-                    tracing::debug!(family, mode, error, "another mode's rules still stay");
+                    tracing::debug!(
+                        family,
+                        mode,
+                        error,
+                        "still cannot clean up previous mode, will retry"
+                    );
                 }
                 false
             }
@@ -64,7 +74,7 @@ impl PreviousMode {
                 tracing::error!(
                     family,
                     mode,
-                    "a bug; another mode's rules, if there are any, stay for now"
+                    "cleanup of previous mode panicked, will retry"
                 );
                 false
             }
@@ -72,19 +82,19 @@ impl PreviousMode {
     }
 }
 
-/// The other families of which something may be left, until they are handed to a thread of their own.
+/// The modes that were not cleaned up yet.
 pub(super) struct PreviousModes {
     family: IpFamily,
     of: Vec<PreviousMode>,
 }
 
 impl PreviousModes {
-    /// Those of these families, to be removed as soon as anything is in force.
+    /// These modes, for a family.
     pub(super) const fn new(family: IpFamily, of: Vec<PreviousMode>) -> Self {
         Self { family, of }
     }
 
-    /// Has them removed; to be called when the family's own family_sync is in force. Waits for nothing.
+    /// Starts the cleanup on a thread; to be called after the family's first successful sync.
     pub(super) fn remove(&mut self, longest: Duration) {
         let of = std::mem::take(&mut self.of);
         if of.is_empty() {
@@ -97,13 +107,13 @@ impl PreviousModes {
             tracing::error!(
                 family = family.name(),
                 %error,
-                "there is no thread to remove another mode's rules; run proxy-daemon --cleanup before the next start"
+                "cannot start the thread that cleans up previous modes; run proxy-daemon --cleanup before the next start"
             );
         }
     }
 }
 
-/// Removes them, however long that takes; the process ends without waiting for it.
+/// Cleans up until all succeeded; the process exits without waiting for it.
 fn remove_all(
     family: IpFamily,
     mut of: Vec<PreviousMode>,
@@ -150,7 +160,7 @@ mod tests {
         }
     }
 
-    /// The pauses between attempts at a family_sync that opens with these errors, until it is not to be there.
+    /// The pauses between so many failures, until the mode turns out to be absent.
     fn pauses(n_failures: usize) -> Vec<Duration> {
         let n_opened = Arc::new(Mutex::new(0));
         let counted = Arc::clone(&n_opened);

@@ -28,7 +28,7 @@ struct Window {
     sum: Sum,
 }
 
-/// What some syncs came to.
+/// The sums of several syncs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sum {
     n_syncs: usize,
@@ -58,7 +58,7 @@ impl Default for FlowLog {
 }
 
 impl FlowLog {
-    /// Takes a pass in; [`FlowLog::write`] logs it.
+    /// Adds a pass; [`FlowLog::write`] logs it.
     pub(super) const fn note(&mut self, n_deleted: usize, n_failed: usize) {
         self.n_deleted += n_deleted;
         self.n_failed += n_failed;
@@ -80,7 +80,7 @@ impl FlowLog {
 }
 
 impl SyncLog {
-    /// Takes a sync in; [`SyncLog::write`] logs it.
+    /// Adds a sync; [`SyncLog::write`] logs it.
     pub(super) fn note<F: Family>(
         &mut self,
         reason: &'static str,

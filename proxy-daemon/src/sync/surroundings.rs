@@ -1,7 +1,7 @@
 //! What does `compile` need to know besides Services, and from whom?
 //!
-//! Invariants: pure; the last Node that was seen counts, also after it is deleted (HZ-5, NODE-6); what a
-//! Node does not say is no news: the last address and the last pod networks that it had stay (NODE-4).
+//! Invariants: pure; a deleted Node keeps counting (HZ-5, NODE-6); a Node without addresses or pod networks
+//! keeps its last ones (NODE-4).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,7 +26,7 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// What is known before anything was watched.
+    /// What is known before the first object arrived.
     pub fn new(policy: Policy, node_name: Arc<str>, node_ip_override: Option<IpAddr>) -> Self {
         let addresses = NodeAddresses::default();
         let (node_ip_v4, node_ip_v6) = addresses.node_ips(node_ip_override);
@@ -50,7 +50,7 @@ impl Surroundings {
         }
     }
 
-    /// Puts the node's addresses, each with the prefix of its network; whether that changed anything.
+    /// Sets the node's addresses, each with the prefix of its network; returns whether they changed.
     pub fn set_local_addresses(&mut self, addresses: BTreeSet<IpNet>) -> bool {
         if self.local_addresses == addresses {
             return false;
@@ -64,7 +64,7 @@ impl Surroundings {
         true
     }
 
-    /// Takes in what was drained.
+    /// Applies drained objects.
     pub fn take_in(
         &mut self,
         node: Option<Arc<Node>>,
@@ -91,7 +91,7 @@ impl Surroundings {
         }
     }
 
-    /// What our Node does not say any longer, and what holds instead.
+    /// The addresses that our Node lost, and that the last known ones stay in use.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         let Some(node) = &self.node else {
             return Vec::new();

@@ -1,7 +1,7 @@
 //! Which addresses does this node have, and when does that change?
 //!
-//! Invariants: the kernel's notices only say *that* something changed; what is there is read anew each
-//! time, and every [`REREAD`] without a notice, so that a lost notice costs seconds (NP-7).
+//! Invariants: a notification of the kernel only means that something changed; everything is read again after
+//! each, and every [`REREAD`] without one, so that a lost notification costs seconds (NP-7).
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -12,9 +12,9 @@ use ipnet::IpNet;
 use netlink_packet_route::address::AddressAttribute;
 use rtnetlink::{Handle, MulticastGroup};
 
-/// How long an address may be missed if the kernel's notice was lost.
+/// Interval at which everything is read without a notification, in case one was lost.
 const REREAD: Duration = Duration::from_secs(10);
-/// How long notices are collected before reading, since addresses often come several at a time.
+/// How long notifications are collected before reading, because addresses often come several at a time.
 const SETTLE: Duration = Duration::from_millis(5);
 
 /// The node's addresses or network interfaces cannot be read or followed.
@@ -26,12 +26,12 @@ pub enum AddressesError {
     /// The kernel did not list them.
     #[error("cannot list the node's addresses or network interfaces")]
     List(#[source] rtnetlink::Error),
-    /// The kernel's notices ended.
-    #[error("the kernel's notices of changes ended")]
+    /// The notification socket was closed.
+    #[error("the routing netlink socket was closed")]
     Ended,
 }
 
-/// Tells `changed` every address of the node, each with the prefix of its network, now and whenever that
+/// Calls `changed` with every address of the node, each with the prefix of its network, now and whenever that
 /// set changes.
 ///
 /// # Errors
@@ -49,7 +49,7 @@ pub async fn follow(changed: impl FnMut(BTreeSet<IpNet>)) -> Result<Infallible, 
     .await
 }
 
-/// Tells `changed` what `read` finds, now and whenever that changes; it is asked whenever the kernel notifies
+/// Calls `changed` with what `read` returns, now and whenever that changes; it is read after each notification to
 /// one of these groups.
 ///
 /// # Errors
@@ -82,7 +82,7 @@ pub(super) async fn follow_with<T: Clone + PartialEq>(
     }
 }
 
-/// The task of a netlink connection, which ends with whoever uses it.
+/// The task of a netlink connection; aborted when this is dropped.
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
 
 impl Drop for AbortOnDrop {

@@ -1,4 +1,4 @@
-//! Are we allowed to do what we must do, and to no more than that?
+//! Which capabilities does the process have, and which does it drop?
 
 use caps::CapSet;
 pub use caps::Capability;
@@ -6,8 +6,8 @@ use caps::errors::CapsError;
 
 /// Whether this process has a capability.
 ///
-/// Asked before anything is opened, since the kernel's own answer later is a bare "Operation not
-/// permitted". If the kernel does not say, the answer is yes, and the first operation will tell.
+/// Checked before anything is opened, because the kernel's own error later is a bare "Operation not
+/// permitted". If it cannot be read, the answer is yes, and the first operation shows it.
 pub fn has(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true)
 }
@@ -20,7 +20,7 @@ pub struct KeepError {
     source: CapsError,
 }
 
-/// What a configuration needs besides.
+/// Capabilities that only some configurations need.
 #[derive(Clone, Copy, Debug)]
 pub struct Also {
     /// `SYS_MODULE`, since iptables-legacy loads `ip_tables` by itself.
@@ -29,8 +29,8 @@ pub struct Also {
     pub binds_low_ports: bool,
 }
 
-/// Gives up what this thread may do but for what is needed, for good, and for all threads and programs
-/// that it starts later; so this is for the first thread, before there is another.
+/// Drops the capabilities of this thread that are not needed, for good, and for all threads and programs that it
+/// starts later; call it on the first thread, before there is another.
 ///
 /// Needed are `NET_ADMIN`; `NET_RAW`, since removing what an iptables mode left asks over raw sockets;
 /// `DAC_READ_SEARCH`, since a kubeconfig may belong to another user; and what `also` says.
@@ -72,7 +72,7 @@ pub fn keep_needed(also: Also) -> Result<(), KeepError> {
     outcome
 }
 
-/// Programs that we start cannot gain what we gave up, by whatever mark a file has.
+/// Programs that we start cannot regain dropped capabilities through set-user-ID bits or file capabilities.
 fn no_new_privileges() -> Result<(), KeepError> {
     nix::sys::prctl::set_no_new_privs().map_err(|error| KeepError {
         set: CapSet::Bounding,

@@ -1,4 +1,4 @@
-//! Who and where are we?
+//! What are the host's name, CPUs, families and limits?
 
 use std::path::Path;
 
@@ -46,7 +46,7 @@ pub fn has_ipv6() -> bool {
     Path::new("/proc/net/if_inet6").exists() && disabled.map_or(true, |value| value.trim() != "1")
 }
 
-/// Tells the kernel how gladly to end us when memory is short.
+/// Sets `oom_score_adj`.
 ///
 /// Spec: LIFE-12.
 ///
@@ -56,7 +56,7 @@ pub fn set_oom_score_adj(score: i32) -> std::io::Result<()> {
     std::fs::write("/proc/self/oom_score_adj", score.to_string())
 }
 
-/// Allows us as many open files as may be allowed; the limit before and now.
+/// Raises the limit of open files to the hard limit; returns the limit before and now.
 ///
 /// # Errors
 /// If the kernel refuses.

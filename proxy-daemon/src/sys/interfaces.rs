@@ -1,7 +1,6 @@
 //! Which network interfaces does this node have, and when does that change?
 //!
-//! Invariants: those of [`addresses`]: all are read anew after each of the kernel's notices, and a lost notice
-//! costs seconds.
+//! Invariants: those of [`addresses`]: all are read again after each notification, and a lost one costs seconds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -27,7 +26,7 @@ pub struct Interface {
     pub addresses: BTreeSet<IpNet>,
 }
 
-/// Tells `changed` every interface, now and whenever one of them or of their addresses changes.
+/// Calls `changed` with every interface, now and whenever one of them or of their addresses changes.
 ///
 /// # Errors
 /// [`AddressesError`] if they cannot be followed any longer; the caller starts again.

@@ -1,4 +1,4 @@
-//! May this happen again already?
+//! How often may something happen?
 //!
 //! A token bucket. Invariants: pure, the caller says what time it is; what was refused is counted until
 //! the caller takes the count.

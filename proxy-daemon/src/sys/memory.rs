@@ -1,9 +1,9 @@
-//! How does memory that we freed go back to the system?
+//! How is freed memory returned to the system?
 //!
 //! glibc keeps freed memory for later allocations, in pieces between what is still used, and gives
 //! it back only when it is asked to: after a Service of 65,535 ports came and went, 70 MB stayed resident.
 
-/// Gives what was freed back to the system, on libraries that can; takes milliseconds for each 10 MB.
+/// Returns freed memory to the system, where the C library can; takes milliseconds for each 10 MB.
 #[cfg_attr(
     target_env = "gnu",
     expect(

@@ -1,4 +1,4 @@
-//! What does the machine we run on offer?
+//! What does the machine provide?
 //!
 //! Clock, limiter, memory, capabilities, sysctls, addresses, interfaces, name, programs, netfilter. Invariants: nothing here knows Services or a
 //! datapath; whoever needs the time asks a [`Clock`].

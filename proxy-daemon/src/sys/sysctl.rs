@@ -34,7 +34,7 @@ impl Sysctls {
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
-    /// Whether the parameter is one that nobody can write here, as its mode says.
+    /// Whether the parameter's file mode allows no writing.
     ///
     /// Kernel: parameters of the whole machine are shown without write permission in every network
     /// namespace but the initial one (`nf_conntrack_standalone_init_sysctl`). A mount that is read-only

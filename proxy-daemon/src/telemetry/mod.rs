@@ -1,8 +1,7 @@
-//! How does the daemon say what it does?
+//! How does the daemon log?
 //!
-//! One line per event on standard error: text for people, JSON for machines. Invariants: our own words
-//! follow `-v`, those of libraries appear only as warnings, or when somebody asks for everything; nothing
-//! that the daemon does waits for whoever reads them (LIFE-18).
+//! One line per event on standard error, as text or JSON. Invariants: our own events follow `-v`, those of
+//! libraries are logged from warning on, or with the highest `-v`; logging never blocks the daemon (LIFE-18).
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal as _};
@@ -20,7 +19,7 @@ use queue::Queue;
 
 mod queue;
 
-/// How long the end of the process waits for the last lines to be read.
+/// How long the exit of the process waits for the last lines to be written.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
 static QUEUE: OnceLock<Queue> = OnceLock::new();
@@ -28,7 +27,7 @@ static QUEUE: OnceLock<Queue> = OnceLock::new();
 /// Starts logging; what was logged before is lost. A second call changes nothing.
 ///
 /// # Errors
-/// If standard error is closed or there is no thread to be had.
+/// If standard error is closed or no thread can be started.
 pub fn start(settings: LogSettings) -> io::Result<()> {
     let (ours, theirs) = match settings.verbosity {
         0..=3 => (LevelFilter::INFO, LevelFilter::WARN),
@@ -53,13 +52,13 @@ pub fn start(settings: LogSettings) -> io::Result<()> {
     };
     let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
     if tracing::subscriber::set_global_default(subscriber).is_err() {
-        tracing::debug!("logging was started before");
+        tracing::debug!("logging is already started");
     }
     std::panic::set_hook(Box::new(log_panic));
     Ok(())
 }
 
-/// Writes this line as the last one of the process and waits a moment for everything to be read.
+/// Writes the last line of the process and waits a moment until everything is written.
 pub fn end(last: Option<&str>) {
     if let Some(last) = last {
         match queue() {
@@ -81,7 +80,7 @@ fn queue() -> io::Result<&'static Queue> {
     Ok(QUEUE.get_or_init(|| started))
 }
 
-/// The usual hook writes to standard error itself and waits for the reader.
+/// The default panic hook writes to standard error itself and can block.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let backtrace = Backtrace::capture();
@@ -93,7 +92,7 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
         location = panic.location().map(tracing::field::display),
         backtrace = (backtrace.status() == BacktraceStatus::Captured)
             .then(|| tracing::field::display(&backtrace)),
-        "a bug: {}",
+        "panic: {}",
         what.unwrap_or("the thread panicked")
     );
 }

@@ -1,8 +1,8 @@
-//! Who waits for one who does not read our log?
+//! What happens to log lines while nobody reads standard error?
 //!
-//! Nobody: lines go into a buffer, and a thread of its own writes them. Invariants: adding a line never
-//! waits for the reader; the buffer holds at most [`LIMIT`] bytes, and as many again are being written;
-//! a line that does not fit is lost and counted, and the count is logged once the reader is back.
+//! Lines go into a buffer, and a thread writes them. Invariants: adding a line never blocks; the buffer holds at
+//! most [`LIMIT`] bytes, and as many again are being written; a line that does not fit is dropped and counted,
+//! and the count is logged once the reader continues.
 //!
 //! `tracing-appender` does this too, but it counts lines instead of bytes, and when it ends beside a
 //! reader that hangs, it prints on standard output, which often is the same pipe.
@@ -17,7 +17,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// How much is kept for one who does not read.
+/// Size of the buffer.
 const LIMIT: usize = 1 << 20;
 
 /// The lines that are not written yet. All clones are the same queue.
@@ -45,14 +45,14 @@ impl Queue {
     /// A queue whose thread writes to standard error.
     ///
     /// # Errors
-    /// If standard error is closed or there is no thread to be had.
+    /// If standard error is closed or no thread can be started.
     pub(super) fn start() -> io::Result<Self> {
         // Not through `io::stderr()`, whose lock the thread would keep while it waits for the reader.
         let to = File::from(io::stderr().as_fd().try_clone_to_owned()?);
         Self::start_to(to, LIMIT, |n_lost| {
             tracing::warn!(
                 n_lost,
-                "log lines were lost: whoever reads standard error did not keep up; look there"
+                "dropped log lines: the reader of standard error is too slow"
             );
         })
     }

@@ -129,7 +129,7 @@ pub(super) const LEGACY: Descriptor = Descriptor {
     needs: Needs {
         capabilities: &[(
             Capability::CAP_NET_RAW,
-            "add the capability NET_RAW: iptables and its sets are asked over raw sockets",
+            "add the capability NET_RAW: iptables and ipset use raw sockets",
         )],
         // iptables-legacy loads ip_tables by itself.
         loads_modules: true,
@@ -144,7 +144,7 @@ pub(super) const LEGACY: Descriptor = Descriptor {
 
 fn detect() -> DatapathKind {
     let (flavour, because) = Flavour::detect();
-    tracing::info!(backend = %flavour, %because, "chose the iptables to use");
+    tracing::info!(backend = %flavour, %because, "selected the iptables backend");
     DatapathKind(match flavour {
         Flavour::Nft => &NFT,
         Flavour::Legacy => &LEGACY,

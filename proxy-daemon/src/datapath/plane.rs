@@ -161,9 +161,11 @@ impl Opener {
     /// [`DatapathError::Unusable`] if a program, a capability or a part of the kernel is missing;
     /// [`DatapathError::Refused`] if there are no descriptors or no memory for it now.
     pub fn tables<F: PlaneFamily>(self: &Arc<Self>) -> Result<Box<dyn Tables<F>>, DatapathError> {
-        let opened = Some(self.open()?);
-        let opener = Arc::clone(self);
-        Ok(Box::new(OpenedTables { opener, opened }))
+        let tables = self.open()?;
+        Ok(Box::new(OpenedTables {
+            opener: Arc::clone(self),
+            opened: Some(tables),
+        }))
     }
 
     /// Tables that are opened by their first sync, for when that is not possible now. Spec: DS-1.

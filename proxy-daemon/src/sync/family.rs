@@ -185,12 +185,12 @@ impl<F: Family> FamilySync<F> {
             (SyncState::Behind { .. }, _) => return Ok(()),
             (SyncState::InSync { .. }, Some(changes)) if !changes.is_empty() => {
                 scope = Scope::Partial;
-                let outcome = guarded(|| match tables.sync(state, changes)? {
-                    Some(report) => Ok(report),
-                    None => {
-                        scope = Scope::Full;
-                        tables.resync(state)
+                let outcome = guarded(|| {
+                    if let Some(report) = tables.sync(state, changes)? {
+                        return Ok(report);
                     }
+                    scope = Scope::Full;
+                    tables.resync(state)
                 });
                 (Reason::Change, outcome)
             }

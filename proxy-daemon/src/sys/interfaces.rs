@@ -43,15 +43,14 @@ async fn read(handle: &Handle) -> Result<Interfaces, AddressesError> {
     let mut interfaces = Interfaces::new();
     let mut messages = handle.link().get().execute();
     while let Some(message) = messages.try_next().await.map_err(AddressesError::List)? {
-        let name = message
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name.clone()),
-                _ => None,
-            });
+        let mut name = String::new();
+        for attribute in &message.attributes {
+            if let LinkAttribute::IfName(found) = attribute {
+                name.clone_from(found);
+            }
+        }
         let interface = Interface {
-            name: name.unwrap_or_default(),
+            name,
             is_up: message.header.flags.contains(LinkFlags::Up),
             addresses: BTreeSet::new(),
         };

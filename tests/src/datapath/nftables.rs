@@ -81,15 +81,21 @@ impl Harness for Nftables {
         );
         stdin.write_all(script.as_bytes()).unwrap();
         stdin.flush().unwrap();
+        let list = ["list", "table", family, "proxy-daemon"];
+        let is_owned = || {
+            let output = node.run("nft", &list).stdout;
+            String::from_utf8_lossy(&output).contains("flags owner")
+        };
         let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            let output = node.run("nft", &["list", "table", family, "proxy-daemon"]);
-            if String::from_utf8_lossy(&output.stdout).contains("flags owner") {
-                return Some(owner);
+        while !is_owned() {
+            if Instant::now() >= deadline {
+                owner.kill().unwrap();
+                owner.wait().unwrap();
+                panic!("the table is not owned");
             }
-            assert!(Instant::now() < deadline, "the table is not owned");
             std::thread::sleep(Duration::from_millis(10));
         }
+        Some(owner)
     }
 
     fn firewall(&self) -> Option<Damage> {

@@ -537,7 +537,7 @@ fn sync_14_no_difference_writes_nothing() {
     assert_eq!(bench.health.report(&*bench.clock)["pending"], 0);
 }
 
-/// A family_sync of another mode for the bench's IPv4, which writes into a log of its own.
+/// Another mode to be cleaned up after the bench's IPv4, which writes into a log of its own.
 fn instead_of_another(bench: Bench) -> (Bench, Fake) {
     let other = Fake::new(&bench.clock);
     let opened = other.clone();
@@ -547,7 +547,7 @@ fn instead_of_another(bench: Bench) -> (Bench, Fake) {
     (Bench { sync, ..bench }, other)
 }
 
-/// Waits for another thread to ask the family_sync.
+/// Waits for another thread to clean the mode up.
 fn awaited(other: &Fake) -> Vec<Call> {
     let deadline = SystemClock.now() + Duration::from_secs(60);
     loop {

@@ -1,7 +1,7 @@
 //! Which addresses does this node have, and when does that change?
 //!
 //! Invariants: a notification of the kernel only means that something changed; everything is read again after
-//! each, and every [`REREAD`] without one, so that a lost notification costs seconds (NP-7).
+//! each, and every `REREAD` without one, so that a lost notification costs seconds (NP-7).
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;

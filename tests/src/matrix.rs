@@ -21,9 +21,6 @@ pub use crate::test::Test;
 use crate::topology::Pods;
 use crate::world::World;
 
-/// The datapaths that every behaviour is shown on.
-pub const DATAPATHS: [Datapath; 3] = Datapath::ALL;
-
 /// What stands in a test's name for the run without a kernel.
 const ORACLE: &str = "oracle";
 
@@ -282,7 +279,7 @@ pub fn main(cases: Vec<Case>) -> ! {
     let mut all = Vec::new();
     for case in cases {
         let oracle = (!case.kernel).then_some(ORACLE);
-        for mode in oracle.into_iter().chain(DATAPATHS.map(Datapath::name)) {
+        for mode in oracle.into_iter().chain(Datapath::ALL.map(Datapath::name)) {
             for pods in &case.pods {
                 for family in &case.families {
                     for protocol in &case.protocols {

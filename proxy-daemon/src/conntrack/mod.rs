@@ -1,42 +1,42 @@
-//! Which flows must the kernel forget, so that their clients reach a live backend?
+//! Which conntrack entries must be deleted, so that their clients reach a live backend?
 //!
-//! A UDP client that keeps its source port keeps its conntrack entry, and with it a backend that is
-//! gone, for as long as it sends. Invariants: only UDP flows are ever deleted (CT-6); only after the
-//! rules that would translate them anew are live (CT-13); at most one listing per sync, and where
-//! changes go on and on, about a tenth of the time goes into it; a pass that failed stays owed.
+//! A UDP client that keeps its source port keeps its conntrack entry, and with it a removed backend, for
+//! as long as it sends. Invariants: only UDP flows are deleted (CT-6), and only after the rules that
+//! would translate them again are live (CT-13); there is at most one listing per sync, and under constant
+//! changes listings take about a tenth of the time; a failed pass is repeated.
 //!
-//! Each pass is followed by another one second later. A packet that met the former rules may be
-//! confirmed after the listing: its sender was preempted between two hooks, or a program that looks at
-//! packets (NFQUEUE) held it back. Such an entry is as stale as the others and nothing else would find it.
+//! Each pass is followed by another one second later. A packet that met the previous rules may be
+//! confirmed after the listing: its sender was preempted between two hooks, or a program that inspects
+//! packets (NFQUEUE) delayed it. Such an entry is stale too, and nothing else would find it.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
 
 use crate::forwarding::{Changes, ForwardingState, Globals};
 use crate::net::Family;
-use former::{Former, can_go_stale};
+use removed::{RemovedFrontends, can_go_stale};
 
-mod former;
 mod message;
 mod netlink;
 mod plan;
+mod removed;
 
 pub use netlink::Netlink;
 pub use plan::{Flow, Plan};
 
-/// How long after a pass everything is looked at once more.
+/// Delay between a pass and the one that repeats it.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long the table is left alone after a pass that failed.
+/// Delay between a failed pass and the next one.
 const RETRY: Duration = Duration::from_secs(5);
-/// How many flows one pass deletes, so that a change never waits long for it; the rest is the next one's.
-const MOST: usize = 10_000;
-/// How much time each moment of listing has to be paid for with, where passes follow each other: one
-/// walk costs some 10 ms on a machine with 262,144 buckets, however few entries there are.
-const PRICE: u32 = 10;
-/// How far that may run up before a pass waits, so that single changes never do.
-const CREDIT: Duration = Duration::from_secs(3);
-/// The longest that a pass waits, which leaves time for it within the 5 s of CT-1.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Flows that one pass deletes at most, so that a change never waits long for it; the next pass goes on.
+const MAX_DELETED: usize = 10_000;
+/// Rate limit: a listing that took `t` is followed by a pause of `PAUSE_FACTOR * t`. One walk costs some
+/// 10 ms on a machine with 262,144 buckets, however few entries there are.
+const PAUSE_FACTOR: u32 = 10;
+/// Pauses that may add up before a pass waits, so that single changes never do.
+const BURST: Duration = Duration::from_secs(3);
+/// The longest pause, which leaves time for the pass within the 5 s of CT-1.
+const MAX_PAUSE: Duration = Duration::from_secs(3);
 
 /// The kernel's table of UDP flows of one family.
 pub trait FlowTable<F: Family>: Send {
@@ -80,13 +80,13 @@ pub enum ConntrackError {
 /// Whether flows must be looked at, and when.
 pub struct StaleFlows<F: Family> {
     table: Box<dyn FlowTable<F>>,
-    former: Former<F>,
-    /// Whether something happened that no pass has followed yet.
+    removed: RemovedFrontends<F>,
+    /// Whether a change happened that no pass has followed yet.
     is_owed: bool,
-    /// When what was looked at is looked at once more.
+    /// When the last pass is repeated.
     again: Option<Instant>,
     not_before: Option<Instant>,
-    /// When what was spent so far is paid for.
+    /// When the pauses of all listings so far are over.
     paid: Option<Instant>,
     /// How many passes failed in a row.
     n_failures: u32,
@@ -104,11 +104,11 @@ pub struct Pass {
 }
 
 impl<F: Family> StaleFlows<F> {
-    /// Nothing to look at so far.
+    /// No pass is due.
     pub fn new(table: Box<dyn FlowTable<F>>) -> Self {
         Self {
             table,
-            former: Former::default(),
+            removed: RemovedFrontends::default(),
             is_owed: false,
             again: None,
             not_before: None,
@@ -117,12 +117,12 @@ impl<F: Family> StaleFlows<F> {
         }
     }
 
-    /// Takes note of what changed in the state, and of the globals that it has now.
+    /// Notes what changed in the state, and its new globals.
     ///
     /// A change of endpoints or frontends of UDP counts, and so does one of the addresses that accept
     /// NodePorts, and of ServiceCIDRs (CT-4).
     pub fn note(&mut self, changes: &Changes<F>, globals: &Globals<F>) {
-        self.former.note(changes, globals);
+        self.removed.note(changes, globals);
         let mut ports = changes.service_ports.values();
         let is_moved = |old: &Globals<F>| {
             old.node_port_addresses != globals.node_port_addresses
@@ -132,7 +132,7 @@ impl<F: Family> StaleFlows<F> {
             || ports.any(|change| can_go_stale(change.old.as_deref(), change.new.as_deref()));
     }
 
-    /// Takes note that frontends may translate which did not before, although the state says nothing of it.
+    /// Notes that frontends may translate now although they did not before, without a change of the state.
     ///
     /// So it is at the start, after a failure, and after others changed our objects: clients that sent
     /// meanwhile have flows without a translation, and keep them for as long as they send (CT-4).
@@ -140,7 +140,7 @@ impl<F: Family> StaleFlows<F> {
         self.is_owed = true;
     }
 
-    /// When a pass is due; `None` if there is nothing to look at.
+    /// When the next pass is due; `None` if none is.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let due = if self.is_owed { Some(now) } else { self.again };
         due.map(|due| self.not_before.map_or(due, |soonest| soonest.max(due)))
@@ -159,13 +159,13 @@ impl<F: Family> StaleFlows<F> {
         if self.deadline(started).is_none_or(|due| due > started) {
             return Ok(None);
         }
-        let plan = Plan::new(state, &self.former);
+        let plan = Plan::new(state, &self.removed);
         if plan.is_empty() {
             self.is_owed = false;
             self.again = None;
             return Ok(None);
         }
-        let flows = self.table.list(MOST, &|flow| plan.is_stale(flow));
+        let flows = self.table.list(MAX_DELETED, &|flow| plan.is_stale(flow));
         let flows = flows.inspect_err(|_| self.failed(clock.now()))?;
         self.spend(started, clock.now());
         let (mut n_deleted, mut n_failed) = (0, 0);
@@ -175,7 +175,10 @@ impl<F: Family> StaleFlows<F> {
                 Err(error) => {
                     // One line for all of them.
                     if n_failed == 0 && self.n_failures == 0 {
-                        tracing::warn!(error = &error as &dyn Error, "stale flow stays for now");
+                        tracing::warn!(
+                            error = &error as &dyn Error,
+                            "cannot delete stale UDP flow, will retry"
+                        );
                     }
                     n_failed += 1;
                 }
@@ -184,10 +187,10 @@ impl<F: Family> StaleFlows<F> {
         let ended = clock.now();
         if n_failed > 0 {
             self.failed(ended);
-        } else if flows.len() < MOST {
+        } else if flows.len() < MAX_DELETED {
             self.succeeded(&state.globals, started, ended);
         }
-        // Else the rest is still owed, and what else is due goes first.
+        // Otherwise the rest is left to the next pass, and other work comes first.
         Ok(Some(Pass {
             n_deleted,
             n_failed,
@@ -198,7 +201,7 @@ impl<F: Family> StaleFlows<F> {
     fn succeeded(&mut self, globals: &Globals<F>, started: Instant, ended: Instant) {
         self.n_failures = 0;
         let again = ended + AGAIN;
-        self.former.looked_at(globals, started, again);
+        self.removed.looked_at(globals, started, again);
         if self.is_owed {
             self.again = Some(again);
         } else if self.again.is_some_and(|again| started >= again) {
@@ -207,7 +210,7 @@ impl<F: Family> StaleFlows<F> {
         self.is_owed = false;
     }
 
-    /// Puts the pass off; it stays owed.
+    /// Delays the pass after a failure.
     fn failed(&mut self, now: Instant) {
         self.not_before = Some(now + RETRY);
         self.n_failures = self.n_failures.saturating_add(1);
@@ -219,13 +222,13 @@ impl<F: Family> StaleFlows<F> {
         self.n_failures == 1
     }
 
-    /// Charges for a listing.
+    /// Adds the pause that a listing costs.
     fn spend(&mut self, started: Instant, ended: Instant) {
         let paid = self.paid.map_or(started, |paid| paid.max(started));
-        let paid = paid + (ended - started) * PRICE;
+        let paid = paid + (ended - started) * PAUSE_FACTOR;
         self.paid = Some(paid);
-        let owed = paid.saturating_duration_since(ended + CREDIT);
-        self.not_before = (!owed.is_zero()).then(|| ended + owed.min(PATIENCE));
+        let owed = paid.saturating_duration_since(ended + BURST);
+        self.not_before = (!owed.is_zero()).then(|| ended + owed.min(MAX_PAUSE));
     }
 }
 

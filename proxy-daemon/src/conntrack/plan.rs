@@ -3,29 +3,29 @@
 //! Invariants: pure. Every UDP frontend of the state is judged at each pass, whatever changed: the answer
 //! depends on what is, not on the changes that led there. A flow to a frontend is stale unless one of
 //! the live endpoints of its ServicePort answers it; that includes a flow that was never translated
-//! (CT-1), and every flow where there is no live endpoint (CT-3). A flow to a former frontend is stale if
+//! (CT-1), and every flow where there is no live endpoint (CT-3). A flow to a removed frontend is stale if
 //! it was translated (CT-3).
 
 use std::fmt;
 use std::net::SocketAddr;
 
-use super::former::Former;
+use super::removed::RemovedFrontends;
 use crate::forwarding::{Backend, ForwardingState, FrontendAddress, Globals};
 use crate::net::{Family, L4Proto, Port};
 
 /// One UDP flow, as conntrack knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow<F: Family> {
-    /// Where its first packet was sent to.
+    /// Destination of its first packet.
     pub destination: (F::Addr, u16),
-    /// Who answers.
+    /// Source of the replies.
     pub answered_by: (F::Addr, u16),
     /// The kernel's own attributes that name the entry, to be handed back for its deletion.
     pub handle: Box<[u8]>,
 }
 
 impl<F: Family> Flow<F> {
-    /// Whether somebody translated its destination.
+    /// Whether its destination was translated.
     fn is_translated(&self) -> bool {
         self.answered_by != self.destination
     }
@@ -46,18 +46,18 @@ impl<F: Family> fmt::Display for Flow<F> {
 /// The address and port of a UDP frontend.
 pub(super) type Target<F> = (FrontendAddress<F>, Port);
 
-/// All UDP frontends that there are, with those who may answer for them, and those that were.
+/// All UDP frontends with their live backends, and the removed ones.
 #[derive(Debug)]
 pub struct Plan<'a, F: Family> {
     /// Sorted.
     frontends: Vec<(Target<F>, &'a [Backend<F>])>,
     globals: &'a Globals<F>,
-    former: &'a Former<F>,
+    removed: &'a RemovedFrontends<F>,
 }
 
 impl<'a, F: Family> Plan<'a, F> {
-    /// What to look for in this state, given what was a frontend until not long ago.
-    pub fn new(state: &'a ForwardingState<F>, former: &'a Former<F>) -> Self {
+    /// The plan for a state and the frontends that were removed from it recently.
+    pub fn new(state: &'a ForwardingState<F>, removed: &'a RemovedFrontends<F>) -> Self {
         let ports = state.service_ports.values();
         let mut frontends: Vec<_> = ports
             .filter(|port| port.protocol == L4Proto::Udp)
@@ -70,13 +70,13 @@ impl<'a, F: Family> Plan<'a, F> {
         Self {
             frontends,
             globals: &state.globals,
-            former,
+            removed,
         }
     }
 
     /// Whether no flow can be stale.
     pub fn is_empty(&self) -> bool {
-        self.frontends.is_empty() && self.former.is_empty(self.globals)
+        self.frontends.is_empty() && self.removed.is_empty(self.globals)
     }
 
     /// Whether the flow must be forgotten.
@@ -96,14 +96,14 @@ impl<'a, F: Family> Plan<'a, F> {
             return !is_answered_by_one_of(live, flow);
         }
         let was_vip =
-            self.former.has(&vip) || self.former.may_have_been_cluster_ip(self.globals, address);
-        let accepted = accepts || self.former.has_address(address);
-        let was_node_port = accepted && (node_port.is_some() || self.former.has(&node));
+            self.removed.has(&vip) || self.removed.may_have_been_cluster_ip(self.globals, address);
+        let accepted = accepts || self.removed.has_address(address);
+        let was_node_port = accepted && (node_port.is_some() || self.removed.has(&node));
         // A process of the node that has the port now keeps its clients.
         (was_vip || was_node_port) && flow.is_translated()
     }
 
-    /// Who may answer for a frontend; `None` if there is no such frontend.
+    /// The live backends of a frontend; `None` if there is no such frontend.
     fn live(&self, target: &Target<F>) -> Option<&'a [Backend<F>]> {
         let found = self.frontends.binary_search_by_key(target, |(at, _)| *at);
         let (_, live) = self.frontends.get(found.ok()?)?;

@@ -161,7 +161,7 @@ fn ct_13_what_was_confirmed_late_is_found_by_a_second_pass() {
     assert_eq!(flows.clean(&state, &clock).unwrap().unwrap().n_deleted, 1);
     assert_eq!(flows.deadline(clock.now()), None);
     assert_eq!(table.n_listings(), 2);
-    assert!(flows.former.is_empty(&state.globals));
+    assert!(flows.removed.is_empty(&state.globals));
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn ct_4_a_pass_that_failed_is_owed() {
 
 #[test]
 fn ct_1_more_flows_than_a_pass_deletes_are_left_to_the_next_one() {
-    let flows: Vec<_> = (0..u32::try_from(MOST).unwrap() + 5)
+    let flows: Vec<_> = (0..u32::try_from(MAX_DELETED).unwrap() + 5)
         .map(|n| Flow {
             handle: n.to_be_bytes().into(),
             ..flow((VIP, 53), (P2, 5353))
@@ -199,7 +199,7 @@ fn ct_1_more_flows_than_a_pass_deletes_are_left_to_the_next_one() {
     let state = state(&[service_port(L4Proto::Udp, &[P1])]);
     assert_eq!(
         flows.clean(&state, &clock).unwrap().unwrap().n_deleted,
-        MOST
+        MAX_DELETED
     );
     assert_eq!(flows.deadline(clock.now()), Some(clock.now()));
     assert_eq!(flows.clean(&state, &clock).unwrap().unwrap().n_deleted, 5);
@@ -216,7 +216,7 @@ fn ct_1_passes_wait_only_when_many_follow_each_other() {
     let end = now + Duration::from_secs(60);
     while now < end {
         let due = flows.deadline(now).unwrap();
-        assert!(due <= now + PATIENCE);
+        assert!(due <= now + MAX_PAUSE);
         now = now.max(due);
         flows.spend(now, now + cost);
         n_passes += 1;

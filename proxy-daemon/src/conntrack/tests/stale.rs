@@ -1,11 +1,11 @@
-//! Which flows are stale, and for how long is a former frontend known?
+//! Which flows are stale, and for how long is a removed frontend remembered?
 
 use super::*;
 
 /// Whether the flow is stale where one ServicePort has these live endpoints, and nothing was withdrawn.
 fn is_stale(live: &[Ipv4Addr], flow: &Flow<V4>) -> bool {
     let state = state(&[service_port(L4Proto::Udp, live)]);
-    Plan::new(&state, &Former::default()).is_stale(flow)
+    Plan::new(&state, &RemovedFrontends::default()).is_stale(flow)
 }
 
 /// Whether the flow is stale where nothing is left of a ServicePort but what these have.
@@ -15,9 +15,9 @@ fn is_stale_after(
     flow: &Flow<V4>,
 ) -> bool {
     let state = state(left);
-    let mut former = Former::default();
-    former.note(&changes(Some(gone), None), &state.globals);
-    Plan::new(&state, &former).is_stale(flow)
+    let mut removed = RemovedFrontends::default();
+    removed.note(&changes(Some(gone), None), &state.globals);
+    Plan::new(&state, &removed).is_stale(flow)
 }
 
 #[test]
@@ -94,13 +94,13 @@ fn ct_3_ct_5_a_withdrawn_node_address_ends_what_was_translated_there() {
     let before = state(&[service_port(L4Proto::Udp, &[P1])]);
     let mut after = before.clone();
     after.globals.node_port_addresses.clear();
-    let mut former = Former::default();
+    let mut removed = RemovedFrontends::default();
     let changes = Changes {
         globals: Some(before.globals),
         ..Changes::default()
     };
-    former.note(&changes, &after.globals);
-    let plan = Plan::new(&after, &former);
+    removed.note(&changes, &after.globals);
+    let plan = Plan::new(&after, &removed);
     assert!(plan.is_stale(&flow((NODE, 30053), (P1, 5353))));
     assert!(!plan.is_stale(&flow((NODE, 30053), (NODE, 30053))));
     assert!(!plan.is_stale(&flow((NODE, 30054), (P1, 5353))));
@@ -109,7 +109,7 @@ fn ct_3_ct_5_a_withdrawn_node_address_ends_what_was_translated_there() {
 #[test]
 fn ct_3_what_is_remembered_of_former_frontends_is_limited() {
     let globals = state(&[]).globals;
-    let mut former = Former::default();
+    let mut removed = RemovedFrontends::default();
     let mut port = ServicePort::clone(&service_port(L4Proto::Udp, &[P1]));
     for third in 0..=255 {
         port.frontends = (1..=300)
@@ -127,19 +127,19 @@ fn ct_3_what_is_remembered_of_former_frontends_is_limited() {
             })
             .collect();
         let gone = Arc::new(port.clone());
-        former.note(&changes(Some(&gone), None), &globals);
+        removed.note(&changes(Some(&gone), None), &globals);
     }
     let n_known = (0..=255).flat_map(|third| (1..=300).map(move |number| (third, number)));
     let n_known = n_known.filter(|(third, number)| {
         let address = Ipv4Addr::new(10, 96, *third, 1);
-        former.has(&(FrontendAddress::Vip(address), self::port(*number)))
+        removed.has(&(FrontendAddress::Vip(address), self::port(*number)))
     });
     assert_eq!(n_known.count(), 1 << 16);
     let now = SystemClock.now();
-    former.looked_at(&globals, now, now + AGAIN);
-    assert!(!former.is_empty(&globals), "it is looked at once more");
-    former.looked_at(&globals, now + AGAIN, now + AGAIN * 2);
-    assert!(former.is_empty(&globals));
+    removed.looked_at(&globals, now, now + AGAIN);
+    assert!(!removed.is_empty(&globals), "it is looked at once more");
+    removed.looked_at(&globals, now + AGAIN, now + AGAIN * 2);
+    assert!(removed.is_empty(&globals));
 }
 
 #[test]
@@ -147,27 +147,28 @@ fn ct_3_of_what_went_while_no_daemon_ran_cluster_ips_are_known_by_their_networks
     let mut after = state(&[service_port(L4Proto::Udp, &[P1])]);
     after.globals.service_cidrs = ["10.96.0.0/16".parse().unwrap()].into_iter().collect();
     let gone = Ipv4Addr::new(10, 96, 0, 77);
-    let mut former = Former::default();
-    let is_stale = |former: &Former<V4>, flow: &Flow<V4>| Plan::new(&after, former).is_stale(flow);
-    assert!(is_stale(&former, &flow((gone, 53), (P1, 5353))));
-    assert!(!is_stale(&former, &flow((gone, 53), (gone, 53))));
+    let mut removed = RemovedFrontends::default();
+    let is_stale =
+        |removed: &RemovedFrontends<V4>, flow: &Flow<V4>| Plan::new(&after, removed).is_stale(flow);
+    assert!(is_stale(&removed, &flow((gone, 53), (P1, 5353))));
+    assert!(!is_stale(&removed, &flow((gone, 53), (gone, 53))));
     assert!(
-        !is_stale(&former, &flow((VIP, 53), (P1, 5353))),
+        !is_stale(&removed, &flow((VIP, 53), (P1, 5353))),
         "it serves"
     );
     assert!(
-        !is_stale(&former, &flow((NODE, 9), (P1, 5353))),
+        !is_stale(&removed, &flow((NODE, 9), (P1, 5353))),
         "a hostPort"
     );
     let now = SystemClock.now();
-    former.looked_at(&after.globals, now, now + AGAIN);
+    removed.looked_at(&after.globals, now, now + AGAIN);
     assert!(
-        is_stale(&former, &flow((gone, 53), (P1, 5353))),
+        is_stale(&removed, &flow((gone, 53), (P1, 5353))),
         "once more"
     );
-    former.looked_at(&after.globals, now + AGAIN, now + AGAIN * 2);
+    removed.looked_at(&after.globals, now + AGAIN, now + AGAIN * 2);
     assert!(
-        !is_stale(&former, &flow((gone, 53), (P1, 5353))),
+        !is_stale(&removed, &flow((gone, 53), (P1, 5353))),
         "another's"
     );
 }

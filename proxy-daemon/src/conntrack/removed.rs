@@ -1,9 +1,9 @@
-//! What was a UDP frontend until not long ago, so that flows to it may still be translated?
+//! Which UDP frontends were removed recently, so that flows to them may still be translated?
 //!
-//! Invariants: what was withdrawn is remembered until a pass began long enough after it; never more than
-//! [`MOST`] of it, whatever happens to the cluster while no pass succeeds. Of what went while no daemon
-//! ran nothing is remembered: that an address was a `ClusterIP` can be told by the ServiceCIDRs, of
-//! externalIPs, load balancer addresses and NodePorts it cannot be told.
+//! Invariants: a removed frontend is remembered until a pass began long enough after its removal; at most
+//! [`MAX_REMEMBERED`] are, whatever happens while no pass succeeds. Frontends that were removed while no
+//! daemon ran are unknown: a `ClusterIP` among them is recognised by the ServiceCIDRs; externalIPs, load
+//! balancer addresses and NodePorts are not recognised.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -12,22 +12,22 @@ use super::plan::Target;
 use crate::forwarding::{Changes, Globals, ServicePort};
 use crate::net::{Family, L4Proto};
 
-/// How many former frontends are remembered.
-const MOST: usize = 1 << 16;
+/// Removed frontends that are remembered at most.
+const MAX_REMEMBERED: usize = 1 << 16;
 
-/// The time from which on a pass may forget what was withdrawn; `None` if no pass has looked at it yet.
+/// When a pass may forget an entry; `None` if no pass has covered it yet.
 type Until = Option<Instant>;
 
-/// Former frontends, and former addresses of NodePorts.
+/// Removed frontends, and addresses that no longer accept NodePorts.
 #[derive(Debug)]
-pub struct Former<F: Family> {
+pub struct RemovedFrontends<F: Family> {
     targets: BTreeMap<Target<F>, Until>,
     addresses: BTreeMap<F::Addr, Until>,
-    /// Whether there are others: those that went while no daemon ran, and those that found no place.
+    /// Whether there may be more: those removed while no daemon ran, and those beyond the limit.
     others: Option<Until>,
 }
 
-impl<F: Family> Default for Former<F> {
+impl<F: Family> Default for RemovedFrontends<F> {
     fn default() -> Self {
         Self {
             targets: BTreeMap::new(),
@@ -37,10 +37,10 @@ impl<F: Family> Default for Former<F> {
     }
 }
 
-impl<F: Family> Former<F> {
-    /// Takes note of the frontends that a change withdrew.
+impl<F: Family> RemovedFrontends<F> {
+    /// Adds the frontends that a change removed.
     ///
-    /// A frontend that another ServicePort has now is noted too: whoever judges a flow asks the state first.
+    /// Also those that another ServicePort has now: a flow is judged by the state first.
     pub(super) fn note(&mut self, changes: &Changes<F>, globals: &Globals<F>) {
         for change in changes.service_ports.values() {
             let old = change.old.as_deref().filter(|port| is_udp(port));
@@ -56,21 +56,21 @@ impl<F: Family> Former<F> {
         let before = changes.globals.iter();
         let before = before.flat_map(|globals| &globals.node_port_addresses);
         for address in before.filter(|address| !globals.node_port_addresses.contains(address)) {
-            if self.addresses.len() < MOST {
+            if self.addresses.len() < MAX_REMEMBERED {
                 self.addresses.insert(*address, None);
             }
         }
     }
 
     fn insert(&mut self, target: Target<F>) {
-        if self.targets.len() < MOST || self.targets.contains_key(&target) {
+        if self.targets.len() < MAX_REMEMBERED || self.targets.contains_key(&target) {
             self.targets.insert(target, None);
         } else {
             if self.others.is_none() {
                 tracing::warn!(
-                    limit = MOST,
-                    "too many UDP frontends went at once: flows to load balancer addresses, externalIPs and \
-                     NodePorts among them stay until they time out; to end them now, delete them with \
+                    limit = MAX_REMEMBERED,
+                    "too many UDP frontends were removed at once; stale UDP flows to load balancer addresses, \
+                     externalIPs and NodePorts remain until they time out; to delete them now: \
                      conntrack -D -p udp -d ADDRESS"
                 );
             }
@@ -78,23 +78,23 @@ impl<F: Family> Former<F> {
         }
     }
 
-    /// Whether there is nothing that a flow could go to.
+    /// Whether no removed frontend is known.
     pub(super) fn is_empty(&self, globals: &Globals<F>) -> bool {
         let has_others = self.others.is_some() && !globals.service_cidrs.is_empty();
         self.targets.is_empty() && self.addresses.is_empty() && !has_others
     }
 
-    /// Whether this was a frontend.
+    /// Whether this is a removed frontend.
     pub(super) fn has(&self, target: &Target<F>) -> bool {
         self.targets.contains_key(target)
     }
 
-    /// Whether NodePorts were served at this address.
+    /// Whether this address no longer accepts NodePorts.
     pub(super) fn has_address(&self, address: F::Addr) -> bool {
         self.addresses.contains_key(&address)
     }
 
-    /// Whether this may be a former `ClusterIP` that is not among the targets.
+    /// Whether this may be a removed `ClusterIP` that is not among the targets.
     pub(super) fn may_have_been_cluster_ip(&self, globals: &Globals<F>, address: F::Addr) -> bool {
         let mut cidrs = globals.service_cidrs.iter();
         self.others.is_some() && cidrs.any(|cidr| F::contains(cidr, address))

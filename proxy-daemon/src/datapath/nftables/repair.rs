@@ -95,8 +95,8 @@ pub(super) fn repair<F: Family>(
         || sets.iter().any(|set| set.is_same == Some(false))
         || chains.iter().any(is_another)
     {
-        let memory = Memory::read(kernel, &sets);
-        return replace(kernel, desired, &memory).map(|report| (report, true));
+        let clients = RememberedClients::read(kernel, &sets);
+        return replace(kernel, desired, &clients).map(|report| (report, true));
     }
     let mut transaction = transaction::<F>(Some(generation));
     let mut report = SyncReport::default();
@@ -255,9 +255,9 @@ pub(super) fn has_other_objects(
 
 /// The clients that are remembered, to be taken along into a new table.
 #[derive(Debug, Default)]
-pub(super) struct Memory(Vec<Vec<u8>>);
+pub(super) struct RememberedClients(Vec<Vec<u8>>);
 
-impl Memory {
+impl RememberedClients {
     /// Reads it from a set that is ours; what cannot be read is not taken along.
     pub(super) fn read(kernel: &mut Kernel, sets: &[PrintedSet]) -> Self {
         let is_ours = find_set(sets, SetId::Affinity).is_some_and(|set| set.is_same == Some(true));
@@ -283,7 +283,7 @@ impl Memory {
 pub(super) fn replace<F: Family>(
     kernel: &mut Kernel,
     desired: &Desired<F>,
-    memory: &Memory,
+    remembered: &RememberedClients,
 ) -> Result<SyncReport, DatapathError> {
     let mut transaction = transaction::<F>(None);
     // A table can be removed only if there is one.
@@ -295,7 +295,7 @@ pub(super) fn replace<F: Family>(
             transaction.add_element(id.name(), element.bytes());
         }
     }
-    for client in &memory.0 {
+    for client in &remembered.0 {
         transaction.add_element(SetId::Affinity.name(), client);
     }
     desired.create_hooked(&mut transaction);

@@ -1,7 +1,7 @@
 //! How does the kernel's table become what the forwarding state asks for, whatever it holds?
 //!
-//! Invariants: each attempt that fails is followed by one that relies on less, and the last one relies
-//! on nothing that is in the kernel; one ServicePort that the kernel refuses does not hold up the others.
+//! Invariants: each failed attempt is followed by one that relies on less, and the last one relies on
+//! nothing in the kernel; a ServicePort that the kernel rejects does not block the others.
 
 use std::collections::BTreeSet;
 
@@ -9,23 +9,23 @@ use super::affinity::Check;
 use super::apply::Installed;
 use super::codec::{Kernel, NEEDS, Refused};
 use super::desired::{Desired, has_element, transaction};
-use super::repair::{Memory, Reading, create, repair, replace};
+use super::repair::{Reading, RememberedClients, create, repair, replace};
 use crate::datapath::{DatapathError, SyncReport};
 use crate::forwarding::{ForwardingState, ServicePortId};
 use crate::net::Family;
 
 /// How often a repair is begun anew because others wrote meanwhile.
 const REPAIR_ATTEMPTS: u32 = 10;
-/// How many ServicePorts may have the element that the kernel refuses, and how many are left out at most.
+/// How many ServicePorts may have the rejected element, and how many are left out at most.
 ///
-/// Beyond these the fault is not theirs, and what forwarded before had better stay.
+/// Beyond these limits the fault is not theirs, and the sync fails: the previous table stays in force.
 const MAX_OWNERS: usize = 8;
 const MAX_LEFT_OUT: usize = 64;
 
 /// What an attempt relies on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Approach {
-    /// What is there is read, and repaired.
+    /// The table that is there: it is read and repaired.
     Repair(Reading),
     /// Nothing: a new table takes the place of the old one.
     Replace,
@@ -71,15 +71,15 @@ pub(crate) fn resync<F: Family>(
                 approach = approach.next();
                 if approach == Approach::Replace {
                     let because = if is_outdated(&error) {
-                        "others write to nf_tables all the time"
+                        "other programs change nf_tables too often"
                     } else {
-                        "the kernel refuses a repair"
+                        "the kernel rejected the repair"
                     };
                     tracing::warn!(
                         family = F::FAMILY.name(),
                         because,
                         error = &error as &dyn std::error::Error,
-                        "writing the whole table anew in one transaction"
+                        "cannot repair the table, replacing it in one transaction"
                     );
                 }
             }
@@ -97,8 +97,8 @@ pub(crate) fn resync<F: Family>(
                         family = F::FAMILY.name(),
                         service_port = id.as_str(),
                         error = &error as &dyn std::error::Error,
-                        "the kernel refuses an element of this ServicePort; it is not served, the others \
-                         are; it is tried again when it changes, and within an hour"
+                        "cannot program this ServicePort: the kernel rejected one of its elements; the \
+                         others are not affected; will retry when it changes, or within an hour"
                     );
                 }
                 left_out.extend(owners);
@@ -122,10 +122,10 @@ fn attempt<F: Family>(
     let reading = match approach {
         Approach::Repair(reading) => reading,
         Approach::Replace => {
-            // Whatever is unreadable now is not taken along.
+            // Sets that cannot be read are not carried over.
             let sets = kernel.sets(&desired.sets).unwrap_or_default();
-            let memory = Memory::read(kernel, &sets);
-            return replace(kernel, desired, &memory)
+            let clients = RememberedClients::read(kernel, &sets);
+            return replace(kernel, desired, &clients)
                 .map(|report| (report, true))
                 .map_err(lacking);
         }

@@ -2,8 +2,9 @@
 //!
 //! Tables, chains, sets, rules and the batch are objects of libnftnl, through the nftnl crate and, for
 //! what it lacks, through `sys::netfilter::library`: its names for attributes and its layout of messages
-//! are the ones that `nft` itself uses. Elements are bytes of our own, because they are many: 100,000 of
-//! them are a batch TIMES times faster than as objects of the library, and without 100,000 allocations.
+//! are the ones that `nft` itself uses. Elements are bytes of our own, because they are many: a batch of
+//! 100,000 of them takes 1.3 ms to build as bytes and 8.2 ms as objects of the library, 6 times as long
+//! (the best of 60 rounds each), and objects cost a few allocations for each element.
 //! `cargo test --release -p proxy-daemon --lib elements_as_bytes -- --ignored --nocapture` measures both.
 //!
 //! Invariants: a [`Transaction`] is all or nothing; nothing outside our table is named in it; reading

@@ -22,7 +22,7 @@ use super::{AppError, feed};
 use crate::cli::Command;
 use crate::compile::Compiler;
 use crate::config::{Config, Source};
-use crate::debug::{Dump, ExplainError, Inside};
+use crate::debug::{DebugState, DumpQuery, ExplainError};
 use crate::diagnostics::About;
 use crate::model::Services;
 use crate::sync::Surroundings;
@@ -48,14 +48,14 @@ pub(super) fn run(config: &Config, command: &Command) -> Result<(), AppError> {
         .map_err(AppError::Runtime)?;
     let text = match &config.source {
         Source::Manifests(_) => {
-            let inside = runtime.block_on(read(config))?;
+            let state = runtime.block_on(read(config))?;
             match command {
-                Command::Dump(Dump { rules: true, .. }) => config
+                Command::Dump(DumpQuery { rules: true, .. }) => config
                     .datapath
                     .any()
-                    .rules(inside.v4.as_ref(), inside.v6.as_ref()),
-                Command::Dump(query) => inside.dump(*query),
-                Command::Explain(query) => inside.explain(query).map_err(AppError::Explain)?,
+                    .rules(state.v4.as_ref(), state.v6.as_ref()),
+                Command::Dump(query) => state.dump(*query),
+                Command::Explain(query) => state.explain(query).map_err(AppError::Explain)?,
             }
         }
         Source::Kubernetes { .. } => runtime.block_on(ask(config, command))?,
@@ -66,7 +66,7 @@ pub(super) fn run(config: &Config, command: &Command) -> Result<(), AppError> {
 }
 
 /// Compiles the manifests as they are now.
-async fn read(config: &Config) -> Result<Inside, AppError> {
+async fn read(config: &Config) -> Result<DebugState, AppError> {
     let shared = Arc::new(Shared::default());
     let feed = feed::open(config).await?;
     let mut bell = shared.subscribe();
@@ -111,7 +111,7 @@ async fn read(config: &Config) -> Result<Inside, AppError> {
         shared.diagnostics().set(About::Frontends(service), found);
     }
     let diagnostics = shared.diagnostics().current();
-    Ok(Inside {
+    Ok(DebugState {
         v4: Some(compiler.v4().clone()),
         v6: Some(compiler.v6().clone()),
         diagnostics: diagnostics.iter().map(ToString::to_string).collect(),
@@ -124,7 +124,7 @@ async fn ask(config: &Config, command: &Command) -> Result<String, AppError> {
         .metrics_address
         .unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 10249)));
     let path = match command {
-        Command::Dump(Dump { rules: true, .. }) => "/debug/rules",
+        Command::Dump(DumpQuery { rules: true, .. }) => "/debug/rules",
         Command::Dump(_) => "/debug/forwarding",
         Command::Explain(_) => "/debug/explain",
     };

@@ -16,8 +16,8 @@ use crate::cli::Cli;
 use crate::config::{
     Config, DetectLocal, ExtraSettings, LogSettings, Resolved, Source, raw, resolve,
 };
-use crate::debug::Inside;
-use crate::health::{self, Ask, Health};
+use crate::debug::DebugState;
+use crate::health::{self, DebugHandler, Health};
 use crate::net::IpFamily;
 use crate::sync::{Mailbox, Surroundings, SyncLoop};
 use crate::sys::capabilities::{self, Capability};
@@ -229,9 +229,9 @@ async fn serve(
         .await
         .map_err(|error| AppError::Runtime(error.into()))??;
 
-    let ask = ask(mailbox, shared);
+    let handler = debug_handler(mailbox, shared);
     let healthz = health::healthz_router(Arc::clone(&health), Arc::clone(&clock));
-    let local = health::local_router(opener, Arc::clone(&health), Arc::clone(&clock), &ask);
+    let local = health::local_router(opener, Arc::clone(&health), Arc::clone(&clock), &handler);
     let hard_fail = config.bind_address_hard_fail;
     tokio::select! {
         Err(error) = listen(config.healthz_address, healthz, hard_fail) => Err(error),
@@ -326,23 +326,23 @@ async fn forward_changes(
     }
 }
 
-/// How the servers read the sync thread's state.
-fn ask(mailbox: &Arc<Mailbox>, shared: &Arc<Shared>) -> Ask {
+/// How the debug pages get the sync thread's state.
+fn debug_handler(mailbox: &Arc<Mailbox>, shared: &Arc<Shared>) -> DebugHandler {
     let (mailbox, shared) = (Arc::clone(mailbox), Arc::clone(shared));
-    Arc::new(move |sender: oneshot::Sender<Inside>| {
+    Arc::new(move |sender: oneshot::Sender<DebugState>| {
         let shared = Arc::clone(&shared);
         mailbox.ask(Box::new(move |view| {
             if sender.is_closed() {
                 return;
             }
             let diagnostics = shared.diagnostics().current();
-            let inside = Inside {
+            let state = DebugState {
                 v4: view.compiler.map(|compiler| compiler.v4().clone()),
                 v6: view.compiler.map(|compiler| compiler.v6().clone()),
                 diagnostics: diagnostics.iter().map(ToString::to_string).collect(),
             };
             // Whoever asked may have given up.
-            drop(sender.send(inside));
+            drop(sender.send(state));
         }));
     })
 }

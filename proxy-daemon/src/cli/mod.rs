@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::config::raw::{
     ClientConnection, Conntrack, DetectLocalSection, KubeProxyConfiguration, Logging, ModeSection,
 };
-use crate::debug::{Dump, Explain};
+use crate::debug::{DumpQuery, ExplainQuery};
 
 use crate::datapath::DatapathKind;
 
@@ -50,9 +50,9 @@ pub struct Cli {
 #[serde(untagged)]
 pub enum Command {
     /// Prints what is forwarded where
-    Dump(Dump),
+    Dump(DumpQuery),
     /// Says where a packet would go, and which rule and which object decided it
-    Explain(Explain),
+    Explain(ExplainQuery),
 }
 
 impl Command {

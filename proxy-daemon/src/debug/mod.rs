@@ -13,9 +13,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::forwarding::{ForwardingState, Oracle, Packet, Transport, explain, table};
 use crate::net::{Family, L4Proto, Port, V4, V6, parse_address};
 
-/// What the sync thread shows of itself.
+/// The sync thread's state.
 #[derive(Clone, Debug, Default)]
-pub struct Inside {
+pub struct DebugState {
     /// The IPv4 forwarding state; `None` if nothing was compiled yet.
     pub v4: Option<ForwardingState<V4>>,
     /// The IPv6 forwarding state.
@@ -24,9 +24,9 @@ pub struct Inside {
     pub diagnostics: Vec<String>,
 }
 
-impl Inside {
+impl DebugState {
     /// What the query asks for.
-    pub fn dump(&self, query: Dump) -> String {
+    pub fn dump(&self, query: DumpQuery) -> String {
         match query.output {
             Output::Text => self.table(),
             Output::Json => format!("{}\n", self.json()),
@@ -35,7 +35,7 @@ impl Inside {
 
     fn json(&self) -> String {
         // Every key of a mapping is text, so that this cannot fail.
-        serde_json::to_string(&Shown::from(self)).unwrap_or_default()
+        serde_json::to_string(&StateAsJson::from(self)).unwrap_or_default()
     }
 
     fn table(&self) -> String {
@@ -55,7 +55,7 @@ impl Inside {
     /// # Errors
     /// [`ExplainError::Families`] if its addresses are of different families;
     /// [`ExplainError::NotYet`] if nothing was compiled yet.
-    pub fn explain(&self, query: &Explain) -> Result<String, ExplainError> {
+    pub fn explain(&self, query: &ExplainQuery) -> Result<String, ExplainError> {
         match (query.from, query.to) {
             (IpAddr::V4(_), IpAddr::V4(_)) => self.explain_in(self.v4.as_ref(), query),
             (IpAddr::V6(_), IpAddr::V6(_)) => self.explain_in(self.v6.as_ref(), query),
@@ -68,7 +68,7 @@ impl Inside {
     fn explain_in<F: Family>(
         &self,
         state: Option<&ForwardingState<F>>,
-        query: &Explain,
+        query: &ExplainQuery,
     ) -> Result<String, ExplainError> {
         let state = state.ok_or(ExplainError::NotYet)?;
         let (Some(source), Some(destination)) = (F::addr(query.from), F::addr(query.to)) else {
@@ -87,9 +87,9 @@ impl Inside {
     }
 }
 
-/// [`Inside`] as JSON.
+/// [`DebugState`] as JSON.
 #[derive(Serialize)]
-struct Shown<'a> {
+struct StateAsJson<'a> {
     families: Families<'a>,
     diagnostics: &'a [String],
 }
@@ -102,14 +102,14 @@ struct Families<'a> {
     v6: Option<&'a ForwardingState<V6>>,
 }
 
-impl<'a> From<&'a Inside> for Shown<'a> {
-    fn from(inside: &'a Inside) -> Self {
+impl<'a> From<&'a DebugState> for StateAsJson<'a> {
+    fn from(state: &'a DebugState) -> Self {
         Self {
             families: Families {
-                v4: inside.v4.as_ref(),
-                v6: inside.v6.as_ref(),
+                v4: state.v4.as_ref(),
+                v6: state.v6.as_ref(),
             },
-            diagnostics: &inside.diagnostics,
+            diagnostics: &state.diagnostics,
         }
     }
 }
@@ -117,7 +117,7 @@ impl<'a> From<&'a Inside> for Shown<'a> {
 /// What is to be printed of the forwarding state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Dump {
+pub struct DumpQuery {
     /// How: text or json
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
@@ -141,7 +141,7 @@ pub enum Output {
 /// node-local server such as `from=10.0.0.1&to=10.96.0.10&proto=tcp&port=80`.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Explain {
+pub struct ExplainQuery {
     /// The packet's source address
     #[arg(long, value_parser = parse_address)]
     #[serde(deserialize_with = "address")]
@@ -197,12 +197,12 @@ mod tests {
         MarkBit, Netfilter, Route, Routes, ServicePort, ServicePortId,
     };
 
-    fn parse(query: &str) -> Result<Explain, serde_urlencoded::de::Error> {
+    fn parse(query: &str) -> Result<ExplainQuery, serde_urlencoded::de::Error> {
         serde_urlencoded::from_str(query)
     }
 
     #[test]
-    fn a_probe_survives_its_query() {
+    fn a_query_survives_its_encoding() {
         for query in [
             "from=10.0.0.1&to=10.96.0.10&proto=udp&port=53",
             "from=fd00::1&to=fd00::2&proto=tcp&interface=eth0",
@@ -227,7 +227,7 @@ mod tests {
             assert!(parse(query).is_err(), "{query}");
         }
         let mixed = parse("from=10.0.0.1&to=fd00::1&port=1").unwrap();
-        let empty = Inside::default();
+        let empty = DebugState::default();
         assert_eq!(empty.explain(&mixed), Err(ExplainError::Families));
         let plain = parse("from=10.0.0.1&to=10.0.0.2&port=1").unwrap();
         assert_eq!(empty.explain(&plain), Err(ExplainError::NotYet));
@@ -296,14 +296,14 @@ mod tests {
 
     #[test]
     fn states_are_printed_as_json() {
-        let inside = Inside {
+        let state = DebugState {
             v4: Some(state()),
             diagnostics: vec!["a fault".to_owned()],
-            ..Inside::default()
+            ..DebugState::default()
         };
         let forward = json!({"to": "cluster", "masquerade": true});
         assert_eq!(
-            serde_json::from_str::<Value>(&inside.json()).unwrap(),
+            serde_json::from_str::<Value>(&state.json()).unwrap(),
             json!({
                 "families": {"IPv4": {
                     "globals": {

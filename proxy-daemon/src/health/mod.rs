@@ -31,7 +31,7 @@ mod metrics;
 mod places;
 mod server;
 
-pub use server::{Ask, BindError, healthz_router, local_router, serve};
+pub use server::{BindError, DebugHandler, healthz_router, local_router, serve};
 
 /// How each family stands, written by the sync thread and read by the servers.
 #[derive(Debug)]

@@ -21,18 +21,18 @@ use super::metrics;
 use super::places::{Place, Places};
 use super::{Answer, Health};
 use crate::datapath::Opener;
-use crate::debug::{Dump, Explain, Inside, Output};
+use crate::debug::{DebugState, DumpQuery, ExplainQuery, Output};
 use crate::sys::Clock;
 
-/// How long an address that is taken is left alone. Spec: HZ-8.
+/// Pause between two attempts to listen on an address. Spec: HZ-8.
 const REBIND: Duration = Duration::from_secs(5);
-/// How long a look into the sync thread may take, which may be busy with a large sync.
-const LOOK: Duration = Duration::from_secs(10);
+/// How long the sync thread may take to answer: it may be busy with a large sync.
+const ANSWER: Duration = Duration::from_secs(10);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// Asks the sync thread to show itself.
-pub type Ask = Arc<dyn Fn(oneshot::Sender<Inside>) + Send + Sync>;
+/// Asks the sync thread for its state.
+pub type DebugHandler = Arc<dyn Fn(oneshot::Sender<DebugState>) + Send + Sync>;
 
 #[derive(Clone)]
 struct Shared {
@@ -64,7 +64,7 @@ pub async fn serve(
             }
             Err(source) if hard_fail => return Err(BindError { address, source }),
             Err(error) => {
-                tracing::error!(%address, %error, "cannot listen, trying again");
+                tracing::error!(%address, %error, "cannot listen, will retry");
             }
         }
         tokio::time::sleep(REBIND).await;
@@ -86,27 +86,29 @@ pub fn local_router(
     datapath: Arc<Opener>,
     health: Arc<Health>,
     clock: Arc<dyn Clock>,
-    ask: &Ask,
+    handler: &DebugHandler,
 ) -> Router {
     let sync = |State(s): State<Shared>| async move {
         let body = format!("{:#}\n", s.health.report(&*s.clock));
         answer(StatusCode::OK, "application/json", body)
     };
-    let forwarding = inside(ask, |inside, query: Dump| {
+    let forwarding = debug_route(handler, |state, query: DumpQuery| {
         let content_type = match query.output {
             Output::Text => TEXT,
             Output::Json => "application/json",
         };
-        answer(StatusCode::OK, content_type, inside.dump(query))
+        answer(StatusCode::OK, content_type, state.dump(query))
     });
     let kind = datapath.kind();
-    let rules = inside(ask, move |inside, _: NoQuery| {
-        text(kind.rules(inside.v4.as_ref(), inside.v6.as_ref()))
+    let rules = debug_route(handler, move |state, _: NoQuery| {
+        text(kind.rules(state.v4.as_ref(), state.v6.as_ref()))
     });
-    let diagnostics = inside(ask, |inside, _: NoQuery| text(inside.diagnostics()));
-    let explain = inside(ask, |inside, query: Explain| match inside.explain(&query) {
-        Ok(explanation) => text(explanation),
-        Err(error) => plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    let diagnostics = debug_route(handler, |state, _: NoQuery| text(state.diagnostics()));
+    let explain = debug_route(handler, |state, query: ExplainQuery| {
+        match state.explain(&query) {
+            Ok(explanation) => text(explanation),
+            Err(error) => plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        }
     });
     let mode = kind.mode();
     let scrape = move |State(s): State<Shared>| async move {
@@ -148,16 +150,16 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// A query that nothing is read of.
+/// A query without fields.
 #[derive(Deserialize)]
 struct NoQuery {}
 
-/// Answers with what the sync thread shows, given the query.
-fn inside<Q: DeserializeOwned + Send + 'static>(
-    ask: &Ask,
-    show: impl Fn(&Inside, Q) -> Response + Clone + Send + Sync + 'static,
+/// Answers a query from the sync thread's state.
+fn debug_route<Q: DeserializeOwned + Send + 'static>(
+    handler: &DebugHandler,
+    show: impl Fn(&DebugState, Q) -> Response + Clone + Send + Sync + 'static,
 ) -> MethodRouter<Shared> {
-    let ask = Arc::clone(ask);
+    let handler = Arc::clone(handler);
     get(
         move |Extension(place): Extension<Arc<Place>>, RawQuery(query): RawQuery| async move {
             place.is_large();
@@ -166,9 +168,9 @@ fn inside<Q: DeserializeOwned + Send + 'static>(
                 Err(error) => return plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
             };
             let (sender, receiver) = oneshot::channel();
-            ask(sender);
-            match tokio::time::timeout(LOOK, receiver).await {
-                Ok(Ok(inside)) => show(&inside, query),
+            handler(sender);
+            match tokio::time::timeout(ANSWER, receiver).await {
+                Ok(Ok(state)) => show(&state, query),
                 Ok(Err(_)) | Err(_) => plain(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "the sync thread does not answer\n".to_owned(),

@@ -13,7 +13,7 @@ const UNSAFE: &[&str] = &[
     // Calls of libnftnl and libmnl, and two socket options.
     "proxy-daemon/src/sys/netfilter/library.rs",
     // One getsockopt that reads its value before it writes it, which no crate offers.
-    "proxy-daemon/src/datapath/iptables/presence/legacy.rs",
+    "proxy-daemon/src/datapath/iptables/drift/legacy.rs",
     // A closure between fork and exec: a program must end with the daemon that started it.
     "proxy-daemon/src/sys/process.rs",
     // malloc_trim, which no crate offers.

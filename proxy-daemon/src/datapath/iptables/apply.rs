@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use super::budget::Budget;
 use super::chain::{Chain, Table};
+use super::drift::{self, DriftCheck};
 use super::layout::{self, Hook};
 use super::memories::{self, Gone};
 use super::names;
-use super::presence::{self, Presence};
 use super::readback::{self, InstalledSets, InstalledTable, Reading};
 use super::render::{Rendered, render_globals, render_service_port, render_spared};
 use super::script::{Lines, Script};
@@ -37,7 +37,7 @@ pub(crate) struct Installed<F: Family> {
     cluster_ips: Counts<F::Addr>,
     budget: Budget,
     gone: Gone,
-    presence: Presence,
+    drift: DriftCheck,
 }
 
 /// How often, and after which pause, it is looked whether the kernel let go of sets.
@@ -181,7 +181,7 @@ impl<F: Family> Installed<F> {
             cluster_ips: Counts::default(),
             budget: Budget::default(),
             gone: Gone::default(),
-            presence: Presence::new(tools),
+            drift: DriftCheck::new(tools),
         }
     }
 
@@ -241,7 +241,7 @@ impl<F: Family> Installed<F> {
         let wanted: BTreeSet<&str> = new.chains.iter().map(|chain| &*chain.name).collect();
         let is_new = |chain: &&Chain| kept.get(&*chain.name) != Some(&&*chain.rules);
         for chain in new.chains.iter().filter(is_new) {
-            self.presence.put(Table::Nat, chain);
+            self.drift.put(Table::Nat, chain);
             plan.nat.chain(chain);
         }
         let unwanted: Vec<String> = kept
@@ -250,7 +250,7 @@ impl<F: Family> Installed<F> {
             .map(|name| (*name).to_owned())
             .collect();
         for name in &unwanted {
-            self.presence.remove(Table::Nat, name);
+            self.drift.remove(Table::Nat, name);
         }
         let turns = [
             branch(&mut self.vips, old.vips, new.vips),
@@ -258,18 +258,18 @@ impl<F: Family> Installed<F> {
         ];
         for Turn { written, removed } in turns {
             for chain in &written {
-                self.presence.put(Table::Nat, chain);
+                self.drift.put(Table::Nat, chain);
                 plan.nat.chain(chain);
             }
             for name in &removed {
-                self.presence.remove(Table::Nat, name);
+                self.drift.remove(Table::Nat, name);
             }
             plan.nat.remove(removed);
         }
         plan.nat.remove(unwanted);
         for (id, (n_added, n_removed)) in &plan.sizes {
             let name = id.name::<F>();
-            self.presence.wrote_set(&name, *n_added, *n_removed);
+            self.drift.wrote_set(&name, *n_added, *n_removed);
         }
         let (report, _) = plan.write(tools)?;
         self.gone.release::<F>(tools)?;
@@ -282,7 +282,7 @@ impl<F: Family> Installed<F> {
     /// What the kernel or a program could not do.
     pub(crate) fn is_disturbed(&mut self, tools: &Tools) -> Result<bool, DatapathError> {
         self.gone.release::<F>(tools)?;
-        self.presence.is_disturbed(tools)
+        self.drift.is_disturbed(tools)
     }
 
     fn plan_elements(&mut self, old: &Rendered<F>, new: &Rendered<F>, plan: &mut Plan) {
@@ -351,7 +351,7 @@ pub(crate) fn resync<F: Family>(
 
     let mut nat = InstalledTable::read(tools, Table::Nat, reading)?;
     let mut write = |chain: &Chain| {
-        installed.presence.put(Table::Nat, chain);
+        installed.drift.put(Table::Nat, chain);
         if !nat.take_same(chain) {
             plan.nat.chain(chain);
         }
@@ -378,16 +378,16 @@ pub(crate) fn resync<F: Family>(
     layout::chains(Table::Nat, globals)
         .iter()
         .for_each(&mut write);
-    settle(Table::Nat, nat, &mut installed.presence, &mut plan);
+    settle(Table::Nat, nat, &mut installed.drift, &mut plan);
 
     let mut filter = InstalledTable::read(tools, Table::Filter, reading)?;
     for chain in layout::chains(Table::Filter, globals) {
-        installed.presence.put(Table::Filter, &chain);
+        installed.drift.put(Table::Filter, &chain);
         if !filter.take_same(&chain) {
             plan.filter.chain(&chain);
         }
     }
-    settle(Table::Filter, filter, &mut installed.presence, &mut plan);
+    settle(Table::Filter, filter, &mut installed.drift, &mut plan);
 
     let ips = installed.cluster_ips.keys().map(cluster_ip_element::<F>);
     let elements: Elements = elements.into_iter().chain(ips).collect();
@@ -403,22 +403,22 @@ pub(crate) fn resync<F: Family>(
             let of_it = elements.range((id, String::new())..);
             of_it.take_while(|(of, _)| *of == id).count()
         };
-        installed.presence.wrote_set(&id.name::<F>(), n, 0);
+        installed.drift.wrote_set(&id.name::<F>(), n, 0);
     }
     let used = SetId::used(globals.netfilter.drop_invalid);
     let memories_there = compare_sets::<F>(tools, elements, backends, used, &mut plan)?;
     plan.memories = installed.gone.turn(memories_there, &memories);
     let (mut report, left) = plan.write(tools)?;
-    tolerate(&left, &mut installed.presence);
-    report.n_added += presence::wake(tools)?;
+    tolerate(&left, &mut installed.drift);
+    report.n_added += drift::wake(tools)?;
     installed.gone.release::<F>(tools)?;
     Ok((installed, report))
 }
 
 /// What cannot go does no harm, unless we took it for damage again and again.
-fn tolerate(left: &Left, presence: &mut Presence) {
+fn tolerate(left: &Left, drift: &mut DriftCheck) {
     for (table, chain) in &left.chains {
-        presence.tolerate(*table, chain);
+        drift.tolerate(*table, chain);
     }
     if let Some(error) = &left.because {
         tracing::warn!(
@@ -430,9 +430,9 @@ fn tolerate(left: &Left, presence: &mut Presence) {
 }
 
 /// Hooks our chains in, and removes what is ours and not wanted.
-fn settle(table: Table, mut installed: InstalledTable, presence: &mut Presence, plan: &mut Plan) {
+fn settle(table: Table, mut installed: InstalledTable, drift: &mut DriftCheck, plan: &mut Plan) {
     for hook in Hook::ALL.iter().filter(|hook| hook.table == table) {
-        presence.hook(table, hook.target);
+        drift.hook(table, hook.target);
         if !installed.take_hook(hook) {
             plan.script(table).insert(hook.chain, &hook.rule());
         }

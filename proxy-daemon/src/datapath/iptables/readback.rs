@@ -7,10 +7,10 @@ use std::hash::{DefaultHasher, Hasher as _};
 use std::io;
 
 use super::chain::{Chain, Table};
+use super::drift::{self, Jump, Unprinted};
 use super::flavour::Flavour;
 use super::layout::Hook;
 use super::names::{CHAIN_PREFIX, set_prefix};
-use super::presence::{self, Jump, Unprinted};
 use super::sets::SetId;
 use super::tool::Tools;
 use crate::datapath::DatapathError;
@@ -200,7 +200,7 @@ impl InstalledSets {
         element: &mut dyn FnMut(SetId, &str),
     ) -> Result<Self, DatapathError> {
         let mut names = Vec::new();
-        presence::sets_by_use(set_prefix::<F>(), |name, _| names.push(name.to_owned()))?;
+        drift::sets_by_use(set_prefix::<F>(), |name, _| names.push(name.to_owned()))?;
         let mut sets = Self::default();
         let mut strange = None;
         for name in &names {
@@ -263,7 +263,7 @@ fn is_declared_so(printed: &str, wanted: &str) -> bool {
 /// [`DatapathError`] if the kernel could not be asked.
 pub(crate) fn sets_by_use<F: Family>() -> Result<(Vec<String>, Vec<String>), DatapathError> {
     let (mut unused, mut used) = (Vec::new(), Vec::new());
-    presence::sets_by_use(set_prefix::<F>(), |name, is_used| {
+    drift::sets_by_use(set_prefix::<F>(), |name, is_used| {
         let which = if is_used { &mut used } else { &mut unused };
         which.push(name.to_owned());
     })?;

@@ -5,7 +5,7 @@
 //! is empty, so that packets that are led to it come back.
 
 use super::chain::Table;
-use super::presence::{Jump, remove_jump};
+use super::drift::{Jump, remove_jump};
 use super::script::Script;
 use super::tool::Tools;
 use crate::datapath::{DatapathError, SyncReport};

@@ -35,26 +35,26 @@ fn chain(name: &str, rules: &[&str]) -> Chain {
 }
 
 /// What we believe after having written [`NAT`], [`FILTER`] and [`SETS`].
-fn written(tools: &Tools) -> Presence {
-    let mut presence = Presence::new(tools);
+fn written(tools: &Tools) -> DriftCheck {
+    let mut drift = DriftCheck::new(tools);
     let deep = ["-p udp -j RETURN", "-p tcp -j RETURN"];
     for (table, chain) in [
         (Table::Nat, chain("SERVICES", &["-j PROXYD-DEEP"])),
         (Table::Nat, chain("DEEP", &deep)),
         (Table::Filter, chain("INPUT", &deep[..1])),
     ] {
-        presence.put(table, &chain);
+        drift.put(table, &chain);
     }
-    presence.hook(Table::Nat, "PROXYD-SERVICES");
-    presence.hook(Table::Nat, "PROXYD-SERVICES");
-    presence.hook(Table::Filter, "PROXYD-INPUT");
-    presence.wrote_set("PROXYD4-a", 2, 0);
-    presence.wrote_set("PROXYD4-b", 0, 0);
-    presence
+    drift.hook(Table::Nat, "PROXYD-SERVICES");
+    drift.hook(Table::Nat, "PROXYD-SERVICES");
+    drift.hook(Table::Filter, "PROXYD-INPUT");
+    drift.wrote_set("PROXYD4-a", 2, 0);
+    drift.wrote_set("PROXYD4-b", 0, 0);
+    drift
 }
 
-fn is_disturbed(presence: &mut Presence, tools: &Tools) -> bool {
-    presence.is_disturbed(tools).expect("it can be asked")
+fn is_disturbed(drift: &mut DriftCheck, tools: &Tools) -> bool {
+    drift.is_disturbed(tools).expect("it can be asked")
 }
 
 /// A namespace with our rules and sets, for each family and flavour.
@@ -104,14 +104,14 @@ fn sync_9_damage_is_noticed_whenever_it_was_done() {
     each(|tools| {
         for damage in DAMAGE {
             for n_before in [0, 1, 2] {
-                let mut presence = written(tools);
+                let mut drift = written(tools);
                 for _ in 0..n_before {
-                    assert!(!is_disturbed(&mut presence, tools));
+                    assert!(!is_disturbed(&mut drift, tools));
                 }
                 iptables(tools, damage);
                 for _ in 0..2 {
                     assert!(
-                        is_disturbed(&mut presence, tools),
+                        is_disturbed(&mut drift, tools),
                         "{damage} after {n_before} questions, {tools:?}"
                     );
                 }
@@ -126,14 +126,14 @@ fn sync_9_damage_is_noticed_whenever_it_was_done() {
 fn sync_9_damage_beside_a_change_of_others_is_noticed() {
     each(|tools| {
         for damage in DAMAGE {
-            let mut presence = written(tools);
-            assert!(!is_disturbed(&mut presence, tools));
+            let mut drift = written(tools);
+            assert!(!is_disturbed(&mut drift, tools));
             for table in ["nat", "filter"] {
                 iptables(tools, &format!("-t {table} -A OUTPUT -p tcp -j RETURN"));
             }
             iptables(tools, damage);
             // Of legacy the entries are looked at now and then while the size is the same.
-            let is_noticed = (0..=UNSEEN).any(|_| is_disturbed(&mut presence, tools));
+            let is_noticed = (0..=UNSEEN).any(|_| is_disturbed(&mut drift, tools));
             assert!(is_noticed, "{damage}, {tools:?}");
             repair(tools);
         }
@@ -146,8 +146,8 @@ fn sync_9_damage_beside_our_own_writes_is_noticed() {
     each(|tools| {
         for damage in DAMAGE {
             for is_damaged_first in [false, true] {
-                let mut presence = written(tools);
-                assert!(!is_disturbed(&mut presence, tools));
+                let mut drift = written(tools);
+                assert!(!is_disturbed(&mut drift, tools));
                 if is_damaged_first {
                     iptables(tools, damage);
                 }
@@ -156,12 +156,12 @@ fn sync_9_damage_beside_our_own_writes_is_noticed() {
                     "*nat\n:PROXYD-OTHER - [0:0]\n-A PROXYD-OTHER -j RETURN\nCOMMIT\n",
                 )
                 .expect("it is valid");
-                presence.put(Table::Nat, &chain("OTHER", &["-j RETURN"]));
+                drift.put(Table::Nat, &chain("OTHER", &["-j RETURN"]));
                 if !is_damaged_first {
                     iptables(tools, damage);
                 }
                 // Of legacy the entries are looked at now and then while the size is as computed.
-                let is_noticed = (0..=UNSEEN).any(|_| is_disturbed(&mut presence, tools));
+                let is_noticed = (0..=UNSEEN).any(|_| is_disturbed(&mut drift, tools));
                 assert!(is_noticed, "{damage}, {is_damaged_first}, {tools:?}");
                 iptables(tools, "-t nat -F PROXYD-OTHER");
                 iptables(tools, "-t nat -X PROXYD-OTHER");
@@ -177,15 +177,15 @@ fn sync_9_a_chain_in_the_place_of_another_is_noticed() {
         if tools.flavour() == Flavour::Legacy {
             return;
         }
-        let mut presence = written(tools);
-        assert!(!is_disturbed(&mut presence, tools));
+        let mut drift = written(tools);
+        assert!(!is_disturbed(&mut drift, tools));
         restore(
             tools,
             "*nat\n-F PROXYD-SERVICES\n-F PROXYD-DEEP\n-X PROXYD-DEEP\n:PROXYD-DEEP - [0:0]\n\
              -A PROXYD-DEEP -j ACCEPT\n-A PROXYD-DEEP -j ACCEPT\n-A PROXYD-SERVICES -j PROXYD-DEEP\nCOMMIT\n",
         )
         .expect("it is valid");
-        assert!(is_disturbed(&mut presence, tools));
+        assert!(is_disturbed(&mut drift, tools));
     });
 }
 
@@ -209,12 +209,12 @@ fn sync_9_a_table_that_is_gone_or_switched_off_is_noticed() {
             ] {
                 restore(tools, NAT).expect("it is valid");
                 restore(tools, FILTER).expect("it is valid");
-                let mut presence = written(tools);
+                let mut drift = written(tools);
                 for _ in 0..n_before {
-                    assert!(!is_disturbed(&mut presence, tools));
+                    assert!(!is_disturbed(&mut drift, tools));
                 }
                 shell(&damage);
-                assert!(is_disturbed(&mut presence, tools), "{damage}");
+                assert!(is_disturbed(&mut drift, tools), "{damage}");
                 shell(&repair);
                 shell("nft flush ruleset");
             }
@@ -225,8 +225,8 @@ fn sync_9_a_table_that_is_gone_or_switched_off_is_noticed() {
 #[test]
 fn what_others_do_to_theirs_is_not_ours() {
     each(|tools| {
-        let mut presence = written(tools);
-        let mut is_disturbed = || is_disturbed(&mut presence, tools);
+        let mut drift = written(tools);
+        let mut is_disturbed = || is_disturbed(&mut drift, tools);
         assert!(!is_disturbed());
         for table in ["nat", "mangle", "filter"] {
             for change in [
@@ -249,19 +249,19 @@ fn what_others_do_to_theirs_is_not_ours() {
 #[test]
 fn what_we_write_and_note_is_no_disturbance() {
     each(|tools| {
-        let mut presence = written(tools);
+        let mut drift = written(tools);
         for n in 0..2 {
-            assert!(!is_disturbed(&mut presence, tools));
+            assert!(!is_disturbed(&mut drift, tools));
             restore(
                 tools,
                 "*nat\n:PROXYD-NEW - [0:0]\n-A PROXYD-NEW -j PROXYD-DEEP\n\
                  :PROXYD-SERVICES - [0:0]\n-A PROXYD-SERVICES -p tcp -g PROXYD-NEW\nCOMMIT\n",
             )
             .expect("it is valid");
-            presence.put(Table::Nat, &chain("NEW", &["-j PROXYD-DEEP"]));
-            presence.put(Table::Nat, &chain("SERVICES", &["-p tcp -g PROXYD-NEW"]));
+            drift.put(Table::Nat, &chain("NEW", &["-j PROXYD-DEEP"]));
+            drift.put(Table::Nat, &chain("SERVICES", &["-p tcp -g PROXYD-NEW"]));
             for _ in 0..UNSEEN + 2 {
-                assert!(!is_disturbed(&mut presence, tools), "{n} {tools:?}");
+                assert!(!is_disturbed(&mut drift, tools), "{n} {tools:?}");
             }
             restore(
                 tools,
@@ -269,15 +269,15 @@ fn what_we_write_and_note_is_no_disturbance() {
                  -F PROXYD-NEW\n-X PROXYD-NEW\nCOMMIT\n",
             )
             .expect("it is valid");
-            presence.put(Table::Nat, &chain("SERVICES", &["-j PROXYD-DEEP"]));
-            presence.remove(Table::Nat, "PROXYD-NEW");
+            drift.put(Table::Nat, &chain("SERVICES", &["-j PROXYD-DEEP"]));
+            drift.remove(Table::Nat, "PROXYD-NEW");
         }
-        assert!(!is_disturbed(&mut presence, tools));
+        assert!(!is_disturbed(&mut drift, tools));
         ipset(tools, "add PROXYD4-a 10.0.0.3,tcp:1\nadd PROXYD4-b 10.0.0.0/8\ndel PROXYD4-a 10.0.0.1,tcp:80\ndel PROXYD4-a 10.0.0.2,udp:80\n").expect("it is valid");
-        assert!(is_disturbed(&mut presence, tools));
-        presence.wrote_set("PROXYD4-a", 1, 2);
-        presence.wrote_set("PROXYD4-b", 1, 0);
-        assert!(!is_disturbed(&mut presence, tools));
+        assert!(is_disturbed(&mut drift, tools));
+        drift.wrote_set("PROXYD4-a", 1, 2);
+        drift.wrote_set("PROXYD4-b", 1, 0);
+        assert!(!is_disturbed(&mut drift, tools));
     });
 }
 
@@ -291,12 +291,12 @@ fn sync_9_a_set_that_is_flushed_or_gone_is_noticed() {
             "destroy PROXYD4-b",
         ] {
             for n_before in [0, 1] {
-                let mut presence = written(tools);
+                let mut drift = written(tools);
                 for _ in 0..n_before {
-                    assert!(!is_disturbed(&mut presence, tools));
+                    assert!(!is_disturbed(&mut drift, tools));
                 }
                 shell(&format!("ipset {damage}"));
-                assert!(is_disturbed(&mut presence, tools), "{damage}");
+                assert!(is_disturbed(&mut drift, tools), "{damage}");
                 shell("ipset flush");
                 ipset(tools, SETS).expect("it is valid");
             }
@@ -308,19 +308,19 @@ fn sync_9_a_set_that_is_flushed_or_gone_is_noticed() {
 fn asking_creates_and_writes_nothing() {
     for tools in all_tools() {
         in_netns(move || {
-            let mut presence = Presence::new(&tools);
-            assert!(!is_disturbed(&mut presence, &tools));
+            let mut drift = DriftCheck::new(&tools);
+            assert!(!is_disturbed(&mut drift, &tools));
             let names = "cat /proc/self/net/ip_tables_names /proc/self/net/ip6_tables_names; nft list ruleset";
             assert_eq!(shell(names), "");
             assert_eq!(shell("ipset list -n"), "");
         });
     }
     each(|tools| {
-        let mut presence = written(tools);
+        let mut drift = written(tools);
         let before = shell("nft list ruleset");
         for _ in 0..3 {
             let generation = nft::generation().expect("it can be asked");
-            assert!(!is_disturbed(&mut presence, tools));
+            assert!(!is_disturbed(&mut drift, tools));
             assert_eq!(nft::generation().expect("it can be asked"), generation);
         }
         assert_eq!(shell("nft list ruleset"), before);

@@ -1,9 +1,8 @@
 //! Which chains must the kernel have, by what we wrote?
 //!
-//! Of each chain it is known how often it is used: by its own rules, and by the rules that go to it. That
-//! is what `nf_tables` counts itself, and what a legacy table shows. Whatever removes a rule, a chain or a
-//! hook of ours makes one of these numbers smaller. Invariants: nothing here is taken from the kernel but
-//! the handles of chains; the numbers are a function of the chains that are there, not of the way there.
+//! The use count of each chain: its own rules, and the rules that jump to it. `nf_tables` counts the same,
+//! and a legacy table shows it. Removing a rule, a chain or a hook of ours lowers one of these counts. Invariants: nothing here is taken from the kernel but
+//! the handles of chains; the counts depend on the present chains only, not on how they came to be.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -29,9 +28,9 @@ impl Key {
 pub(super) struct Found {
     /// Its name.
     pub(super) name: String,
-    /// What the kernel tells it from another one of the same name by; 0 if it does not.
+    /// The kernel's number for it, another one if it was created again; 0 if it has none.
     pub(super) handle: u64,
-    /// How many rules it has, and how many rules go to it.
+    /// How many rules it has, plus how many rules jump to it.
     pub(super) uses: u32,
 }
 
@@ -85,15 +84,15 @@ pub(super) enum Difference {
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unknown { name } => write!(f, "the chain {name} is not one that we wrote"),
-            Self::MadeAnew { name } => write!(f, "the chain {name} was removed and made anew"),
+            Self::Unknown { name } => write!(f, "the chain {name} was not written by us"),
+            Self::MadeAnew { name } => write!(f, "the chain {name} was removed and created again"),
             Self::Uses {
                 name,
                 found,
                 expected,
             } => write!(
                 f,
-                "the chain {name} has {found} rules and references instead of {expected}"
+                "the chain {name} has {found} rules and references, expected {expected}"
             ),
             Self::Missing { n } => write!(f, "{n} chains are missing"),
         }
@@ -101,7 +100,7 @@ impl fmt::Display for Difference {
 }
 
 impl Expected {
-    /// Takes note that the chain has these rules and no others.
+    /// Records that the chain has exactly these rules.
     pub(super) fn put(&mut self, chain: &Chain) {
         let targets: Box<[Key]> = chain.rules.iter().filter_map(|rule| target(rule)).collect();
         for target in &targets {
@@ -116,12 +115,12 @@ impl Expected {
         self.replace(Key::of(&chain.name), Some(own));
     }
 
-    /// Takes note that the chain is gone.
+    /// Records that the chain was removed.
     pub(super) fn remove(&mut self, name: &str) {
         self.replace(Key::of(name), None);
     }
 
-    /// Takes note that one of the rules of others goes to the chain: the hook that we wrote.
+    /// Records that a rule in a built-in chain jumps to the chain: the hook that we wrote.
     pub(super) fn hook(&mut self, target: &str) {
         self.n_rules += 1;
         let entry = self.chains.entry(Key::of(target)).or_default();

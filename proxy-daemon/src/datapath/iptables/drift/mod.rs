@@ -1,20 +1,20 @@
-//! Are our rules and sets in the kernel as we wrote them, whatever others write at the same time?
+//! Did others change our rules or sets?
 //!
 //! Asked every second, so it reads no rules through a program: at 100,000 of them that takes seconds.
-//! What the kernel must have is computed from what we wrote (`expected`), and never taken from the kernel
-//! after a write: what others did between a write and a look at its result would become what we believe.
-//! So a look needs no moment of its own. Spec: SYNC-9.
+//! What the kernel must have is computed from what we wrote (`expected`) and never read from the kernel
+//! after a write: that would take what others did in between for ours. So a check can run at any time.
+//! Spec: SYNC-9.
 //!
-//! Cost: with nft nothing but one question if nobody wrote, otherwise 15 ms for 20,000 chains. With
-//! legacy one question if the numbers add up, otherwise a copy of the table, which is made every
-//! [`UNSEEN`] questions in any case, and more rarely if it is large. Large sets are asked for more rarely.
+//! Cost: with nft one question if nobody wrote, otherwise 15 ms for 20,000 chains. With legacy one
+//! question if the counts match, otherwise a copy of the table, which is made every [`UNSEEN`] checks in
+//! any case, and more rarely if the table is large. Large sets are checked more rarely.
 //!
-//! What is noticed: any rule, chain, hook or entry of ours that is missing or too many; with nft also a
-//! chain that was removed and made anew, and a table that is dormant. What others do to theirs is not
-//! taken for damage. Never noticed: one rule or entry in the place of another.
+//! Noticed: any rule, chain, hook or entry of ours that is missing or too many; with nft also a chain that
+//! was removed and made anew, and a table that is dormant. No false positives from what others do to their
+//! own. Not noticed: one rule or entry replaced by another.
 //!
-//! Invariants: taking note of a write costs microseconds and asks nobody; asking never makes the kernel
-//! create a table and writes nothing; what cannot be told is answered with yes.
+//! Invariants: recording a write costs microseconds and asks nobody; a check never makes the kernel create
+//! a table and writes nothing; what cannot be decided counts as drift.
 
 mod expected;
 mod legacy;
@@ -32,18 +32,18 @@ use expected::{Difference, Expected, Found};
 pub(crate) use nft::Jump;
 use sets::Sizes;
 
-/// After so many looks at the size of a legacy table its entries are looked at: a rule of others that
-/// comes while one of ours goes leaves the size as it was.
+/// After so many checks of the size of a legacy table its entries are read: if others add a rule while one
+/// of ours is removed, the size does not change.
 const UNSEEN: u32 = 10;
-/// In large tables there are more such looks, one for each so many entries: to copy these takes a
-/// millisecond, so that a look costs a thousandth of the time between two.
+/// In large tables the entries are read more rarely, by one check for each so many entries: copying these
+/// takes a millisecond, so that checks use a thousandth of the time.
 const COPIED: usize = 1_000;
-/// So many looks in a row may be spoilt by writes of others.
+/// So many checks in a row may be interrupted by writes of others.
 const SPOILT: u32 = 5;
 
-/// What our rules and sets must be like, and when they were last seen to be so.
+/// What the kernel must have of ours, and when it was last seen to have it.
 #[derive(Debug)]
-pub(crate) struct Presence {
+pub(crate) struct DriftCheck {
     nat: Expected,
     filter: Expected,
     sets: Sizes,
@@ -57,12 +57,12 @@ enum Rules {
         nat: Size,
         filter: Size,
     },
-    /// The number of the last transaction after which our chains were seen as they must be; `None`
-    /// since we wrote.
+    /// The number of the last transaction after which our chains were seen to be right; `None` since we
+    /// wrote.
     Nft(Option<u32>),
 }
 
-/// When a legacy table was last seen as it must be.
+/// When a legacy table was last seen to be right.
 #[derive(Clone, Copy, Debug, Default)]
 struct Size {
     /// What the kernel said then; `None`: never seen.
@@ -82,13 +82,13 @@ struct Seen {
 
 fn refused(object: &str, source: io::Error) -> DatapathError {
     DatapathError::Refused {
-        operation: "looking for changes by others",
+        operation: "checking for changes by others",
         object: object.to_owned(),
         source,
     }
 }
 
-impl Presence {
+impl DriftCheck {
     /// Of rules and sets of which nothing is written yet.
     pub(crate) fn new(tools: &Tools) -> Self {
         Self {
@@ -127,32 +127,32 @@ impl Presence {
         self.expected(table)
     }
 
-    /// Takes note that the chain has these rules and no others.
+    /// Records that the chain has exactly these rules.
     pub(crate) fn put(&mut self, table: Table, chain: &Chain) {
         self.write(table).put(chain);
     }
 
-    /// Takes note that the chain is gone.
+    /// Records that the chain was removed.
     pub(crate) fn remove(&mut self, table: Table, chain: &str) {
         self.write(table).remove(chain);
     }
 
-    /// Takes note that a rule in a built-in chain goes to this chain of ours.
+    /// Records that a rule in a built-in chain jumps to this chain of ours.
     pub(crate) fn hook(&mut self, table: Table, target: &str) {
         self.write(table).hook(target);
     }
 
-    /// Takes note that this chain could not be removed.
+    /// Records that this chain could not be removed.
     pub(crate) fn tolerate(&mut self, table: Table, chain: &str) {
         self.write(table).tolerate(chain);
     }
 
-    /// Takes note that we added and removed so many entries of a set: entries that were not there, and were.
+    /// Records how many entries of a set we added that were not in it, and removed that were.
     pub(crate) fn wrote_set(&mut self, name: &str, n_added: usize, n_removed: usize) {
         self.sets.wrote(name, n_added, n_removed);
     }
 
-    /// Whether others have changed something of ours; of large sets, each question asks for the next ones.
+    /// Whether others changed our rules or sets; of large sets, each call checks the next ones.
     ///
     /// # Errors
     /// [`DatapathError::Refused`] if the kernel could not be asked.
@@ -164,7 +164,7 @@ impl Presence {
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 self.n_spoilt += 1;
-                let spoilt = "others write so often that our chains cannot be listed";
+                let spoilt = "cannot list our chains: others write too often";
                 (self.n_spoilt >= SPOILT).then(|| spoilt.to_owned())
             }
             Err(error) => return Err(refused("rules", error)),
@@ -175,7 +175,11 @@ impl Presence {
         };
         if let Some(difference) = &difference {
             let family = tools.family().name();
-            tracing::warn!(family, difference, "others changed what is ours");
+            tracing::warn!(
+                family,
+                difference,
+                "our rules or sets were changed by others"
+            );
         }
         Ok(difference.is_some())
     }
@@ -271,12 +275,12 @@ impl Size {
     }
 }
 
-/// Chains of ours and what goes to them, as the kernel has them: no program need be able to print them.
+/// Our chains and the jumps to them, read from the kernel: no program need be able to print them.
 #[derive(Debug, Default)]
 pub(crate) struct Unprinted {
     /// The names of our chains.
     pub(crate) chains: Vec<String>,
-    /// Rules in chains of others that go to them; nothing is known of them with legacy.
+    /// Rules in chains of others that jump to them; always empty with legacy.
     pub(crate) jumps: Vec<Jump>,
 }
 
@@ -311,19 +315,19 @@ fn names(chains: impl IntoIterator<Item = Found>) -> Vec<String> {
     chains.into_iter().map(|found| found.name).collect()
 }
 
-/// Removes a rule that goes to a chain of ours; not an error if it is gone.
+/// Removes a rule that jumps to a chain of ours; not an error if there is none.
 ///
 /// # Errors
 /// [`DatapathError::Refused`] if the kernel does not let us.
 pub(crate) fn remove_jump(tools: &Tools, table: Table, jump: &Jump) -> Result<(), DatapathError> {
     nft::delete(tools.family(), table, jump).map_err(|source| DatapathError::Refused {
-        operation: "removal of a rule that goes to a chain of ours",
+        operation: "removing a jump to our chain",
         object: format!("{} {}", table.name(), jump.chain),
         source,
     })
 }
 
-/// Switches our tables on if others switched them off: no rule in them is in force then.
+/// Clears the dormant flag of our tables if others set it: no rule of a dormant table is in force.
 ///
 /// # Errors
 /// [`DatapathError::Refused`] if the kernel does not let us.
@@ -340,7 +344,7 @@ pub(crate) fn wake(tools: &Tools) -> Result<usize, DatapathError> {
                 tracing::warn!(
                     family = family.name(),
                     table = name,
-                    "others switched the table off (flags dormant); it is switched on again, as Services need it"
+                    "table is dormant, set by others; activating it, as Services need it"
                 );
                 nft::wake(family, table)?;
                 n_woken += 1;
@@ -348,7 +352,7 @@ pub(crate) fn wake(tools: &Tools) -> Result<usize, DatapathError> {
             Ok(())
         };
         wake().map_err(|source| DatapathError::Refused {
-            operation: "switching on",
+            operation: "activating",
             object: format!("the table {name}"),
             source,
         })?;
@@ -356,7 +360,7 @@ pub(crate) fn wake(tools: &Tools) -> Result<usize, DatapathError> {
     Ok(n_woken)
 }
 
-/// Hands out the name of each set whose name begins so, and whether rules use it.
+/// Calls `each` with the name of each set with this prefix, and whether rules use it.
 ///
 /// # Errors
 /// [`DatapathError`] if the kernel could not be asked.

@@ -26,19 +26,19 @@ const PROTOCOL: u8 = 6;
 /// `IPSET_FLAG_LIST_HEADER`: without the entries.
 const HEADER_ONLY: u32 = 1 << 2;
 
-/// A question ends with the set with which it has made the kernel count so many entries, and for each so
-/// many one of the next questions asks nothing: counting costs a millisecond for some 20,000.
+/// A check ends once the kernel has counted this many entries, and for each so many one of the next checks
+/// is skipped: counting some 20,000 costs a millisecond.
 const COUNTED: usize = 8_192;
-/// So many questions at most ask nothing, so that no set is out of sight for long.
+/// At most so many checks are skipped, so that every set is checked soon.
 const MOST_SKIPPED: usize = 12;
 
 /// How many entries sets must have.
 #[derive(Debug, Default)]
 pub(super) struct Sizes {
     sets: BTreeMap<String, usize>,
-    /// Which of them was asked for last.
+    /// The set that was checked last.
     last: String,
-    /// How many of the next questions ask nothing.
+    /// How many of the next checks to skip.
     n_skipped: usize,
 }
 
@@ -50,13 +50,13 @@ enum Set {
 }
 
 impl Sizes {
-    /// Takes note of a change that we made, or of a set that we made.
+    /// Records entries that we added and removed, or a set that we created.
     pub(super) fn wrote(&mut self, name: &str, n_added: usize, n_removed: usize) {
         let n = self.sets.entry(name.to_owned()).or_default();
         *n = (*n + n_added).saturating_sub(n_removed);
     }
 
-    /// Which of the next ones has another number now, or is gone.
+    /// The first difference among the sets that are next to be checked.
     ///
     /// Kernel: to say how many entries a set has, it counts them. So a question does not ask for all of
     /// them where they are large.
@@ -76,7 +76,7 @@ impl Sizes {
             let difference = match found {
                 Set::Absent => Some(format!("the set {name} is gone")),
                 Set::Has(n) if n != *expected => Some(format!(
-                    "the set {name} has {n} entries instead of {expected}"
+                    "the set {name} has {n} entries, expected {expected}"
                 )),
                 Set::Uncounted | Set::Has(_) => None,
             };
@@ -94,7 +94,7 @@ impl Sizes {
     }
 }
 
-/// Hands out the name of each set whose name begins so, and whether rules use it.
+/// Calls `each` with the name of each set with this prefix, and whether rules use it.
 ///
 /// # Errors
 /// What the kernel answers; `Unsupported` if it has no sets.

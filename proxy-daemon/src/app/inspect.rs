@@ -1,4 +1,4 @@
-//! How is the forwarding state looked at from the command line?
+//! How do `dump` and `explain` get their answers?
 //!
 //! Without `--manifests` the running daemon is asked; with it, the directory is read and compiled here,
 //! which needs neither a cluster nor a privilege. There, the node's addresses are those that its Node

@@ -1,4 +1,4 @@
-//! How much of us can those who connect hold on to?
+//! How many connections, and for how long, can clients hold?
 //!
 //! Invariants: connections have places ([`Places`]) and a new one always gets one, so that accepting
 //! never stops; each carries one request, whose head must come within [`HEAD`], and is over within
@@ -24,16 +24,16 @@ use tower::ServiceExt as _;
 use super::places::{Place, Places};
 use crate::sys::{Clock as _, Limiter, SystemClock};
 
-/// How long a client may take to say what it wants.
+/// Longest time until the head of a request is complete.
 const HEAD: Duration = Duration::from_secs(3);
-/// How much it may say.
+/// Largest head of a request, in bytes.
 const HEAD_SIZE: usize = 16 << 10;
 const LIFETIME: Duration = Duration::from_secs(15);
 /// How many connections the kernel keeps for us until they are accepted; it may have a lower limit.
 const BACKLOG: u32 = 4096;
-/// How long accepting is left alone when the process has no descriptor or memory left.
+/// Pause in accepting when the process has no descriptor or memory left.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How many connections are cut before that is worth a line in the log, and how often there is one.
+/// How many connections are closed before that is logged, and how often it is logged.
 const MANY: u64 = 100;
 const NEWS: Duration = Duration::from_secs(60);
 
@@ -112,14 +112,14 @@ async fn answer(
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
     tokio::select! {
-        // What a client did wrong is told to it, as far as it can be.
+        // Errors of the client are answered by hyper.
         _ended = connection => {}
         _cut = goes => {}
         () = tokio::time::sleep(LIFETIME) => {}
     }
 }
 
-/// What is logged now and then.
+/// Limits what is logged.
 struct News {
     cut: Limiter,
     shortage: Limiter,
@@ -139,7 +139,7 @@ impl News {
         if self.shortage.allows(SystemClock.now()) {
             tracing::warn!(
                 %error,
-                "cannot accept connections; raise the limit of open files, or look who uses them up"
+                "cannot accept connections, will retry; raise the limit of open files, or find what uses them"
             );
         }
     }
@@ -150,7 +150,7 @@ impl News {
             places.forget_cut();
             tracing::warn!(
                 n_cut,
-                "connections were cut because too many came; look who opens them (ss -tn)"
+                "closed connections, as there were too many; find who opens them (ss -tn)"
             );
         }
     }

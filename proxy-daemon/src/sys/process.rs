@@ -320,7 +320,12 @@ impl Running {
         if now >= self.next_news {
             self.next_news = now + NEWS;
             let program = &self.name;
-            tracing::warn!(program, pid, seconds = running.as_secs(), "still running");
+            tracing::warn!(
+                program,
+                pid,
+                seconds = running.as_secs(),
+                "program is still running"
+            );
         }
         Ok(())
     }
@@ -363,7 +368,7 @@ impl Drop for Running {
             tracing::warn!(
                 program,
                 pid,
-                "cannot kill a program: the kernel does not let it go; look what it waits for in /proc/PID/stack"
+                "cannot kill a program: it waits in the kernel; see /proc/PID/stack"
             );
         } else if let Err(error) = self.reap() {
             tracing::debug!(%error, "cannot reap a program");

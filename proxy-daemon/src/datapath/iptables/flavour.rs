@@ -60,7 +60,7 @@ pub enum Because {
     Canary,
     /// It has more rules of others.
     MoreRules,
-    /// Nothing speaks for either, and it is the newer one.
+    /// Neither is in use, and it is the newer one.
     Newer,
 }
 
@@ -127,7 +127,7 @@ fn read(flavour: Flavour, tables: &[&str], each: &mut dyn FnMut(&str)) -> bool {
         for table in tables {
             if let Err(error) = tools.save(table, each) {
                 let error: &dyn Error = &error;
-                tracing::debug!(%flavour, table, error, "unreadable");
+                tracing::debug!(%flavour, table, error, "cannot read the table");
                 is_readable = false;
             }
         }

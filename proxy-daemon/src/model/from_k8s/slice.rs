@@ -79,7 +79,7 @@ fn read_ports(
     for (index, wire) in faults.list(&object.ports, "ports") {
         let name = match faults.value(&wire.name, format_args!("ports[{index}].name")) {
             Some(name) => name.as_ref(),
-            // The API server fills in the empty name. Who does not is not to be guessed at (EPS-6).
+            // A missing name from the API server is invalid: ignore the port (EPS-6).
             None if author == Author::File => "",
             None => continue,
         };

@@ -41,7 +41,7 @@ pub struct ApiServer {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The kubeconfig file cannot be read or understood.
-    #[error("the kubeconfig {} cannot be used", .path.display())]
+    #[error("cannot use the kubeconfig {}", .path.display())]
     Kubeconfig {
         /// The file.
         path: PathBuf,
@@ -49,19 +49,21 @@ pub enum ConnectError {
         source: Box<KubeconfigError>,
     },
     /// There is no kubeconfig, and this is no pod.
-    #[error("there is neither --kubeconfig nor --master nor an in-cluster configuration")]
+    #[error(
+        "no API server configured: no --kubeconfig, no --master, and no in-cluster configuration"
+    )]
     InCluster {
         /// Why not.
         source: Box<InClusterError>,
     },
-    /// `--master` is no URL.
-    #[error("--master={text} is no URL such as https://192.0.2.1:6443")]
+    /// `--master` is not a URL.
+    #[error("--master={text} is not a URL such as https://192.0.2.1:6443")]
     Master {
         /// What it is.
         text: String,
     },
-    /// Certificates or credentials cannot be used.
-    #[error("the credentials for {server} cannot be used")]
+    /// The certificates or credentials are unusable.
+    #[error("cannot use the credentials for {server}")]
     Credentials {
         /// The server.
         server: Uri,
@@ -224,7 +226,7 @@ mod tests {
             .expect("an error");
         assert_eq!(
             error.to_string(),
-            "the kubeconfig /nonexistent/kubeconfig cannot be used"
+            "cannot use the kubeconfig /nonexistent/kubeconfig"
         );
     }
 

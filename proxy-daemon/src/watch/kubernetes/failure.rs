@@ -27,7 +27,7 @@ pub(super) enum Failure {
         message: String,
     },
     /// The server no longer has the version that we continue from.
-    #[error("the API server no longer has the version that the watch would continue from")]
+    #[error("the API server no longer has the resourceVersion to continue the watch from")]
     Gone,
     /// The server is at an older version than the one that we have from it.
     #[error(
@@ -47,13 +47,13 @@ pub(super) enum Failure {
     #[error("the API server sent nothing for {0:?}")]
     Silence(Duration),
     /// A bookmark came in a streaming list before its end, as only in a plain watch.
-    #[error("the API server does not know streaming lists")]
+    #[error("the API server does not support streaming lists")]
     PlainWatch,
     /// The answer ended before it was complete.
-    #[error("the API server's answer ended too early")]
+    #[error("the API server's answer is incomplete")]
     Cut,
     /// The answer is not what an API server sends.
-    #[error("the API server's answer cannot be read: {0}")]
+    #[error("cannot read the API server's answer: {0}")]
     Garbled(String),
 }
 

@@ -71,7 +71,7 @@ impl Link {
         mut first: Pin<&mut impl Future<Output = Result<Response<Body>, Failure>>>,
         until: Instant,
     ) -> Result<Response<Body>, Failure> {
-        tracing::debug!(url, "no answer yet: a new connection is tried beside it");
+        tracing::debug!(url, "no answer yet, opening another connection");
         while Instant::now() < until {
             let turn = (Instant::now() + self.timing.head).min(until);
             let second = async {
@@ -138,13 +138,13 @@ impl Link {
                     *current.lock().unwrap_or_else(PoisonError::into_inner) = client;
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "the connections to the API server stay as they are");
+                    tracing::debug!(%error, "cannot read the credentials again, keeping the connections to the API server");
                 }
             }
             drop(made);
         });
         if let Err(error) = making.await {
-            tracing::debug!(%error, "no new connections to the API server could be made");
+            tracing::debug!(%error, "cannot open new connections to the API server");
         }
     }
 }

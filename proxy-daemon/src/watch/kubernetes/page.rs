@@ -22,7 +22,7 @@ pub(super) struct Page {
     pub(super) continue_token: Option<String>,
 }
 
-/// Reads a page; `each` may see an object twice, and an unreadable one as why it is that.
+/// Calls `each` per object, possibly twice; an unreadable one is `Err(reason)`.
 ///
 /// # Errors
 /// Why this is no page of a list.

@@ -1,6 +1,6 @@
-//! What is a person told when the API server does not do what we ask?
+//! What is logged when requests to the API server fail?
 //!
-//! Invariants: a failure is told once when it begins and its end once, however often it is repeated;
+//! Invariants: a failure is logged once when it begins and once when it ends, however often it repeats;
 //! whatever the server says, lines of one sort come at a limited rate, with the number of what was left
 //! out; what only a person can mend says how.
 
@@ -16,11 +16,11 @@ use super::failure::Failure;
 /// How long a sort of line is not written again: at first, and at most while it goes on.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(120));
 
-/// What was told about one kind.
+/// What was logged about one kind.
 #[derive(Debug)]
 pub(super) struct Reports {
     plural: &'static str,
-    /// What was told last, if it has not ended.
+    /// The last failure, if it has not ended.
     told: Option<String>,
     failures: Limit,
     rewinds: Limit,
@@ -29,7 +29,7 @@ pub(super) struct Reports {
     asked: Asked,
 }
 
-/// How many requests there were since that was told last.
+/// Requests since the last log line about them.
 #[derive(Debug)]
 struct Asked {
     n_lists: u32,
@@ -81,12 +81,12 @@ impl Reports {
         }
     }
 
-    /// Tells of something that is part of ordinary life.
+    /// Logs an expected failure.
     pub(super) fn note(&self, failure: &Failure) {
-        tracing::debug!(kind = self.plural, "{failure}; going on otherwise");
+        tracing::debug!(kind = self.plural, "{failure}; using another way");
     }
 
-    /// Tells of a failure, unless it was told already.
+    /// Logs a failure, unless it was logged already.
     pub(super) fn failure(&mut self, failure: &Failure) {
         let text = sentence(failure, self.plural);
         if self.told.as_ref() == Some(&text) {
@@ -99,36 +99,36 @@ impl Reports {
         }
     }
 
-    /// Tells that it works again.
+    /// Logs that it works again.
     pub(super) fn success(&mut self) {
         if self.told.take().is_some() {
-            tracing::info!(kind = self.plural, "the API server can be followed again");
+            tracing::info!(kind = self.plural, "following the API server again");
         }
     }
 
-    /// Tells that the server's state was replaced by an older one.
+    /// Logs that the server's state was replaced by an older one.
     pub(super) fn rewound(&mut self, failure: &Failure) {
         if let Some(n_unsaid) = self.rewinds.take(Instant::now()) {
             tracing::warn!(
                 kind = self.plural,
                 n_unsaid,
-                "{failure}; all {} are listed anew, and what is not among them is removed",
+                "{failure}; listing all {} again and removing those that are gone",
                 self.plural
             );
         }
     }
 
-    /// Tells that our Node was deleted.
+    /// Logs that our Node was deleted.
     pub(super) fn node_deleted(&mut self) {
         if let Some(n_unsaid) = self.deletions.take(Instant::now()) {
             tracing::warn!(
                 n_unsaid,
-                "our Node was deleted; what it said last stays in force"
+                "our Node was deleted; its last state stays in force"
             );
         }
     }
 
-    /// Counts a request, which is not told.
+    /// Counts a request, which is not logged.
     pub(super) fn asked(&mut self, is_list: bool, now: Instant) {
         let asked = &mut self.asked;
         asked.since.get_or_insert(now);
@@ -166,8 +166,8 @@ impl Reports {
             n_lists,
             n_watches,
             seconds,
-            "the API server ends what it is asked for {} soon after it began: it is asked less often, \
-             and changes arrive some seconds late; look at its log and at what is between it and us",
+            "the API server ends lists and watches of {} soon after they began: asking less often, \
+             so that changes arrive some seconds late; check its log and the network in between",
             self.plural
         );
     }
@@ -188,14 +188,14 @@ fn sentence(failure: &Failure, plural: &str) -> String {
     let what_to_do = match failure {
         Failure::Refused { status, .. } if *status == StatusCode::FORBIDDEN => format!(
             "; allow our user the verbs list and watch on {plural}, with a ClusterRole \
-             and a ClusterRoleBinding; what does not need them is served meanwhile"
+             and a ClusterRoleBinding; everything else is served meanwhile"
         ),
         Failure::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED => {
             "; the token or certificate of the kubeconfig or service account is wrong or has expired"
                 .to_owned()
         }
         Failure::Refused { status, .. } if *status == StatusCode::NOT_FOUND => {
-            format!("; it has no {plural}: what needs them stays off until it has")
+            format!("; it has no {plural}: features that need them are off until it has")
         }
         Failure::Refused { .. }
         | Failure::Gone
@@ -204,7 +204,7 @@ fn sentence(failure: &Failure, plural: &str) -> String {
         | Failure::Silence(_)
         | Failure::PlainWatch
         | Failure::Cut
-        | Failure::Garbled(_) => "; the last state stays, and we ask again".to_owned(),
+        | Failure::Garbled(_) => "; will retry, the last state stays in force".to_owned(),
     };
     text.push_str(&what_to_do);
     text

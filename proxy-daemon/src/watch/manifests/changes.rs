@@ -1,4 +1,4 @@
-//! When did something in the directory change, and which files are being written?
+//! When did the directory change, and which files are being written?
 //!
 //! Invariants: a file counts as being written from its first change until it is closed, renamed or
 //! removed; a directory that was replaced is found again; without any event the directory is looked at
@@ -34,7 +34,7 @@ pub(super) struct Changes {
     finished: BTreeSet<String>,
     /// Whether nothing happened for so long that every file is taken for finished.
     quiet: bool,
-    /// Whether there was an event that asks for a look.
+    /// Whether an event requires a read of the directory.
     due: bool,
     /// Whether the last look failed.
     has_failed: bool,
@@ -160,7 +160,7 @@ impl Changes {
 
     fn unwatch(&self, watch: WatchDescriptor) {
         if let Err(error) = self.inotify.watches().remove(watch) {
-            tracing::debug!(%error, "the watch of the manifest directory was gone already");
+            tracing::debug!(%error, "cannot remove the watch of the manifest directory");
         }
     }
 

@@ -247,7 +247,7 @@ impl Directory {
         }
         if objects.is_empty() && !gone.is_empty() {
             let path = self.path.display();
-            tracing::warn!(%path, n_gone = gone.len(), "there is no object in the manifests any more");
+            tracing::warn!(%path, n_gone = gone.len(), "the manifests hold no objects any more");
         }
         // Who hears of the state can ask what is wrong with it.
         shared
@@ -279,7 +279,7 @@ impl Directory {
             n_files = self.files.len(),
             n_objects = told.len(),
             ?changed,
-            "manifests were read"
+            "read the manifests"
         );
         self.told = Some(told);
         self.missing = missing;

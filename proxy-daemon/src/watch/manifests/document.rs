@@ -218,7 +218,7 @@ fn read_object(file: &str, line: usize, wire: Wire<'_>, decoder: &mut Decoder) -
             &mut diagnostics,
         );
     } else {
-        tracing::debug!(place, kind = %Quoted(kind), "document is of a kind that is not used");
+        tracing::debug!(place, kind = %Quoted(kind), "ignored a document of a kind that is not used");
     }
     Document::Good {
         objects,

@@ -30,7 +30,7 @@ use super::Shared;
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestsError {
     /// It is not there, is no directory, or must not be read.
-    #[error("the manifest directory {} cannot be read", .path.display())]
+    #[error("cannot read the manifest directory {}", .path.display())]
     Read {
         /// The directory.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub enum ManifestsError {
         source: io::Error,
     },
     /// It cannot be watched for changes.
-    #[error("the manifest directory {} cannot be watched", .path.display())]
+    #[error("cannot watch the manifest directory {}", .path.display())]
     Watch {
         /// The directory.
         path: PathBuf,
@@ -46,7 +46,7 @@ pub enum ManifestsError {
         source: io::Error,
     },
     /// The thread that reads it cannot be started.
-    #[error("the thread that reads manifests cannot be started")]
+    #[error("cannot start the thread that reads manifests")]
     Thread {
         /// Why.
         source: io::Error,
@@ -124,7 +124,7 @@ impl Manifests {
                 Err(error) => {
                     if !faulty {
                         let path = self.directory.path().display();
-                        tracing::warn!(%path, %error, "manifests cannot be read; the last state stays");
+                        tracing::warn!(%path, %error, "manifests cannot be read, will retry; the last state stays in force");
                     }
                     faulty = true;
                     self.changes.set_failed();

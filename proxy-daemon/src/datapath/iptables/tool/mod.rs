@@ -1,8 +1,8 @@
-//! How are iptables and ipset asked and told?
+//! How are iptables and ipset run?
 //!
-//! By their programs, in the network namespace of the calling thread. Invariants: looking never makes
+//! By their programs, in the network namespace of the calling thread. Invariants: reading never makes
 //! the kernel create a table; an error is what the program said, with the line of our input that it
-//! names; one who holds the lock of iptables-legacy is named.
+//! names; the process that holds the lock of iptables-legacy is named.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -51,16 +51,16 @@ impl Tools {
         };
         let (restore, save) = find_iptables(family, flavour, &find).ok_or_else(|| match flavour {
             Flavour::Nft => missing(
-                "looking for iptables-nft-restore and iptables-nft-save, or the same for ip6tables",
+                "finding iptables-nft-restore and iptables-nft-save, or the same for ip6tables",
                 "install the package iptables, 1.8 or later (iptables-nft on RHEL)",
             ),
             Flavour::Legacy => missing(
-                "looking for iptables-legacy-restore and iptables-legacy-save, or the same for ip6tables",
+                "finding iptables-legacy-restore and iptables-legacy-save, or the same for ip6tables",
                 "install the package iptables, 1.6.2 or later (iptables-legacy on Alpine and RHEL)",
             ),
         })?;
-        let ipset = find("ipset")
-            .ok_or_else(|| missing("looking for ipset", "install the package ipset"))?;
+        let ipset =
+            find("ipset").ok_or_else(|| missing("finding ipset", "install the package ipset"))?;
         let environment: Vec<(&'static str, OsString)> = ENVIRONMENT
             .into_iter()
             .filter_map(|name| Some((name, std::env::var_os(name)?)))
@@ -126,7 +126,7 @@ impl Tools {
         io::Error::new(
             io::ErrorKind::TimedOut,
             format!(
-                "{} is held by {} for more than {} s; it must end before rules can be written",
+                "{} is held by {} for more than {} s; cannot write rules, will retry",
                 self.lock.display(),
                 lock::holder(&self.lock),
                 self.lock_wait.as_secs()
@@ -156,7 +156,7 @@ impl Tools {
             return Ok(());
         }
         let advice = format!(
-            "others wrote rules into the table {table} that iptables-nft cannot read; have them use a table of another name, or use --mode=nftables"
+            "the table {table} has rules of others that iptables-nft cannot read; move those to a table of another name, or use --mode=nftables"
         );
         Err(refused(
             "reading rules",

@@ -28,6 +28,7 @@ mod np;
 mod process;
 mod rej;
 mod senders;
+mod served;
 mod src;
 mod svc;
 mod sync;
@@ -62,6 +63,7 @@ fn main() {
     cases.extend(unprinted::cases());
     cases.extend(life::cases());
     cases.extend(process::cases());
+    cases.extend(served::cases());
     cases.extend(crowd::cases());
     cases.extend(api::cases());
     cases.extend(master::cases());

@@ -15,7 +15,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(topo_4_otherwise_there_is_no_filtering).tcp(),
         case!(topo_5_unready_endpoints_have_no_say).tcp(),
         case!(topo_6_the_zone_step_looks_at_zone_hints_only).tcp(),
-        case!(topo_8_a_zone_change_is_followed).tcp(),
+        case!(topo_8_node_7_a_zone_change_is_followed).tcp(),
         case!(topo_9_node_6_a_deleted_node_keeps_its_labels).tcp(),
     ]
 }
@@ -130,7 +130,7 @@ fn topo_6_the_zone_step_looks_at_zone_hints_only(t: &mut Test) {
     reaches(t, &[kept(P2), kept(R)]);
 }
 
-fn topo_8_a_zone_change_is_followed(t: &mut Test) {
+fn topo_8_node_7_a_zone_change_is_followed(t: &mut Test) {
     let endpoints = [
         Endpoint::new(P2).for_zones(&["zone-a"]),
         Endpoint::new(R).for_zones(&["zone-b"]),
@@ -142,6 +142,8 @@ fn topo_8_a_zone_change_is_followed(t: &mut Test) {
     t.node()
         .patch(json!({"metadata": {"labels": {"topology.kubernetes.io/region": "zone-a"}}}));
     reaches(t, &[kept(R)]);
+    t.node().zone(None);
+    reaches(t, &[kept(P2), kept(R)]);
 }
 
 fn topo_9_node_6_a_deleted_node_keeps_its_labels(t: &mut Test) {

@@ -18,8 +18,10 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case!(aff_1_a_client_stays).kernel(),
         case!(aff_2_memory_ends_after_the_timeout_since_the_last_connection)
+            .slow()
             .kernel()
-            .tcp(),
+            .tcp()
+            .fresh(),
         case!(aff_3_all_frontends_of_a_port_share_the_memory).kernel(),
         case!(aff_3_ports_do_not_share_the_memory).kernel().tcp(),
         case!(aff_4_clients_stick_separately_behind_masquerading)
@@ -30,7 +32,8 @@ pub(crate) fn cases() -> Vec<Case> {
         case!(aff_7_switching_applies_to_the_next_connections),
         case!(aff_8_a_shorter_timeout_applies_to_remembered_clients)
             .kernel()
-            .tcp(),
+            .tcp()
+            .fresh(),
         case!(aff_9_memory_survives_restarts_and_other_syncs)
             .kernel()
             .tcp()
@@ -41,7 +44,9 @@ pub(crate) fn cases() -> Vec<Case> {
             .v4()
             .fresh(),
         case!(aff_11_hairpin_and_host_sources_stick).kernel(),
-        case!(aff_12_svc_11_without_a_config_the_timeout_is_the_default).kernel(),
+        case!(aff_12_svc_11_without_a_config_the_timeout_is_the_default)
+            .kernel()
+            .fresh(),
     ]
 }
 
@@ -318,7 +323,7 @@ fn await_remaining(t: &Test, holds: impl Fn(u64) -> bool) {
     }
 }
 
-/// For how long the kernel still remembers each client. Unit: seconds.
+/// For how long the kernel still remembers each client of any Service on this bed. Unit: seconds, rounded down.
 fn remaining(t: &Test) -> Vec<u64> {
     t.datapath().seconds_left(t.family, t.node_ns())
 }

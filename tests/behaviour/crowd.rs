@@ -19,6 +19,7 @@ use crate::common::{web, works};
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case!(hz_9_misbehaving_clients_keep_nobody_from_his_answer)
+            .slow()
             .kernel()
             .tcp()
             .fresh(),

@@ -25,10 +25,15 @@ const DAMAGES: usize = 6;
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case!(sync_9_damage_beside_our_own_writes_is_repaired)
+            .slow()
             .kernel()
             .tcp()
             .fresh(),
-        case!(sync_9_slow_damage_is_repaired).kernel().tcp().fresh(),
+        case!(sync_9_slow_damage_is_repaired)
+            .slow()
+            .kernel()
+            .tcp()
+            .fresh(),
     ]
 }
 

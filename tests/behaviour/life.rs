@@ -36,10 +36,12 @@ pub(crate) fn cases() -> Vec<Case> {
             .tcp()
             .fresh(),
         case!(life_9_a_switch_of_modes_is_not_noticed)
+            .slow()
             .kernel()
             .protocols(&[Protocol::Tcp, Protocol::Udp])
             .fresh(),
         case!(life_16_kubelet_says_which_iptables_is_used)
+            .slow()
             .kernel()
             .tcp()
             .fresh(),

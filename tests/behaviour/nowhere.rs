@@ -19,6 +19,7 @@ use crate::senders::{
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case!(ct_3_svc_13_xm_6_flows_that_lead_nowhere_go)
+            .slow()
             .kernel()
             .udp()
             .fresh(),

@@ -39,6 +39,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .v4()
             .fresh(),
         case!(life_11_who_takes_the_socket_keeps_it_not_from_starting)
+            .slow()
             .kernel()
             .tcp()
             .v4()
@@ -63,6 +64,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .v4()
             .fresh(),
         case!(ds_1_a_shortage_makes_no_node_single_stack)
+            .slow()
             .kernel()
             .tcp()
             .v4()

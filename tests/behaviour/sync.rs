@@ -32,6 +32,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .fresh()
             .flags(&[SOON]),
         case!(sync_5_partial_syncs_end_where_a_full_one_would)
+            .slow()
             .kernel()
             .tcp()
             .fresh(),
@@ -43,6 +44,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .fresh()
             .flags(&[SOON]),
         case!(sync_9_every_damage_is_noticed_and_repaired)
+            .slow()
             .tcp()
             .fresh()
             .flags(&[SOON]),

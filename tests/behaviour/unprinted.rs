@@ -28,6 +28,7 @@ const RULES: [&str; 8] = [
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case!(sync_10_rules_that_cannot_be_printed_are_in_nobodys_way)
+            .slow()
             .kernel()
             .tcp()
             .fresh(),

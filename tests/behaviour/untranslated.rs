@@ -19,6 +19,7 @@ use crate::senders::{
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case!(ct_4_clients_that_sent_past_missing_rules_are_answered_again)
+            .slow()
             .kernel()
             .udp()
             .fresh()

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -21,8 +22,18 @@ pub use crate::test::Test;
 use crate::topology::Pods;
 use crate::world::World;
 
+/// Set to anything, this variable leaves one protocol in each family and no slow cases; `cargo xtask test --quick` sets it.
+const QUICK: &str = "BEHAVIOUR_QUICK";
+
+/// Set to anything, this variable has the longest trials named at the end.
+const TIMES: &str = "BEHAVIOUR_TIMES";
+const N_TIMES: usize = 40;
+
 /// What stands in a test's name for the run without a kernel.
 const ORACLE: &str = "oracle";
+
+/// What stands in a test's name where no datapath takes part.
+const ONCE: &str = "no-daemon";
 
 /// How many tests run at once: they wait more than they work.
 const THREADS: usize = 4;
@@ -38,6 +49,8 @@ pub struct Case {
     pods: Vec<Pods>,
     fresh: bool,
     kernel: bool,
+    once: bool,
+    slow: bool,
 }
 
 impl Case {
@@ -52,6 +65,8 @@ impl Case {
             pods: vec![Pods::PointToPoint],
             fresh: false,
             kernel: false,
+            once: false,
+            slow: false,
         }
     }
 
@@ -117,6 +132,35 @@ impl Case {
         }
     }
 
+    /// Over which protocols a family is tried. A short run takes TCP for IPv4 and UDP for IPv6, or the first there is.
+    fn protocols_of(&self, family: Family, quick: bool) -> Vec<Protocol> {
+        let wanted = match family {
+            Family::V4 => Protocol::Tcp,
+            Family::V6 => Protocol::Udp,
+        };
+        let has_it = self.protocols.contains(&wanted).then_some(wanted);
+        let one = has_it.or_else(|| self.protocols.first().copied());
+        match one {
+            Some(one) if quick => vec![one],
+            _ => self.protocols.clone(),
+        }
+    }
+
+    /// Left out of a short run: it takes many seconds.
+    #[must_use]
+    pub fn slow(self) -> Self {
+        Self { slow: true, ..self }
+    }
+
+    /// Without the daemon, and so once and not for each datapath.
+    #[must_use]
+    pub fn once(self) -> Self {
+        Self {
+            once: true,
+            ..self.kernel().fresh()
+        }
+    }
+
     /// On a bed of its own, because it changes the network or the daemon.
     #[must_use]
     pub fn fresh(self) -> Self {
@@ -148,6 +192,8 @@ fn bridge_netfilter() -> Result<(), String> {
 #[derive(Debug, Default)]
 struct Pool {
     idle: Mutex<BTreeMap<Kind, Vec<Bed>>>,
+    /// How long each trial took.
+    times: Mutex<Vec<(Duration, String)>>,
 }
 
 impl Pool {
@@ -276,16 +322,22 @@ pub fn run(trials: Vec<Trial>, n_threads: usize, last: impl FnOnce()) -> ! {
 pub fn main(cases: Vec<Case>) -> ! {
     report_panics_once();
     let pool = Arc::new(Pool::default());
+    let quick = std::env::var_os(QUICK).is_some();
     let mut all = Vec::new();
-    for case in cases {
+    for case in cases.into_iter().filter(|case| !(quick && case.slow)) {
         let oracle = (!case.kernel).then_some(ORACLE);
-        for mode in oracle.into_iter().chain(Datapath::ALL.map(Datapath::name)) {
+        let n_datapaths = if case.once { 1 } else { Datapath::ALL.len() };
+        let datapaths = Datapath::ALL
+            .map(Datapath::name)
+            .into_iter()
+            .take(n_datapaths);
+        for mode in oracle.into_iter().chain(datapaths) {
             for pods in &case.pods {
                 for family in &case.families {
-                    for protocol in &case.protocols {
+                    for protocol in case.protocols_of(*family, quick) {
                         let (pods, flags) = (*pods, case.flags.clone());
                         let kind = Kind { mode, pods, flags };
-                        all.push((case.fresh, kind, case.clone(), *family, *protocol));
+                        all.push((case.fresh, kind, case.clone(), *family, protocol));
                     }
                 }
             }
@@ -294,7 +346,8 @@ pub fn main(cases: Vec<Case>) -> ! {
     all.sort_by(|a, b| (&a.1, a.0).cmp(&(&b.1, b.0)));
     let of_run = Arc::clone(&pool);
     let trials = all.into_iter().map(|(_, kind, case, family, protocol)| {
-        let (mode, on, over) = (kind.mode, family.label(), protocol.label());
+        let mode = if case.once { ONCE } else { kind.mode };
+        let (on, over) = (family.label(), protocol.label());
         let bridged = if kind.pods == Pods::Bridge {
             "bridged/"
         } else {
@@ -302,12 +355,23 @@ pub fn main(cases: Vec<Case>) -> ! {
         };
         let name = format!("{}/{mode}/{bridged}{on}/{over}", case.name);
         let pool = Arc::clone(&pool);
-        Trial::ignorable_test(name, move || {
-            run_case(&case, &kind, &pool, family, protocol)
+        Trial::ignorable_test(name.clone(), move || {
+            let started = Instant::now();
+            let outcome = run_case(&case, &kind, &pool, family, protocol);
+            let times = &mut *pool.times.lock().unwrap();
+            times.push((started.elapsed(), name));
+            outcome
         })
     });
     run(trials.collect(), THREADS, || {
         of_run.idle.lock().unwrap().clear();
+        if std::env::var_os(TIMES).is_some() {
+            let mut times = std::mem::take(&mut *of_run.times.lock().unwrap());
+            times.sort();
+            for (time, name) in times.iter().rev().take(N_TIMES) {
+                eprintln!("{:6.1} s {name}", time.as_secs_f64());
+            }
+        }
     })
 }
 

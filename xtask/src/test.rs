@@ -27,7 +27,17 @@ pub(crate) struct Options {
     /// Only what needs no root: the unit tests
     #[arg(long)]
     unit: bool,
+    /// About three minutes: on every datapath, but over one protocol in each family, without slow tests and with fewer random cases
+    #[arg(long, conflicts_with = "unit")]
+    quick: bool,
 }
+
+/// What makes the packet tests short; `tests/src/matrix.rs`, `tests/differential` and `tests/faults` read it.
+const QUICK: [(&str, &str); 3] = [
+    ("BEHAVIOUR_QUICK", "1"),
+    ("DIFFERENTIAL_CASES", "5"),
+    ("FAULTS_SECONDS", "5"),
+];
 
 /// What every step builds: with another selection cargo would choose other features, and compile all dependencies anew.
 const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "proxy-ebpf"];
@@ -36,7 +46,7 @@ const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "proxy-ebpf"];
 pub(crate) fn run(options: &Options) -> Result<bool> {
     setup::ensure()?;
     let mut total = Tally::default();
-    match build() {
+    match build(options.quick) {
         Ok(binaries) => {
             for binary in binaries.iter().filter(|b| !(options.unit && b.behaviour)) {
                 eprintln!("\x1b[1m{}\x1b[0m", binary.name);
@@ -45,12 +55,14 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
                     Err(why) => total.add(&binary.name, Err(why)),
                 }
             }
-            eprintln!("\x1b[1mexamples in the documentation\x1b[0m");
-            let mut doc = sh::cargo();
-            doc.args(["test", "--doc", "--no-fail-fast"])
-                .args(WORKSPACE);
-            doc.args(options.filter.iter().flat_map(|f| ["--", f]));
-            total.add("doc tests", run_counted(doc));
+            if !options.quick {
+                eprintln!("\x1b[1mexamples in the documentation\x1b[0m");
+                let mut doc = sh::cargo();
+                doc.args(["test", "--doc", "--no-fail-fast"])
+                    .args(WORKSPACE);
+                doc.args(options.filter.iter().flat_map(|f| ["--", f]));
+                total.add("doc tests", run_counted(doc));
+            }
         }
         Err(e) => {
             eprintln!("error: {e:#}");
@@ -99,15 +111,28 @@ impl Binary {
         command.current_dir(&self.package_dir);
         command.env("CARGO_MANIFEST_DIR", &self.package_dir);
         command.env("PROXY_DAEMON", sh::root().join("target/debug/proxy-daemon"));
+        if options.quick {
+            // What a person has set has a reason.
+            command.envs(
+                QUICK
+                    .into_iter()
+                    .filter(|(name, _)| std::env::var_os(name).is_none()),
+            );
+        }
         command.args(&options.filter);
         Ok(command)
     }
 }
 
 /// Builds the daemon and every test executable, units first.
-fn build() -> Result<Vec<Binary>> {
+fn build(quick: bool) -> Result<Vec<Binary>> {
     // The behaviour tests start the daemon itself, which cargo does not build for another package's tests.
-    sh::must_run(sh::cargo().args(["build", "--all-targets"]).args(WORKSPACE))?;
+    let targets: &[&str] = if quick {
+        &["--bin", "proxy-daemon"]
+    } else {
+        &["--all-targets"]
+    };
+    sh::must_run(sh::cargo().arg("build").args(targets).args(WORKSPACE))?;
     let mut command = sh::cargo();
     command.args(["test", "--no-run"]).args(WORKSPACE);
     command

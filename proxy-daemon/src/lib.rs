@@ -27,6 +27,8 @@ pub mod datapath;
 pub mod debug;
 pub mod diagnostics;
 pub mod forwarding;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod health;
 pub mod model;
 pub mod net;

@@ -64,7 +64,7 @@ mod lock;
 mod memories;
 mod memory;
 mod names;
-mod readback;
+pub(crate) mod readback;
 mod render;
 mod script;
 mod sets;

@@ -303,6 +303,26 @@ fn take_client(line: &str, wanted: &BTreeSet<&str>, to: &mut Clients) {
     }
 }
 
+/// Reads what iptables-save prints, without the program.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_printed_rules(text: &str) {
+    let mut installed = InstalledTable::default();
+    text.lines().for_each(|line| installed.take(line));
+}
+
+/// Reads what `ipset save` prints, without the program.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_printed_sets(text: &str) {
+    let (mut sets, mut found) = (InstalledSets::default(), Clients::new());
+    for line in text.lines() {
+        let _strange = sets.take::<crate::net::V4>(line, &mut |_, _| {});
+        let _strange = sets.take::<crate::net::V6>(line, &mut |_, _| {});
+        let names: Vec<String> = sets.others.keys().cloned().collect();
+        let names = names.iter().map(String::as_str).collect();
+        take_client(line, &names, &mut found);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

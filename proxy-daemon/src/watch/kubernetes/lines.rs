@@ -10,11 +10,11 @@ pub(super) const MAX_LINE: usize = 32 * 1024 * 1024;
 
 /// The beginning of a line whose end has not arrived.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     begun: Vec<u8>,
     is_overlong: bool,
     /// How many lines were thrown away.
-    pub(super) n_overlong: usize,
+    pub(crate) n_overlong: usize,
 }
 
 impl Lines {
@@ -22,7 +22,7 @@ impl Lines {
     ///
     /// # Errors
     /// What `line` returns; the rest of what arrived is then lost.
-    pub(super) fn take<E>(
+    pub(crate) fn take<E>(
         &mut self,
         mut arrived: &[u8],
         mut line: impl FnMut(&[u8]) -> Result<(), E>,

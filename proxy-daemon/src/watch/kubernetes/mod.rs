@@ -7,10 +7,10 @@
 mod backoff;
 mod client;
 mod failure;
-mod lines;
+pub(crate) mod lines;
 mod link;
 mod pace;
-mod page;
+pub(crate) mod page;
 mod reflect;
 mod report;
 mod resource;

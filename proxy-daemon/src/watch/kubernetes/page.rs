@@ -15,18 +15,18 @@ use crate::model::from_k8s::wire::{Metadata, Object};
 
 /// What a page says of itself.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Page {
+pub(crate) struct Page {
     /// Where a watch continues.
-    pub(super) version: String,
+    pub(crate) version: String,
     /// How to ask for the next page, if there is one.
-    pub(super) continue_token: Option<String>,
+    pub(crate) continue_token: Option<String>,
 }
 
 /// Calls `each` per object, possibly twice; an unreadable one is `Err(reason)`.
 ///
 /// # Errors
 /// Why this is no page of a list.
-pub(super) fn read(
+pub(crate) fn read(
     text: &[u8],
     mut each: impl FnMut(Result<&Object<'_>, String>),
 ) -> Result<Page, String> {

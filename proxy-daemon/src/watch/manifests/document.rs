@@ -9,7 +9,7 @@ use crate::model::from_k8s::{Decoder, ObjectKey, ObjectKind, Quoted, Value};
 
 /// One document of a file.
 #[derive(Debug, PartialEq)]
-pub(super) enum Document {
+pub(crate) enum Document {
     /// It was read; its objects are in the order of the text.
     Good {
         /// The objects that could be named.
@@ -22,7 +22,7 @@ pub(super) enum Document {
 }
 
 /// Reads a file's text; documents without content are left out.
-pub(super) fn read(file: &str, text: &[u8], decoder: &mut Decoder) -> Vec<Document> {
+pub(crate) fn read(file: &str, text: &[u8], decoder: &mut Decoder) -> Vec<Document> {
     let text = match std::str::from_utf8(text) {
         Ok(text) => text.trim_start_matches('\u{feff}'),
         Err(error) => {

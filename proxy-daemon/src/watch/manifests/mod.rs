@@ -9,7 +9,7 @@
 
 mod changes;
 mod directory;
-mod document;
+pub(crate) mod document;
 mod held;
 
 #[cfg(test)]

@@ -45,5 +45,7 @@ pub(super) const RULES: &[(&str, &str, Crates)] = &[
     ("sys", "", NoKubernetes),
     ("cli", "config datapath debug", NoKubernetes),
     ("app", "*", NoKubernetes),
+    // Compiled for tests and fuzzing only.
+    ("fuzzing", "*", NoKubernetes),
     ("", "*", NoKubernetes),
 ];

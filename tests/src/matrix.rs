@@ -49,7 +49,7 @@ pub struct Case {
     pods: Vec<Pods>,
     fresh: bool,
     kernel: bool,
-    once: bool,
+    n_datapaths: usize,
     slow: bool,
 }
 
@@ -65,7 +65,7 @@ impl Case {
             pods: vec![Pods::PointToPoint],
             fresh: false,
             kernel: false,
-            once: false,
+            n_datapaths: Datapath::ALL.len(),
             slow: false,
         }
     }
@@ -156,7 +156,7 @@ impl Case {
     #[must_use]
     pub fn once(self) -> Self {
         Self {
-            once: true,
+            n_datapaths: 1,
             ..self.kernel().fresh()
         }
     }
@@ -326,11 +326,8 @@ pub fn main(cases: Vec<Case>) -> ! {
     let mut all = Vec::new();
     for case in cases.into_iter().filter(|case| !(quick && case.slow)) {
         let oracle = (!case.kernel).then_some(ORACLE);
-        let n_datapaths = if case.once { 1 } else { Datapath::ALL.len() };
-        let datapaths = Datapath::ALL
-            .map(Datapath::name)
-            .into_iter()
-            .take(n_datapaths);
+        let datapaths = Datapath::ALL.map(Datapath::name).into_iter();
+        let datapaths = datapaths.take(case.n_datapaths);
         for mode in oracle.into_iter().chain(datapaths) {
             for pods in &case.pods {
                 for family in &case.families {
@@ -346,7 +343,11 @@ pub fn main(cases: Vec<Case>) -> ! {
     all.sort_by(|a, b| (&a.1, a.0).cmp(&(&b.1, b.0)));
     let of_run = Arc::clone(&pool);
     let trials = all.into_iter().map(|(_, kind, case, family, protocol)| {
-        let mode = if case.once { ONCE } else { kind.mode };
+        let mode = if case.n_datapaths == 1 {
+            ONCE
+        } else {
+            kind.mode
+        };
         let (on, over) = (family.label(), protocol.label());
         let bridged = if kind.pods == Pods::Bridge {
             "bridged/"

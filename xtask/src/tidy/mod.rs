@@ -127,8 +127,10 @@ fn tokens(source: &str) -> Vec<TokenTree> {
     fn flatten(stream: TokenStream, flat: &mut Vec<TokenTree>) {
         for token in stream {
             match token {
-                TokenTree::Group(group) => flatten(group.stream(), flat),
-                other => flat.push(other),
+                TokenTree::Group(ref group) => flatten(group.stream(), flat),
+                TokenTree::Ident(_) | TokenTree::Punct(_) | TokenTree::Literal(_) => {
+                    flat.push(token);
+                }
             }
         }
     }

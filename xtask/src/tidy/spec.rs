@@ -93,7 +93,7 @@ pub(super) fn check(tree: &Tree) -> Vec<String> {
                 "{shown} has only unit tests and no entry in {NOT_COVERED}"
             )),
             (None, false) => {
-                problems.push(format!("{shown} has no test and no entry in {NOT_COVERED}"))
+                problems.push(format!("{shown} has no test and no entry in {NOT_COVERED}"));
             }
             (Some(place), true) => problems.push(format!(
                 "{shown} is in {NOT_COVERED}, but {place} tests it (`tidy --fix`)"
@@ -136,18 +136,15 @@ pub(super) fn summary(tree: &Tree) -> String {
 /// A line for each ID: the kinds of its tests with the first place of each, or why it has none.
 pub(super) fn table(tree: &Tree) -> String {
     let all = Coverage::of(tree);
-    let mut text = String::new();
-    for id in &all.defined {
+    let line = |id: &Id| {
         let tests = all.named.get(id).into_iter().flatten();
         let tests = tests.map(|(kind, place)| format!("{kind:?} {place}").to_lowercase());
-        let excuse = all
-            .excused
-            .get(id)
-            .map(|reason| format!("not covered: {reason}"));
+        let excuse = all.excused.get(id);
+        let excuse = excuse.map(|reason| format!("not covered: {reason}"));
         let cells: Vec<String> = tests.chain(excuse).collect();
-        text += &format!("{:9} {}\n", show(id), cells.join(", "));
-    }
-    text
+        format!("{:9} {}\n", show(id), cells.join(", "))
+    };
+    all.defined.iter().map(line).collect()
 }
 
 /// not-covered.toml without the IDs that have a test; nothing if there are none.
@@ -212,7 +209,7 @@ fn named(tree: &Tree, areas: &BTreeSet<&str>) -> Named {
                 TokenTree::Literal(text) => {
                     text.to_string().trim_matches(['r', '#', '"']).to_owned()
                 }
-                _ => String::new(),
+                TokenTree::Ident(_) | TokenTree::Group(_) | TokenTree::Punct(_) => String::new(),
             };
             is_fn = matches!(&token, TokenTree::Ident(word) if word == "fn");
             let name = name.split('/').next().unwrap_or_default();

@@ -7,7 +7,8 @@
 mod table;
 
 use super::Tree;
-use proc_macro2::{Punct, Spacing, TokenStream, TokenTree};
+use proc_macro2::TokenTree::{Group, Ident, Literal, Punct};
+use proc_macro2::{Spacing, TokenStream};
 use table::{Crates, RULES};
 
 const SOURCE: &str = "proxy-daemon/src/";
@@ -98,30 +99,30 @@ fn add_paths(
         return;
     }
     let (mut before, mut path, mut n_colons, mut line) = (String::new(), prefix.to_vec(), 0, 0);
-    let end = TokenTree::Punct(Punct::new(';', Spacing::Alone));
+    let end = Punct(proc_macro2::Punct::new(';', Spacing::Alone));
     for token in tokens.into_iter().chain([end]) {
         match token {
-            TokenTree::Punct(sign) if sign.as_char() == ':' => {
+            Punct(sign) if sign.as_char() == ':' => {
                 n_colons += 1;
                 continue;
             }
-            TokenTree::Ident(part) if n_colons == 2 => path.push(part.to_string()),
+            Ident(part) if n_colons == 2 => path.push(part.to_string()),
             // `use crate::a::{b, c::d}`
-            TokenTree::Group(group) if n_colons == 2 => {
-                add_paths(group.stream(), module, &path, found)
+            Group(group) if n_colons == 2 => {
+                add_paths(group.stream(), module, &path, found);
             }
-            other => {
+            other @ (Group(_) | Ident(_) | Punct(_) | Literal(_)) => {
                 if path.len() > 1 || before == "use" {
                     found.extend(resolve(&path, module).map(|path| (path, line)));
                 }
-                if let TokenTree::Group(group) = &other {
+                if let Group(group) = &other {
                     let name = path.first().filter(|_| before == "mod");
-                    let inside: Vec<String> = module.iter().chain(name).cloned().collect();
+                    let inside = [module, name.map_or(&[], std::slice::from_ref)].concat();
                     add_paths(group.stream(), &inside, &[], found);
                 }
                 before = path.pop().unwrap_or_default();
                 path = prefix.to_vec();
-                if let TokenTree::Ident(first) = other {
+                if let Ident(first) = other {
                     line = first.span().start().line;
                     path.push(first.to_string());
                 }

@@ -5,9 +5,9 @@
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::net::if_::if_nametoindex;
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket,
+    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, setsockopt, socket,
     sockopt,
 };
 
@@ -60,12 +60,15 @@ impl Sniffer {
             let all = SockProtocol::EthAll;
             let fd = socket(AddressFamily::Packet, SockType::Datagram, flags, all).unwrap();
             setsockopt(&fd, sockopt::RcvBufForce, &16_000_000).unwrap();
-            (fd, if_nametoindex(interface).expect("the interface exists"))
+            // The traffic of other interfaces would fill the buffer, and what comes then is lost.
+            let own = |link: &InterfaceAddress| link.interface_name == interface;
+            let mut links = getifaddrs().unwrap().filter(own);
+            let link = links.find_map(|link| link.address?.as_link_addr().copied());
+            let link = link.expect("the interface exists");
+            bind(as_raw(&fd), &link).unwrap();
+            (fd, link.ifindex())
         });
-        Self {
-            socket,
-            interface: interface as usize,
-        }
+        Self { socket, interface }
     }
 
     /// Becomes readable when there is something to see.

@@ -5,13 +5,13 @@
 use std::collections::BTreeSet;
 
 use super::affinity::Check;
-use super::codec::{Kernel, TableIs};
-use super::desired::{Desired, all_chains, declarations, transaction};
+use super::codec::{Kernel, PrintedSet, TableIs};
+use super::desired::{Desired, all_chains, transaction};
 use super::elements::{Difference, Elements, difference};
 use super::layout::{SetId, TABLE_COMMENT};
 use super::render::{Rendered, render_globals, render_service_port, render_spared};
 use super::repair::{compare_set, find_set, has_other_objects, write_differences};
-use super::ruleset::Chain;
+use super::ruleset::{Chain, Set};
 use super::shared::Shared;
 use crate::datapath::common::{have_same_rules, is_nothing};
 use crate::datapath::{DatapathError, SyncReport};
@@ -22,7 +22,9 @@ use crate::net::Family;
 #[derive(Debug)]
 pub(crate) struct Installed<F: Family> {
     shared: Shared<F>,
-    /// How many elements each set has, in the order of [`SetId::ALL`].
+    /// How each set is declared, in the order of [`SetId::ALL`].
+    sets: Vec<Set>,
+    /// How many elements each set has, in the same order.
     n_elements: Vec<usize>,
     globals: Globals<F>,
     /// What the kernel refused.
@@ -39,6 +41,7 @@ impl<F: Family> Installed<F> {
         let sizes = desired.elements.sets().map(|(_, elements)| elements.len());
         Self {
             n_elements: sizes.collect(),
+            sets: desired.sets,
             shared: desired.shared,
             globals,
             left_out,
@@ -51,7 +54,7 @@ impl<F: Family> Installed<F> {
         have_same_rules(&self.globals, &desired.globals) && self.left_out.iter().all(is_written)
     }
 
-    /// Applies changes to what is installed.
+    /// Applies changes to what is installed; `None` if a set is too small for them, and nothing was done.
     ///
     /// # Errors
     /// What the kernel refused; `self` is to be thrown away then.
@@ -60,9 +63,9 @@ impl<F: Family> Installed<F> {
         kernel: &mut Kernel,
         desired: &ForwardingState<F>,
         changes: &Changes<F>,
-    ) -> Result<SyncReport, DatapathError> {
+    ) -> Result<Option<SyncReport>, DatapathError> {
         if is_nothing(changes, &desired.globals) {
-            return Ok(SyncReport::default());
+            return Ok(Some(SyncReport::default()));
         }
         let (mut old, mut new) = (Rendered::default(), Rendered::default());
         for change in changes.service_ports.values() {
@@ -108,8 +111,19 @@ impl<F: Family> Installed<F> {
             .collect();
         write_differences(&differences, &mut transaction, &mut report);
         for (id, difference) in &differences {
-            if let Some(n) = self.n_elements.get_mut(*id as usize) {
-                *n = (*n + difference.added.len()).saturating_sub(difference.removed.len());
+            if let (Some(n), Some(set)) = (
+                self.n_elements.get_mut(*id as usize),
+                self.sets.get(*id as usize),
+            ) {
+                // Kernel: an element that goes counts until the transaction is committed.
+                let most = *n + difference.added.len();
+                *n = most.saturating_sub(difference.removed.len());
+                if set
+                    .size
+                    .is_some_and(|size| usize::try_from(size).is_ok_and(|size| most > size))
+                {
+                    return Ok(None);
+                }
             }
         }
         for pick in &turns.chains_removed {
@@ -125,7 +139,7 @@ impl<F: Family> Installed<F> {
             Check::of_changes(changes).apply::<F>(kernel, || self::transaction::<F>(None))?;
         report.n_added += forgotten.n_added;
         report.n_removed += forgotten.n_removed;
-        Ok(report)
+        Ok(Some(report))
     }
 
     /// Whether the table's sets, chains and rules are still as we wrote them.
@@ -135,15 +149,19 @@ impl<F: Family> Installed<F> {
         let Some(table) = kernel.table()? else {
             return Ok(false);
         };
-        let declarations = declarations::<F>();
-        let sets = kernel.sets(&declarations)?;
+        let sets = kernel.sets(&self.sets)?;
         let chains = kernel.chains()?;
         let wanted = all_chains(&self.globals, self.shared.picks());
-        let all_sets = sets.len() == declarations.len()
+        let all_sets = sets.len() == self.sets.len()
             && sets.iter().all(|set| set.is_same == Some(true))
             && SetId::ALL.iter().zip(&self.n_elements).all(|(id, n)| {
                 let has_n = |seen| !is_counted(*id) || seen == *n;
                 find_set(&sets, *id).is_some_and(|set| set.n_elements.is_none_or(has_n))
+            })
+            && self.sets.iter().all(|set| {
+                let has_size =
+                    |printed: &PrintedSet| printed.name == set.name && printed.size == set.size;
+                sets.iter().any(has_size)
             });
         let all_chains = chains.len() == wanted.len()
             && wanted.iter().all(|wanted| {

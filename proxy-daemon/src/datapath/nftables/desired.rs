@@ -61,8 +61,12 @@ impl<F: Family> Desired<F> {
         let turns = Shared::default().turns(&shared);
         let mut elements = rendered.elements;
         elements.append(turns.added);
+        let mut sets = declarations::<F>();
+        for (set, (id, elements)) in sets.iter_mut().zip(elements.sets()) {
+            set.size = id.size_for(elements.len()).or(set.size);
+        }
         Self {
-            sets: declarations::<F>(),
+            sets,
             chains: all_chains(globals, shared.picks()),
             elements,
             shared,

@@ -196,8 +196,10 @@ impl<F: Family> Tables<F> for Nftables<F> {
         match self.installed.take() {
             Some(mut installed) if installed.can_follow(desired, changes) => {
                 let report = installed.follow(&mut self.kernel, desired, changes)?;
-                self.installed = Some(installed);
-                Ok(Some(report))
+                if report.is_some() {
+                    self.installed = Some(installed);
+                }
+                Ok(report)
             }
             Some(_) | None => Ok(None),
         }

@@ -10,7 +10,7 @@ use super::codec::{
 use super::desired::{Desired, transaction};
 use super::elements::{Comparison, Difference, Elements, SetElements};
 use super::layout::{SetId, TABLE_COMMENT};
-use super::ruleset::Chain;
+use super::ruleset::{Chain, Rule};
 use crate::datapath::{DatapathError, SyncReport};
 use crate::net::Family;
 
@@ -75,12 +75,12 @@ pub(super) fn create<F: Family>(
 /// Answers whether all is as desired now; if not, a set that was probed has too many elements.
 pub(super) fn repair<F: Family>(
     kernel: &mut Kernel,
-    desired: &Desired<F>,
+    desired: &mut Desired<F>,
     table: &PrintedTable,
     generation: u32,
     reading: Reading,
 ) -> Result<(SyncReport, bool), DatapathError> {
-    let sets = kernel.sets(&desired.sets)?;
+    let mut sets = kernel.sets(&desired.sets)?;
     let chains = kernel.chains()?;
     let table_is = table.is(TABLE_COMMENT);
     let is_another = |chain: &PrintedChain| {
@@ -104,13 +104,45 @@ pub(super) fn repair<F: Family>(
         transaction.wake_table();
         report.n_added += 1;
     }
+    let resized = keep_sizes(desired, &sets);
+    let is_right = |chain: &Chain| {
+        let uses_resized = |rule: &Rule| resized.iter().any(|id| rule.uses(id.name()));
+        let has_rules = |printed: &PrintedChain| printed.has_rules_of(chain, F::FAMILY);
+        find_chain(&chains, chain).is_some_and(has_rules) && !chain.rules.iter().any(uses_resized)
+    };
+    let wrong: Vec<&Chain> = desired
+        .chains
+        .iter()
+        .filter(|chain| !is_right(chain))
+        .collect();
+    for chain in &wrong {
+        if let Some(printed) = find_chain(&chains, chain) {
+            transaction.flush_chain(&chain.name);
+            report.n_removed += printed.n_rules();
+        }
+    }
+    // Kernel: a set goes when no rule of the next generation uses it, and its name is free at once.
+    for id in &resized {
+        transaction.delete_set(id.name());
+        report.n_removed += 1;
+    }
+    sets.retain(|set| !resized.iter().any(|id| id.name() == set.name));
     for set in &desired.sets {
         if !sets.iter().any(|printed| printed.name == set.name) {
             transaction.create_set(set);
             report.n_added += 1;
         }
     }
-    repair_chains::<F>(&chains, &desired.chains, &mut transaction, &mut report);
+    for chain in &wrong {
+        if find_chain(&chains, chain).is_none() {
+            transaction.create_chain(chain);
+            report.n_added += 1;
+        }
+    }
+    for chain in &wrong {
+        transaction.create_rules(chain);
+        report.n_added += chain.rules.len();
+    }
 
     let comparisons = compare(kernel, &desired.elements, &sets, reading)?;
     let differences: Vec<(SetId, Difference<'_>)> = desired
@@ -178,6 +210,23 @@ fn count_probed<F: Family>(
     Ok(is_complete)
 }
 
+fn find_chain<'a>(chains: &'a [PrintedChain], chain: &Chain) -> Option<&'a PrintedChain> {
+    chains.iter().find(|printed| printed.name == chain.name)
+}
+
+/// Keeps the sizes of sets that fit, and answers which sets must be replaced by others of another size.
+fn keep_sizes<F: Family>(desired: &mut Desired<F>, printed: &[PrintedSet]) -> Vec<SetId> {
+    let mut resized = Vec::new();
+    for (set, (id, elements)) in desired.sets.iter_mut().zip(desired.elements.sets()) {
+        match find_set(printed, id) {
+            Some(printed) if id.fits(printed.size, elements.len()) => set.size = printed.size,
+            Some(_) => resized.push(id),
+            None => {}
+        }
+    }
+    resized
+}
+
 pub(super) fn find_set(sets: &[PrintedSet], id: SetId) -> Option<&PrintedSet> {
     sets.iter().find(|set| set.name == id.name())
 }
@@ -214,32 +263,6 @@ pub(super) fn compare_set(
         || Comparison::new(wanted),
         |comparison, element| comparison.take(wanted, element),
     )
-}
-
-/// Makes missing chains, and gives the others the rules they should have.
-fn repair_chains<F: Family>(
-    printed: &[PrintedChain],
-    wanted: &[Chain],
-    transaction: &mut Transaction,
-    report: &mut SyncReport,
-) {
-    let find = |chain: &Chain| printed.iter().find(|printed| printed.name == chain.name);
-    for chain in wanted.iter().filter(|chain| find(chain).is_none()) {
-        transaction.create_chain(chain);
-        report.n_added += 1;
-    }
-    for chain in wanted {
-        match find(chain) {
-            Some(printed) if printed.has_rules_of(chain, F::FAMILY) => continue,
-            Some(printed) => {
-                transaction.flush_chain(&chain.name);
-                report.n_removed += printed.n_rules();
-            }
-            None => {}
-        }
-        transaction.create_rules(chain);
-        report.n_added += chain.rules.len();
-    }
 }
 
 /// Whether there are objects or flowtables, of which we have none.

@@ -76,6 +76,8 @@ pub(crate) struct Set {
     pub(crate) value: Value,
     /// How keys are found.
     pub(crate) kind: SetKind,
+    /// Elements at most, for which the kernel makes room at once; `None`: no limit, and room that grows.
+    pub(crate) size: Option<u32>,
 }
 
 /// How the keys of a set are found.
@@ -86,10 +88,7 @@ pub(crate) enum SetKind {
     /// Elements are ranges.
     Interval,
     /// Rules add elements, which go after a time.
-    Dynamic {
-        /// Elements at most.
-        size: u32,
-    },
+    Dynamic,
 }
 
 /// What the kernel does with a packet.
@@ -309,6 +308,21 @@ pub(crate) struct Rule {
     pub(crate) exprs: Vec<Expr>,
     /// Why it is there, as `nft list` shows it.
     pub(crate) comment: Option<&'static str>,
+}
+
+impl Rule {
+    /// Whether it looks into this set, or changes it.
+    pub(crate) fn uses(&self, name: &str) -> bool {
+        self.exprs.iter().any(|expr| match expr {
+            Expr::In { set, .. }
+            | Expr::NotIn { set, .. }
+            | Expr::Map { set, .. }
+            | Expr::VerdictMap { set, .. }
+            | Expr::Remember { set, .. }
+            | Expr::Forget { set, .. } => *set == name,
+            _ => false,
+        })
+    }
 }
 
 /// Where in the network stack a base chain is called.

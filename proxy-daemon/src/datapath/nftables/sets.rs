@@ -11,6 +11,10 @@ use crate::net::IpFamily;
 /// Kernel: a set with a size gets its hash table at once, here 4 MiB.
 const AFFINITY_SIZE: u32 = 1 << 18;
 
+/// The least and the greatest size that is declared for other sets.
+const MIN_SIZE: u32 = 1 << 10;
+const MAX_SIZE: u32 = 1 << 28;
+
 macro_rules! sets {
     ($($(#[$doc:meta])* $variant:ident = $name:literal),* $(,)?) => {
         /// The sets and maps of our table.
@@ -213,9 +217,7 @@ impl SetId {
         let kind = if matches!(self, Self::SourceRanges | Self::ServiceCidrs) {
             SetKind::Interval
         } else if self == Self::Affinity {
-            SetKind::Dynamic {
-                size: AFFINITY_SIZE,
-            }
+            SetKind::Dynamic
         } else {
             SetKind::Exact
         };
@@ -225,6 +227,46 @@ impl SetId {
             key,
             value,
             kind,
+            size: (kind == SetKind::Dynamic).then_some(AFFINITY_SIZE),
+        }
+    }
+
+    /// Whether its hash table is sized for its elements: those of frontends and backends are.
+    const fn is_sized(self) -> bool {
+        !matches!(
+            self,
+            Self::FrontendKinds
+                | Self::FirewalledKinds
+                | Self::SourceKinds
+                | Self::SourceRanges
+                | Self::ServiceCidrs
+                | Self::Affinity
+        )
+    }
+
+    /// The size to declare for a set that shall hold `n` elements now: they may double.
+    ///
+    /// Kernel: the hash table of a set without a size grows while it is filled, in a work queue that
+    /// contends with the filling; one with a size gets its table at once, 11 to 21 bytes an element.
+    pub(crate) fn size_for(self, n: usize) -> Option<u32> {
+        let doubled = u32::try_from(n.saturating_mul(2)).unwrap_or(u32::MAX);
+        let size = doubled.clamp(MIN_SIZE, MAX_SIZE).next_power_of_two();
+        self.is_sized().then_some(size)
+    }
+
+    /// Whether a set of this size, declared for another number of elements, may hold `n` and stay.
+    ///
+    /// One that is nearly full, or eight times as large as it would be, is replaced.
+    pub(crate) fn fits(self, size: Option<u32>, n: usize) -> bool {
+        match (size, self.size_for(n)) {
+            (Some(size), Some(wanted)) => {
+                let holds = usize::try_from(size).is_ok_and(|size| n <= size);
+                holds
+                    && size.is_power_of_two()
+                    && (MIN_SIZE..=wanted.saturating_mul(4)).contains(&size)
+            }
+            (size, None) => size == (self == Self::Affinity).then_some(AFFINITY_SIZE),
+            (None, Some(_)) => false,
         }
     }
 

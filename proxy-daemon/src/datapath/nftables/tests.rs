@@ -608,6 +608,52 @@ fn aff_7_repairs_keep_remembered_clients() {
     });
 }
 
+/// A set that has no room left is replaced by a larger one, and by a smaller one at a read-back.
+#[test]
+fn sync_8_sets_grow_before_they_are_full() {
+    in_netns(|| {
+        let many = |n| state((1..=n).map(|number| service_port::<V4>(number, 1, 0b1000_0000)));
+        let sizes = || -> BTreeSet<String> {
+            let list = list::<V4>();
+            let sizes = list
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("size "));
+            sizes.map(str::to_owned).collect()
+        };
+        let with = |sizes: &[&str]| sizes.iter().map(|size| (*size).to_owned()).collect();
+        let mut datapath = Nftables::<V4>::open().unwrap();
+        let mut before = many(500);
+        datapath.resync(&before).unwrap();
+        assert_eq!(sizes(), with(&["1024", "262144"]));
+        let codes = render::backend_codes(&service_port::<V4>(1, 1, 0b1000_0000));
+        let code = codes.into_values().next().unwrap();
+        let (upper, lower) = (code >> 16, code & 0xffff);
+        nft(&format!(
+            "add element ip proxy-daemon affinity {{ 10.96.0.1 . tcp . 80 . 192.0.2.9 timeout 10800s expires 10000s : {upper:x}:{lower:x} }}"
+        ));
+        for n in [900, 1024, 1025, 1100, 2600, 4200] {
+            let after = many(n);
+            datapath.sync(&after, &changes(&before, &after)).unwrap();
+            assert!(!datapath.changed_by_others().unwrap());
+            assert_eq!(Nftables::open().unwrap().resync(&after).unwrap(), NOTHING);
+            before = after;
+        }
+        assert_eq!(sizes(), with(&["1024", "262144", "16384"]));
+        assert!(
+            remembered()
+                .iter()
+                .any(|client| client.contains("192.0.2.9"))
+        );
+        // Fewer elements alone change no size, until all is read back.
+        let after = many(1);
+        datapath.sync(&after, &changes(&before, &after)).unwrap();
+        assert_eq!(sizes(), with(&["1024", "262144", "16384"]));
+        assert_ne!(Nftables::open().unwrap().resync(&after).unwrap(), NOTHING);
+        assert_eq!(sizes(), with(&["1024", "262144"]));
+        assert_eq!(Nftables::open().unwrap().resync(&after).unwrap(), NOTHING);
+    });
+}
+
 /// The kernel lets a program reserve a table for itself, as long as it runs.
 #[test]
 #[expect(

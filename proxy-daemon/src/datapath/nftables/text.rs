@@ -58,6 +58,7 @@ impl Words {
             key,
             value,
             kind,
+            size,
         } = set;
         let word = if *value == Value::None { "set" } else { "map" };
         let mut text = format!("\t{word} {name} {{\n\t\t{}\n", self.types(key, value));
@@ -65,10 +66,10 @@ impl Words {
             SetKind::Exact => {}
             SetKind::Interval => text.push_str("\t\tflags interval\n"),
             // Of a map, nft 1.0.6 prints a gc-interval and does not read it.
-            SetKind::Dynamic { size } => {
-                line(&mut text, format_args!("\t\tsize {size}"));
-                text.push_str("\t\tflags dynamic,timeout\n");
-            }
+            SetKind::Dynamic => text.push_str("\t\tflags dynamic,timeout\n"),
+        }
+        if let Some(size) = size {
+            line(&mut text, format_args!("\t\tsize {size}"));
         }
         line(&mut text, format_args!("\t\tcomment \"{comment}\""));
         let elements = elements_of(set, elements);

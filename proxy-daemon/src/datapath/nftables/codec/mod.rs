@@ -225,6 +225,7 @@ impl Kernel {
                         name: name.to_owned(),
                         is_same: known.map(|(_, written)| set::is_same(attrs, Attrs(written))),
                         is_anonymous: set::is_anonymous(attrs),
+                        size: set::size(attrs),
                         n_elements: set::n_elements(attrs),
                     });
                 }

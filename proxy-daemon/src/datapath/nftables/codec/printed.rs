@@ -167,6 +167,8 @@ pub(crate) struct PrintedSet {
     pub(crate) is_same: Option<bool>,
     /// Whether it is part of a rule, and goes with it.
     pub(crate) is_anonymous: bool,
+    /// How many elements it may have.
+    pub(crate) size: Option<u32>,
     /// How many elements it has; newer kernels say so.
     pub(crate) n_elements: Option<usize>,
 }

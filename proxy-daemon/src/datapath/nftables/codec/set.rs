@@ -61,7 +61,7 @@ pub(super) fn with_nftnl_set(
         SetKind::Exact => 0,
         SetKind::Interval if set.key.len() > 1 => libc::NFT_SET_INTERVAL | NFT_SET_CONCAT,
         SetKind::Interval => libc::NFT_SET_INTERVAL,
-        SetKind::Dynamic { .. } => libc::NFT_SET_TIMEOUT | libc::NFT_SET_EVAL,
+        SetKind::Dynamic => libc::NFT_SET_TIMEOUT | libc::NFT_SET_EVAL,
     };
     let data = match set.value {
         Value::None => None,
@@ -78,16 +78,16 @@ pub(super) fn with_nftnl_set(
     put(sys::NFTNL_SET_KEY_TYPE, &key_type.to_ne_bytes());
     put(sys::NFTNL_SET_KEY_LEN, &len.to_ne_bytes());
     match set.kind {
-        SetKind::Dynamic { size } => {
-            put(sys::NFTNL_SET_DESC_SIZE, &size.to_ne_bytes());
-            put(sys::NFTNL_SET_GC_INTERVAL, &GC_INTERVAL_MS.to_ne_bytes());
-        }
+        SetKind::Dynamic => put(sys::NFTNL_SET_GC_INTERVAL, &GC_INTERVAL_MS.to_ne_bytes()),
         SetKind::Interval if set.key.len() > 1 => {
             let len = |kind: &DataType| u8::try_from(kind.len()).unwrap_or(u8::MAX);
             let lens: Vec<u8> = set.key.iter().map(len).collect();
             put(sys::NFTNL_SET_DESC_CONCAT, &lens);
         }
         SetKind::Interval | SetKind::Exact => {}
+    }
+    if let Some(size) = set.size {
+        put(sys::NFTNL_SET_DESC_SIZE, &size.to_ne_bytes());
     }
     let family = if family == ProtoFamily::Ipv6 {
         IpFamily::V6
@@ -98,22 +98,28 @@ pub(super) fn with_nftnl_set(
     then(&nftnl);
 }
 
-/// Whether a set that the kernel printed is what was written.
+/// Elements at most, of a set that the kernel printed.
+///
+/// Kernel: others can change it, and a set that is full takes no more.
+pub(super) fn size(attrs: Attrs<'_>) -> Option<u32> {
+    const DESC_SIZE: u16 = 1;
+    attrs.inside(DESC).u32(DESC_SIZE)
+}
+
+/// Whether a set that the kernel printed is what was written, but for its size.
 pub(super) fn is_same(read: Attrs<'_>, written: Attrs<'_>) -> bool {
     /// Types and lengths of key and data, policy, garbage collection and timeout, user data, objects,
     /// expressions: also what we never set, as a time that elements stay.
     const COMPARED: [u16; 11] = [4, 5, 6, 7, 8, 11, 12, 13, 15, 17, 18];
-    // Size and fields. Kernel: others can change the size, and a set that is full takes no more.
-    const DESCRIBED: [u16; 2] = [1, 2];
+    /// The lengths of concatenated fields.
+    const DESC_CONCAT: u16 = 2;
     let same = |read: Attrs<'_>, written: Attrs<'_>, kind| {
         super::printed::is_same(read.get(kind), written.get(kind))
     };
     // Kernel: no flags are no attribute.
     read.u32(FLAGS).unwrap_or(0) & NFT_SET_KNOWN == written.u32(FLAGS).unwrap_or(0)
         && COMPARED.iter().all(|kind| same(read, written, *kind))
-        && DESCRIBED
-            .iter()
-            .all(|kind| same(read.inside(DESC), written.inside(DESC), *kind))
+        && same(read.inside(DESC), written.inside(DESC), DESC_CONCAT)
 }
 
 /// Whether a printed set is part of a rule.
@@ -238,6 +244,7 @@ mod tests {
             ],
             value: Value::Data(&[DataType::Ipv4Addr, DataType::InetService]),
             kind: SetKind::Exact,
+            size: None,
         };
         let bytes = userdata(&set, IpFamily::V4);
         let hex: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();

@@ -61,6 +61,11 @@ impl Elements {
         self.0.iter().map(|(id, elements)| (*id, elements))
     }
 
+    /// The elements of one set.
+    pub(crate) fn of(&self, id: SetId) -> Option<&SetElements> {
+        self.0.get(id as usize).map(|(_, elements)| elements)
+    }
+
     /// How many elements there are in all sets.
     pub(crate) fn n_elements(&self) -> usize {
         self.0

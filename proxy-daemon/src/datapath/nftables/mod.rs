@@ -66,6 +66,7 @@
 
 mod affinity;
 mod apply;
+mod clashes;
 mod codec;
 mod desired;
 mod elements;

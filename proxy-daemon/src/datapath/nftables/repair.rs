@@ -4,8 +4,10 @@
 //! by the last one; a repair is one transaction, made for what was read, and writes nothing that is
 //! right already; a replacement is one transaction too, and takes nothing for granted.
 
+use super::clashes::Clashes;
 use super::codec::{
-    Kernel, PrintedChain, PrintedSet, PrintedTable, TableIs, Transaction, Writer, write_timed,
+    Kernel, Printed, PrintedChain, PrintedSet, PrintedTable, TableIs, Transaction, Writer,
+    write_timed,
 };
 use super::desired::{Desired, transaction};
 use super::elements::{Comparison, Difference, Elements, SetElements};
@@ -79,6 +81,7 @@ pub(super) fn repair<F: Family>(
     table: &PrintedTable,
     generation: u32,
     reading: Reading,
+    clashes: &mut Clashes,
 ) -> Result<(SyncReport, bool), DatapathError> {
     let mut sets = kernel.sets(&desired.sets)?;
     let chains = kernel.chains()?;
@@ -144,7 +147,7 @@ pub(super) fn repair<F: Family>(
         report.n_added += chain.rules.len();
     }
 
-    let comparisons = compare(kernel, &desired.elements, &sets, reading)?;
+    let comparisons = compare::<F>(kernel, &desired.elements, &sets, reading, clashes)?;
     let differences: Vec<(SetId, Difference<'_>)> = desired
         .elements
         .sets()
@@ -174,7 +177,7 @@ pub(super) fn repair<F: Family>(
         report.n_removed += 1;
     }
     kernel.commit_for(transaction, generation)?;
-    let is_complete = count_probed(kernel, desired, &sets, reading, &mut report)?;
+    let is_complete = count_probed(kernel, desired, &sets, reading, clashes, &mut report)?;
     Ok((report, is_complete))
 }
 
@@ -184,6 +187,7 @@ fn count_probed<F: Family>(
     desired: &Desired<F>,
     before: &[PrintedSet],
     reading: Reading,
+    clashes: &Clashes,
     report: &mut SyncReport,
 ) -> Result<bool, DatapathError> {
     let probed: Vec<(SetId, usize)> = desired
@@ -203,7 +207,8 @@ fn count_probed<F: Family>(
     };
     let mut is_complete = true;
     for (id, wanted) in probed {
-        let grown = count(&after, id).saturating_sub(count(before, id));
+        let n_removed = clashes.of(id).count();
+        let grown = (count(&after, id) + n_removed).saturating_sub(count(before, id));
         report.n_added = report.n_added.saturating_sub(wanted) + grown;
         is_complete &= count(&after, id) == wanted;
     }
@@ -232,22 +237,42 @@ pub(super) fn find_set(sets: &[PrintedSet], id: SetId) -> Option<&PrintedSet> {
 }
 
 /// Reads every set that the kernel has, except the affinity memory, which is the packets' own.
-fn compare(
+///
+/// For those that are probed, `clashes` says what is to be removed.
+fn compare<F: Family>(
     kernel: &mut Kernel,
     elements: &Elements,
     printed: &[PrintedSet],
     reading: Reading,
+    clashes: &mut Clashes,
 ) -> Result<Vec<Comparison>, DatapathError> {
     let mut comparisons = Vec::with_capacity(SetId::ALL.len());
     for (id, wanted) in elements.sets() {
         let set = find_set(printed, id);
         let is_read =
             set.is_some() && id != SetId::Affinity && !reading.probes(id, wanted.len(), set);
-        comparisons.push(if is_read {
+        let mut comparison = if is_read {
             compare_set(kernel, id, wanted)?
         } else {
             Comparison::new(wanted)
-        });
+        };
+        if id == SetId::Frontends && reading == Reading::Probe {
+            for frontend in comparison.surplus.iter() {
+                if wanted.find(frontend.key()).is_none() {
+                    let key = Printed::of(frontend.bytes()).key().unwrap_or_default();
+                    clashes.frontend_is_gone::<F>(kernel, elements, key)?;
+                }
+            }
+        }
+        if reading.probes(id, wanted.len(), set) {
+            for key in clashes.of(id) {
+                comparison.surplus.push(|w| {
+                    w.raw(key);
+                    key.len()
+                });
+            }
+        }
+        comparisons.push(comparison);
     }
     Ok(comparisons)
 }

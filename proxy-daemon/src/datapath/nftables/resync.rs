@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use super::affinity::Check;
 use super::apply::Installed;
+use super::clashes::Clashes;
 use super::codec::{Kernel, NEEDS, Refused};
 use super::desired::{Desired, has_element, transaction};
 use super::repair::{Reading, RememberedClients, create, repair, replace};
@@ -53,8 +54,17 @@ pub(crate) fn resync<F: Family>(
     let mut n_outdated = 0;
     let mut approach = Approach::Repair(Reading::Probe);
     let mut report = SyncReport::default();
+    let mut clashes = Clashes::default();
     loop {
-        match attempt(kernel, &mut desired, approach) {
+        let result = attempt(kernel, &mut desired, approach, &mut clashes);
+        if let Err(DatapathError::Refused { .. }) = result
+            && approach == Approach::Repair(Reading::Probe)
+            && let Some(rejected) = kernel.take_refused()
+            && clashes.explain::<F>(kernel, &desired.elements, &rejected)?
+        {
+            continue;
+        }
+        match result {
             Ok((done, is_complete)) => {
                 report.n_added += done.n_added;
                 report.n_removed += done.n_removed;
@@ -118,6 +128,7 @@ fn attempt<F: Family>(
     kernel: &mut Kernel,
     desired: &mut Desired<F>,
     approach: Approach,
+    clashes: &mut Clashes,
 ) -> Result<(SyncReport, bool), DatapathError> {
     let reading = match approach {
         Approach::Repair(reading) => reading,
@@ -133,7 +144,7 @@ fn attempt<F: Family>(
     let generation = kernel.generation()?;
     if let Some(table) = kernel.table()? {
         desired.elements.sort();
-        repair(kernel, desired, &table, generation, reading)
+        repair(kernel, desired, &table, generation, reading, clashes)
     } else {
         // What is not found may also be what others removed between the transactions; a replacement is one.
         create(kernel, desired).map(|report| (report, true))

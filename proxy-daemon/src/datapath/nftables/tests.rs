@@ -4,6 +4,7 @@
 //! by the harness of the `tests` crate.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::layout::SetId;
 use super::*;
@@ -378,6 +379,52 @@ fn assert_same_listing(one: &str, other: &str) {
         assert_eq!(one, other);
     }
     assert_eq!(one.len(), other.len());
+}
+
+/// What changed while the daemon was away is found in large sets key by key.
+#[test]
+fn life_5_changes_of_backends_since_the_last_run_are_found() {
+    in_netns(|| {
+        let report = |n_added, n_removed| SyncReport { n_added, n_removed };
+        let before = state((1..=700).map(|number| service_port::<V4>(number, 10, 0)));
+        let resync = |state: &ForwardingState<V4>| Nftables::open().unwrap().resync(state).unwrap();
+        resync(&before);
+        let with = |backends: Vec<u32>| {
+            let mut state = before.clone();
+            let changed = state.service_ports.values_mut().nth(300).unwrap();
+            let backends = crate::datapath::fixtures::backends(backends);
+            std::sync::Arc::make_mut(changed).cluster = backends;
+            state
+        };
+        let first = before.service_ports.values().nth(300).unwrap();
+        let IpAddr::V4(first) = IpAddr::from(first.cluster[0].address) else {
+            panic!("V4");
+        };
+        let first = u32::from(first) & 0xff_ffff;
+        let all: Vec<u32> = (first..first + 10).collect();
+        // One is another, at the end and at the beginning; then all are as before.
+        let mut last_differs = all.clone();
+        last_differs[9] = 0xf9_0001;
+        assert_eq!(resync(&with(last_differs)), report(2, 2));
+        assert_eq!(resync(&before), report(2, 2));
+        let mut first_differs = all.clone();
+        first_differs[0] = 0xf0_0001;
+        assert_eq!(resync(&with(first_differs)), report(2, 2));
+        assert_eq!(resync(&before), report(2, 2));
+        // One less: its kind of treatment is another one too.
+        let less = with(all[1..].to_vec());
+        assert_ne!(resync(&less), NOTHING);
+        assert_eq!(resync(&less), NOTHING);
+        assert_ne!(resync(&before), NOTHING);
+        assert_eq!(resync(&before), NOTHING);
+        // Services went, and came back.
+        let mut fewer = before.clone();
+        fewer.service_ports = before.service_ports.clone().into_iter().skip(3).collect();
+        assert_eq!(resync(&fewer), report(0, 3 * 22));
+        assert_eq!(resync(&fewer), NOTHING);
+        assert_eq!(resync(&before), report(3 * 22, 0));
+        assert_eq!(resync(&before), NOTHING);
+    });
 }
 
 /// Nothing in our table is beyond the language of `nft`; 1.0.6 dies of rules that are.

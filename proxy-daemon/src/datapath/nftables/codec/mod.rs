@@ -41,6 +41,8 @@ const TABLE_NAME: u16 = 1;
 const SET_TABLE: u16 = 1;
 /// `NFTA_SET_NAME`, and `NFTA_SET_ELEM_LIST_SET` for elements.
 const SET_NAME: u16 = 2;
+/// `NFTA_SET_ELEM_LIST_ELEMENTS`
+const ELEMENTS: u16 = 3;
 /// `NFTA_CHAIN_NAME`
 const CHAIN_NAME: u16 = 3;
 
@@ -234,6 +236,31 @@ impl Kernel {
         })
     }
 
+    /// Reads the element with this key, given as [`write_element`] wrote it; `None` if there is none.
+    pub(crate) fn element<T>(
+        &mut self,
+        set: &'static str,
+        key: &[u8],
+        read: impl Fn(Printed<'_>) -> T,
+    ) -> Result<Option<T>, DatapathError> {
+        let mut w = self.name();
+        w.attr_str(SET_NAME, set);
+        w.nest(ELEMENTS, |w| w.attr(element::LIST_ELEM, key));
+        let (kind, family) = (
+            message(libc::NFT_MSG_GETSETELEM),
+            family_number(self.family),
+        );
+        let mut found = None;
+        match self.netfilter.get(kind, family, &w, &mut |attrs| {
+            let first = attrs.inside(ELEMENTS).next();
+            found = first.map(|element| read(Printed(element.inside())));
+        }) {
+            Ok(()) => Ok(found),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(error("reading an element", self.table, source)),
+        }
+    }
+
     /// Hands each element of a set to `each`, with what `new` made; begins anew if disturbed.
     pub(crate) fn elements<T>(
         &mut self,
@@ -241,8 +268,6 @@ impl Kernel {
         new: impl Fn() -> T,
         mut each: impl FnMut(&mut T, Printed<'_>),
     ) -> Result<T, DatapathError> {
-        /// `NFTA_SET_ELEM_LIST_ELEMENTS`
-        const ELEMENTS: u16 = 3;
         self.read("reading a set", |kernel| {
             let mut result = new();
             kernel.list(libc::NFT_MSG_GETSETELEM, Some(set), &mut |attrs| {

@@ -108,44 +108,15 @@ pub(super) fn repair<F: Family>(
         report.n_added += 1;
     }
     let resized = keep_sizes(desired, &sets);
-    let is_right = |chain: &Chain| {
-        let uses_resized = |rule: &Rule| resized.iter().any(|id| rule.uses(id.name()));
-        let has_rules = |printed: &PrintedChain| printed.has_rules_of(chain, F::FAMILY);
-        find_chain(&chains, chain).is_some_and(has_rules) && !chain.rules.iter().any(uses_resized)
-    };
-    let wrong: Vec<&Chain> = desired
-        .chains
-        .iter()
-        .filter(|chain| !is_right(chain))
-        .collect();
-    for chain in &wrong {
-        if let Some(printed) = find_chain(&chains, chain) {
-            transaction.flush_chain(&chain.name);
-            report.n_removed += printed.n_rules();
-        }
-    }
-    // Kernel: a set goes when no rule of the next generation uses it, and its name is free at once.
-    for id in &resized {
-        transaction.delete_set(id.name());
-        report.n_removed += 1;
-    }
     sets.retain(|set| !resized.iter().any(|id| id.name() == set.name));
-    for set in &desired.sets {
-        if !sets.iter().any(|printed| printed.name == set.name) {
-            transaction.create_set(set);
-            report.n_added += 1;
-        }
-    }
-    for chain in &wrong {
-        if find_chain(&chains, chain).is_none() {
-            transaction.create_chain(chain);
-            report.n_added += 1;
-        }
-    }
-    for chain in &wrong {
-        transaction.create_rules(chain);
-        report.n_added += chain.rules.len();
-    }
+    repair_sets_and_chains::<F>(
+        desired,
+        &sets,
+        &chains,
+        &resized,
+        &mut transaction,
+        &mut report,
+    );
 
     let comparisons = compare::<F>(kernel, &desired.elements, &sets, reading, clashes)?;
     let differences: Vec<(SetId, Difference<'_>)> = desired
@@ -213,6 +184,56 @@ fn count_probed<F: Family>(
         is_complete &= count(&after, id) == wanted;
     }
     Ok(is_complete)
+}
+
+/// Makes what is missing of sets and chains, replaces sets of another size, and gives chains their rules.
+///
+/// `sets` are those that stay.
+fn repair_sets_and_chains<F: Family>(
+    desired: &Desired<F>,
+    sets: &[PrintedSet],
+    chains: &[PrintedChain],
+    resized: &[SetId],
+    transaction: &mut Transaction,
+    report: &mut SyncReport,
+) {
+    let is_right = |chain: &Chain| {
+        let uses_resized = |rule: &Rule| resized.iter().any(|id| rule.uses(id.name()));
+        let has_rules = |printed: &PrintedChain| printed.has_rules_of(chain, F::FAMILY);
+        find_chain(chains, chain).is_some_and(has_rules) && !chain.rules.iter().any(uses_resized)
+    };
+    let wrong: Vec<&Chain> = desired
+        .chains
+        .iter()
+        .filter(|chain| !is_right(chain))
+        .collect();
+    for chain in &wrong {
+        if let Some(printed) = find_chain(chains, chain) {
+            transaction.flush_chain(&chain.name);
+            report.n_removed += printed.n_rules();
+        }
+    }
+    // Kernel: a set goes when no rule of the next generation uses it, and its name is free at once.
+    for id in resized {
+        transaction.delete_set(id.name());
+        report.n_removed += 1;
+    }
+    for set in &desired.sets {
+        if !sets.iter().any(|printed| printed.name == set.name) {
+            transaction.create_set(set);
+            report.n_added += 1;
+        }
+    }
+    for chain in &wrong {
+        if find_chain(chains, chain).is_none() {
+            transaction.create_chain(chain);
+            report.n_added += 1;
+        }
+    }
+    for chain in &wrong {
+        transaction.create_rules(chain);
+        report.n_added += chain.rules.len();
+    }
 }
 
 fn find_chain<'a>(chains: &'a [PrintedChain], chain: &Chain) -> Option<&'a PrintedChain> {

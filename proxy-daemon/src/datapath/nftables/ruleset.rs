@@ -313,14 +313,18 @@ pub(crate) struct Rule {
 impl Rule {
     /// Whether it looks into this set, or changes it.
     pub(crate) fn uses(&self, name: &str) -> bool {
-        self.exprs.iter().any(|expr| match expr {
-            Expr::In { set, .. }
+        self.exprs.iter().any(|expr| {
+            if let Expr::In { set, .. }
             | Expr::NotIn { set, .. }
             | Expr::Map { set, .. }
             | Expr::VerdictMap { set, .. }
             | Expr::Remember { set, .. }
-            | Expr::Forget { set, .. } => *set == name,
-            _ => false,
+            | Expr::Forget { set, .. } = expr
+            {
+                *set == name
+            } else {
+                false
+            }
         })
     }
 }

@@ -144,8 +144,7 @@ impl Pick {
         };
         let which = (via * 2 + set) * 3 + masquerade;
         let Some(seconds) = affinity else {
-            // Not 0, which is no priority at all; the kernel's limit of 65,535 ports bounds nothing
-            // here, so more backends than fit are told apart by the hash too.
+            // 0 means "unset". Counts above 65,535 are hashed instead.
             return match u16::try_from(n.get()) {
                 Ok(n) => (which + 1) << 16 | u32::from(n),
                 Err(_) => 0x4000_0000 | self.hash() >> 2,

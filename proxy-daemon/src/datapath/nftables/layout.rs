@@ -6,9 +6,9 @@
 //! - the number of sets is constant: Services and endpoints are elements;
 //! - only the few `*-kinds` maps hold verdicts. The kernel walks every element of every verdict map
 //!   when one gets a new jump (19 ms with 44,000 of them), so frontends hold the *code* of a kind, which
-//!   goes through the packet's priority (`skb->priority`) to the verdict: the language of `nft` has no
-//!   other word for a value that one map gives and another takes, and `nft` 1.0.6 dies of rules that do
-//!   without (assertion `consumed > 0`). Only first packets of flows to frontends are touched: the
+//!   goes through the packet's priority (`skb->priority`) to the verdict: `nft` cannot feed one map's
+//!   result into another, and `meta priority` is the only carrier; 1.0.6 crashes when it lists rules that
+//!   do without (assertion `consumed > 0`). Only first packets of flows to frontends are touched: the
 //!   priority is cleared again, except of those with session affinity. `ip_forward()` sets its own;
 //!   what is lost is the `SO_PRIORITY` of a local client's first packet;
 //! - a VIP or NodePort that shares its ServicePort's backends gets the address and port that name the

@@ -138,17 +138,17 @@ pub struct Nftables<F: Family> {
     kernel: Kernel,
     /// `None` if the next sync must read back first.
     installed: Option<Installed<F>>,
-    /// By how much the kernel's generation was ahead of our own count of commits when nothing but our
-    /// writes had happened since we had read all.
+    /// The kernel's generation minus our commits, taken after a full read. If it grows, someone else
+    /// committed.
     ///
     /// Kernel: `nf_tables_commit()` adds one to the namespace's generation.
     others: Option<u32>,
-    /// Questions in a row that the generation alone answered.
+    /// Checks in a row that compared the generation only.
     n_unseen: u32,
 }
 
-/// So many questions may the generation alone answer: a transaction of ours that changed nothing would
-/// hide one of others in the count.
+/// After so many checks of the generation alone, the table is read: a transaction of ours without effect
+/// does not raise the generation, and would hide one of others.
 const UNSEEN: u32 = 10;
 
 impl<F: Family> Nftables<F> {

@@ -1,8 +1,7 @@
 //! Does every module of the daemon use only the modules and crates that it may?
 //!
-//! Every path is compared with the [`table`]: in `use`, in code, and in the arguments of macros and attributes, after `super::` was
-//! resolved. Modules named `tests` may use anything: they put modules together that do not know each other. The tokens come from
-//! proc-macro2; a path is seen in them alone, so that code inside of macros needs no parser of its own.
+//! Every path in the tokens of a file is compared with the [`table`], also inside of macros, after `super::` was resolved. Modules
+//! named `tests` may use anything: they put modules together that do not know each other.
 
 mod table;
 
@@ -70,7 +69,7 @@ fn may_use((module, ours, _): (&str, &str, Crates), from: &str, target: &str) ->
     if from != "datapath" && others.any(|(of, ..)| is_in(target, of)) {
         return false;
     }
-    // Everyone may use what the crate's root itself defines.
+    // What the crate's root itself defines is for everyone.
     let is_module = RULES
         .iter()
         .any(|(of, ..)| !of.is_empty() && is_in(target, of));

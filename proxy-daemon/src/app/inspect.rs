@@ -23,7 +23,6 @@ use crate::cli::Command;
 use crate::compile::Compiler;
 use crate::config::{Config, Source};
 use crate::debug::{DebugState, DumpQuery, ExplainError};
-use crate::diagnostics::About;
 use crate::model::Services;
 use crate::sync::Surroundings;
 use crate::watch::{Shared, Store};
@@ -101,15 +100,8 @@ async fn read(config: &Config) -> Result<DebugState, AppError> {
     surroundings.take_in(drained.node, drained.service_cidrs);
     let environment = surroundings.environment();
     let mut compiler = Compiler::new(environment);
-    let news = compiler.apply(&Services::All(drained.services), environment);
-    if let Some(found) = news.overlaps {
-        shared
-            .diagnostics()
-            .set(About::Source("ServiceCIDRs"), found);
-    }
-    for (service, found) in news.diagnostics {
-        shared.diagnostics().set(About::Frontends(service), found);
-    }
+    let mut news = compiler.apply(&Services::All(drained.services), environment);
+    shared.diagnostics().set_compiled(news.take_diagnostics());
     let diagnostics = shared.diagnostics().current();
     Ok(DebugState {
         v4: Some(compiler.v4().clone()),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Environment;
 use crate::config::{DetectLocal, NodePortAddresses};
-use crate::forwarding::{Detector, Globals, Routes};
+use crate::forwarding::{AffinityLimit, Detector, Globals, Routes};
 use crate::model::Service;
 use crate::net::{Family, Networks};
 
@@ -24,6 +24,7 @@ pub(super) struct Context<F: Family> {
     /// Whether HOST and EXTN are masqueraded towards a ClusterIP. Spec: SRC-3, SRC-5.
     pub(super) masquerade_others: bool,
     pub(super) allow_external_ips: bool,
+    pub(super) affinity_limit: Option<AffinityLimit>,
 }
 
 impl<F: Family> Context<F> {
@@ -37,6 +38,7 @@ impl<F: Family> Context<F> {
             masquerade_pods: policy.masquerade_all,
             masquerade_others: policy.masquerade_all || has_detector,
             allow_external_ips: policy.allow_external_ips,
+            affinity_limit: policy.affinity_limit,
             has_detector,
         }
     }

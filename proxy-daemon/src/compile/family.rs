@@ -6,15 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::affinity::AffinityBudget;
 use super::claims::{Claim, Claims};
 use super::context::{Context, compile_globals};
 use super::lost::Lost;
 use super::unallocated::Unallocated;
-use super::{Environment, compile_service};
+use super::{Environment, Finding, compile_service};
 use crate::forwarding::{
-    Change, Changes, ForwardingState, FrontendKey, ServicePort, ServicePortId,
+    Affinity, Change, Changes, ForwardingState, FrontendKey, ServicePort, ServicePortId,
 };
-use crate::model::{Diagnostic, ServiceInput, ServiceName, Services};
+use crate::model::{ServiceInput, ServiceName, Services};
 use crate::net::{Family, Networks};
 
 #[derive(Debug)]
@@ -25,6 +26,9 @@ pub(super) struct FamilyCompiler<F: Family> {
     ids: BTreeMap<ServiceName, Vec<ServicePortId>>,
     claims: Claims<F>,
     lost: Lost<F>,
+    affinity: AffinityBudget,
+    /// The Services whose findings changed since [`FamilyCompiler::take_changed_findings`].
+    changed_findings: BTreeSet<ServiceName>,
     unallocated: Unallocated<F>,
 }
 
@@ -50,8 +54,8 @@ impl<F: Family> Wanted<F> {
 
 impl<F: Family> FamilyCompiler<F> {
     pub(super) fn new(environment: &Environment) -> Self {
+        let context = Context::new(environment);
         Self {
-            context: Context::new(environment),
             state: ForwardingState {
                 globals: compile_globals(environment, &Networks::default()),
                 spared: BTreeSet::new(),
@@ -61,7 +65,10 @@ impl<F: Family> FamilyCompiler<F> {
             ids: BTreeMap::new(),
             claims: Claims::new(),
             lost: Lost::new(),
+            affinity: AffinityBudget::new(context.affinity_limit),
+            changed_findings: BTreeSet::new(),
             unallocated: Unallocated::new(),
+            context,
         }
     }
 
@@ -85,15 +92,19 @@ impl<F: Family> FamilyCompiler<F> {
         environment: Option<&Environment>,
     ) -> Changes<F> {
         let mut globals = None;
+        let mut touched = Touched::default();
         if let Some(environment) = environment {
             self.context = Context::new(environment);
+            if self.affinity.limit() != self.context.affinity_limit {
+                self.affinity = AffinityBudget::new(self.context.affinity_limit);
+                touched.ids.extend(self.wanted.keys().cloned());
+            }
             self.unallocated.set_environment(environment);
             let new = compile_globals(environment, self.unallocated.networks());
             if new != self.state.globals {
                 globals = Some(std::mem::replace(&mut self.state.globals, new));
             }
         }
-        let mut touched = Touched::default();
         let services = match services {
             Services::Changed(changed) => changed,
             Services::All(all) => {
@@ -124,14 +135,25 @@ impl<F: Family> FamilyCompiler<F> {
         &mut self.unallocated
     }
 
-    /// The Services whose diagnostics changed since the last call.
-    pub(super) fn take_changed_diagnostics(&mut self) -> BTreeSet<ServiceName> {
-        self.lost.take_changed()
+    /// The Services whose findings changed since the last call.
+    pub(super) fn take_changed_findings(&mut self) -> BTreeSet<ServiceName> {
+        std::mem::take(&mut self.changed_findings)
     }
 
     /// What there is to tell about a Service.
-    pub(super) fn diagnostics(&self, service: &ServiceName) -> Vec<Diagnostic> {
-        self.lost.diagnostics(service)
+    pub(super) fn findings(&self, service: &ServiceName) -> Vec<Finding> {
+        let ids = self.ids.get(service).into_iter().flatten();
+        let n = ids.filter(|id| self.affinity.refuses(id)).count();
+        let refused = (n > 0).then(|| Finding::AffinityOverLimit {
+            service: service.clone(),
+            family: F::FAMILY,
+            n,
+        });
+        self.lost
+            .findings(service)
+            .into_iter()
+            .chain(refused)
+            .collect()
     }
 
     /// Compiles one Service as if it were alone and replaces its claims.
@@ -192,11 +214,14 @@ impl<F: Family> FamilyCompiler<F> {
 
     fn withdraw(&mut self, old: &Wanted<F>, touched: &mut Touched<F>) {
         touched.ids.insert(old.port.id.clone());
+        if self.affinity.refuses(&old.port.id) {
+            self.changed_findings.insert(old.service.clone());
+        }
         for (key, claim) in old.claims() {
             touched.keys.insert(key);
             self.claims.remove(key, claim);
-            if !self.lost.is_empty() {
-                self.lost.remove(&old.service, key, &old.port.id);
+            if !self.lost.is_empty() && self.lost.remove(&old.service, key, &old.port.id) {
+                self.changed_findings.insert(old.service.clone());
             }
         }
     }
@@ -210,20 +235,31 @@ impl<F: Family> FamilyCompiler<F> {
                 ids.insert(winner.id.clone());
                 if !self.lost.is_empty()
                     && let Some(wanted) = self.wanted.get(&winner.id)
+                    && self.lost.remove(&wanted.service, key, &winner.id)
                 {
-                    self.lost.remove(&wanted.service, key, &winner.id);
+                    self.changed_findings.insert(wanted.service.clone());
                 }
                 for loser in claims {
                     ids.insert(loser.id.clone());
-                    if let Some(wanted) = self.wanted.get(&loser.id) {
-                        self.lost.put(&wanted.service, key, &loser.id, &winner.id);
+                    if let Some(wanted) = self.wanted.get(&loser.id)
+                        && self.lost.put(&wanted.service, key, &loser.id, &winner.id)
+                    {
+                        self.changed_findings.insert(wanted.service.clone());
                     }
                 }
             }
         }
+        let mut moved = BTreeSet::new();
+        for id in &ids {
+            let now = self.wanted.get(id);
+            let now = now.map(|wanted| (&*wanted.port, wanted.created));
+            moved.append(&mut self.affinity.put(id, now));
+        }
+        ids.append(&mut moved);
         let mut changes = BTreeMap::new();
         for id in ids {
             let new = self.wanted.get(&id).map(|wanted| self.won(&wanted.port));
+            self.note_affinity(&id);
             let old = match &new {
                 Some(new) => self.state.service_ports.insert(id.clone(), Arc::clone(new)),
                 None => self.state.service_ports.remove(&id),
@@ -235,13 +271,28 @@ impl<F: Family> FamilyCompiler<F> {
         changes
     }
 
-    /// The ServicePort with the frontends that it won.
+    /// Notes if a ServicePort is about to get or lose the affinity that it asks for.
+    fn note_affinity(&mut self, id: &ServicePortId) {
+        let state = self.state.service_ports.get(id);
+        let was_refused = state.is_some_and(|port| port.affinity == Affinity::OverLimit);
+        if was_refused != self.affinity.refuses(id)
+            && let Some(wanted) = self.wanted.get(id)
+        {
+            self.changed_findings.insert(wanted.service.clone());
+        }
+    }
+
+    /// The ServicePort with the frontends that it won, and the affinity that there is room for.
     fn won(&self, wanted: &Arc<ServicePort<F>>) -> Arc<ServicePort<F>> {
         let is_won = |key: &FrontendKey<F>| self.claims.is_won_by(*key, &wanted.id);
-        if wanted.frontends.keys().all(is_won) {
+        let is_refused = self.affinity.refuses(&wanted.id);
+        if !is_refused && wanted.frontends.keys().all(is_won) {
             return Arc::clone(wanted);
         }
         let mut port = ServicePort::clone(wanted);
+        if is_refused {
+            port.affinity = Affinity::OverLimit;
+        }
         let kept = port.frontends.iter().filter(|(key, _)| is_won(key));
         port.frontends = kept.map(|(key, f)| (*key, f.clone())).collect();
         Arc::new(port)

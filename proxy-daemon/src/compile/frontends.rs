@@ -7,10 +7,10 @@ use std::sync::Arc;
 use super::backends::Sets;
 use super::context::Context;
 use crate::forwarding::{
-    BackendSet, Exposure, Frontend, FrontendAddress, FrontendKey, Frontends, Route, Routes,
-    ServicePort, ServicePortId,
+    Affinity, BackendSet, Exposure, Frontend, FrontendAddress, FrontendKey, Frontends, Route,
+    Routes, ServicePort, ServicePortId,
 };
-use crate::model::{AffinityTimeout, Service, ServiceKind, ServicePortSpec, TrafficPolicy};
+use crate::model::{Service, ServiceKind, ServicePortSpec, TrafficPolicy};
 use crate::net::{Family, Networks};
 
 /// Compiles one port of a Service that has a ClusterIP in the family, with every frontend it claims.
@@ -34,7 +34,9 @@ pub(super) fn compile_port<F: Family>(
         id: ServicePortId::new(&service.name, &port.name, port.protocol),
         protocol: port.protocol,
         cluster_ip,
-        affinity: service.affinity.map(AffinityTimeout::seconds),
+        affinity: service.affinity.map_or(Affinity::Off, |timeout| {
+            Affinity::Seconds(timeout.seconds())
+        }),
         cluster,
         local: if uses_local { local } else { Box::default() },
         live,

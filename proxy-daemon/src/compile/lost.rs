@@ -3,10 +3,11 @@
 //! Spec: SVC-14. Invariants: holds the losses of now and nothing of the past; a change costs the losses
 //! that changed; what is told of one Service is bounded.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use super::Finding;
 use crate::forwarding::{FrontendKey, ServicePortId};
-use crate::model::{Diagnostic, ServiceName};
+use crate::model::ServiceName;
 use crate::net::Family;
 
 /// How many lost frontends of one Service and family are told one by one.
@@ -19,15 +20,12 @@ type Loss<F> = (FrontendKey<F>, ServicePortId);
 #[derive(Debug)]
 pub(super) struct Lost<F: Family> {
     of: BTreeMap<ServiceName, BTreeMap<Loss<F>, ServicePortId>>,
-    /// The Services whose losses changed since the last [`Lost::take_changed`].
-    changed: BTreeSet<ServiceName>,
 }
 
 impl<F: Family> Lost<F> {
     pub(super) fn new() -> Self {
         Self {
             of: BTreeMap::new(),
-            changed: BTreeSet::new(),
         }
     }
 
@@ -36,72 +34,54 @@ impl<F: Family> Lost<F> {
         self.of.is_empty()
     }
 
-    /// Notes that a Service's port does not get a frontend.
+    /// Notes that a Service's port does not get a frontend; whether that is news.
     pub(super) fn put(
         &mut self,
         service: &ServiceName,
         key: FrontendKey<F>,
         loser: &ServicePortId,
         winner: &ServicePortId,
-    ) {
+    ) -> bool {
         let losses = self.of.entry(service.clone()).or_default();
         let old = losses.insert((key, loser.clone()), winner.clone());
-        if old.as_ref() != Some(winner) {
-            self.changed.insert(service.clone());
-        }
+        old.as_ref() != Some(winner)
     }
 
-    /// Notes that a Service's port gets a frontend, or does not want it any longer.
+    /// Notes that a Service's port gets a frontend, or does not want it any longer; whether that is
+    /// news.
     pub(super) fn remove(
         &mut self,
         service: &ServiceName,
         key: FrontendKey<F>,
         id: &ServicePortId,
-    ) {
+    ) -> bool {
         let Some(losses) = self.of.get_mut(service) else {
-            return;
+            return false;
         };
-        if losses.remove(&(key, id.clone())).is_some() {
-            if losses.is_empty() {
-                self.of.remove(service);
-            }
-            self.changed.insert(service.clone());
+        let is_news = losses.remove(&(key, id.clone())).is_some();
+        if losses.is_empty() {
+            self.of.remove(service);
         }
-    }
-
-    /// The Services whose losses changed since the last call.
-    pub(super) fn take_changed(&mut self) -> BTreeSet<ServiceName> {
-        std::mem::take(&mut self.changed)
+        is_news
     }
 
     /// What to tell about a Service, for as many of its losses as are told.
-    pub(super) fn diagnostics(&self, service: &ServiceName) -> Vec<Diagnostic> {
+    pub(super) fn findings(&self, service: &ServiceName) -> Vec<Finding> {
         let Some(losses) = self.of.get(service) else {
             return Vec::new();
         };
-        let told = losses
-            .iter()
-            .take(MAX_TOLD)
-            .map(|((key, loser), winner)| Diagnostic {
-                object: format!("Service {loser}"),
-                field: String::new(),
-                message: format!(
-                    "{key} belongs to {winner}; it is not served for this Service (SVC-14)"
-                ),
-            });
-        let mut told: Vec<Diagnostic> = told.collect();
+        let told = losses.iter().take(MAX_TOLD);
+        let told = told.map(|((key, loser), winner)| Finding::FrontendLost {
+            frontend: key.to_string(),
+            loser: loser.clone(),
+            winner: winner.clone(),
+        });
         let n_more = losses.len().saturating_sub(MAX_TOLD);
-        if n_more > 0 {
-            told.push(Diagnostic {
-                object: format!("Service {service}"),
-                field: String::new(),
-                message: format!(
-                    "{n_more} more of its {} frontends belong to others and are not served for \
-                     this Service (SVC-14)",
-                    F::FAMILY.name()
-                ),
-            });
-        }
-        told
+        let more = (n_more > 0).then(|| Finding::MoreFrontendsLost {
+            service: service.clone(),
+            family: F::FAMILY,
+            n: n_more,
+        });
+        told.chain(more).collect()
     }
 }

@@ -2,21 +2,23 @@
 //!
 //! [`compile`] is the whole of it as a function; [`Compiler`] is the same function, told only what
 //! changed. Invariants: pure (no clock, log, randomness or I/O); it cannot fail, what cannot be used is
-//! a [`Diagnostic`]; the result depends on the current objects and environment, never on the order in
+//! a [`Finding`]; the result depends on the current objects and environment, never on the order in
 //! which they came (property test in `tests.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::forwarding::{Changes, ForwardingState};
-use crate::model::{Diagnostic, ServiceInput, ServiceName, Services};
+use crate::model::{Diagnostic, ServiceInput, ServiceName, Services, Subject};
 use crate::net::{Family, V4, V6};
 
+mod affinity;
 mod backends;
 mod claims;
 mod context;
 mod environment;
 mod family;
+mod finding;
 mod frontends;
 mod lost;
 #[cfg(test)]
@@ -26,6 +28,7 @@ mod unallocated;
 use context::Context;
 pub use environment::Environment;
 use family::FamilyCompiler;
+pub use finding::Finding;
 
 /// Compiles everything at once.
 pub fn compile(
@@ -34,13 +37,8 @@ pub fn compile(
 ) -> (ForwardingState<V4>, ForwardingState<V6>, Vec<Diagnostic>) {
     let environment = Arc::new(environment.clone());
     let mut whole = Compiler::new(&environment);
-    let Compiled {
-        diagnostics,
-        overlaps,
-        ..
-    } = whole.apply(&Services::All(services.clone()), &environment);
-    let of_services = diagnostics.into_values().flatten();
-    let diagnostics = overlaps.into_iter().flatten().chain(of_services).collect();
+    let mut found = whole.apply(&Services::All(services.clone()), &environment);
+    let diagnostics = found.take_diagnostics().into_values().flatten().collect();
     (whole.v4.into_state(), whole.v6.into_state(), diagnostics)
 }
 
@@ -51,14 +49,22 @@ pub struct Compiled {
     pub v4: Changes<V4>,
     /// What changed for IPv6.
     pub v6: Changes<V6>,
-    /// The Services whose diagnostics changed, with all that hold now: none where the cause is gone.
+    /// What there is to tell, by what it is about, where that changed: nothing where the cause is gone.
     ///
     /// A Service may be here although only another one changed, such as the one that had its frontend
     /// (SVC-14).
-    pub diagnostics: BTreeMap<ServiceName, Vec<Diagnostic>>,
-    /// All that there is to tell about ServiceCIDRs that overlap networks of pods and nodes (REJ-6), if
-    /// any of these networks changed.
-    pub overlaps: Option<Vec<Diagnostic>>,
+    pub findings: BTreeMap<Subject, Vec<Finding>>,
+}
+
+impl Compiled {
+    /// Takes [`Compiled::findings`] as diagnostics.
+    pub fn take_diagnostics(&mut self) -> BTreeMap<Subject, Vec<Diagnostic>> {
+        let findings = std::mem::take(&mut self.findings).into_iter();
+        let diagnostics = |found: Vec<Finding>| found.iter().map(Finding::diagnostic).collect();
+        findings
+            .map(|(subject, found)| (subject, diagnostics(found)))
+            .collect()
+    }
 }
 
 /// The forwarding states of both families, and what is needed to bring them up to date.
@@ -114,33 +120,22 @@ impl Compiler {
         if is_other {
             self.environment = Some(Arc::clone(environment));
         }
-        let mut reported = self.v4.take_changed_diagnostics();
-        reported.append(&mut self.v6.take_changed_diagnostics());
-        let diagnostics = reported
-            .into_iter()
-            .map(|name| (name.clone(), self.diagnostics(&name)))
-            .collect();
-        Compiled {
-            v4,
-            v6,
-            diagnostics,
-            overlaps: self.take_overlaps(),
+        let mut changed = self.v4.take_changed_findings();
+        changed.append(&mut self.v6.take_changed_findings());
+        let of_services = changed.into_iter().map(|name| {
+            let mut found = [self.v4.findings(&name), self.v6.findings(&name)].concat();
+            // What holds in both families is told once.
+            found.sort();
+            found.dedup();
+            (Subject::Service(name), found)
+        });
+        let mut findings: BTreeMap<Subject, Vec<Finding>> = of_services.collect();
+        let (of_v4, of_v6) = (self.v4.unallocated(), self.v6.unallocated());
+        if of_v4.take_news() | of_v6.take_news() {
+            let found = [of_v4.findings(), of_v6.findings()].concat();
+            findings.insert(Subject::ServiceCidrs, found);
         }
-    }
-
-    fn take_overlaps(&mut self) -> Option<Vec<Diagnostic>> {
-        let (v4, v6) = (self.v4.unallocated(), self.v6.unallocated());
-        let is_news = v4.take_news() | v6.take_news();
-        is_news.then(|| [v4.diagnostics(), v6.diagnostics()].concat())
-    }
-
-    /// What there is to tell about a Service; what holds in both families is told once.
-    fn diagnostics(&self, service: &ServiceName) -> Vec<Diagnostic> {
-        let mut all = self.v4.diagnostics(service);
-        all.extend(self.v6.diagnostics(service));
-        all.sort();
-        all.dedup();
-        all
+        Compiled { v4, v6, findings }
     }
 }
 

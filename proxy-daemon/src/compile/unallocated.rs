@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::Environment;
-use crate::model::{Diagnostic, ServiceInput, ServiceName};
+use super::{Environment, Finding};
+use crate::model::{ServiceInput, ServiceName};
 use crate::net::{Family, Networks};
 
 /// What is dropped, and the addresses in there that are not.
@@ -135,9 +135,17 @@ impl<F: Family> Unallocated<F> {
     }
 
     /// What there is to tell about ServiceCIDRs that overlap other networks.
-    pub(super) fn diagnostics(&self) -> Vec<Diagnostic> {
+    pub(super) fn findings(&self) -> Vec<Finding> {
         let (cidrs, others) = &self.from;
-        overlaps(cidrs, others).iter().map(named).collect()
+        let found = overlaps(cidrs, others).into_iter();
+        let named = |(cidr, other): (IpNet, IpNet)| {
+            if cidr.contains(&other) {
+                Finding::CidrHolds { cidr, other }
+            } else {
+                Finding::CidrLiesIn { cidr, other }
+            }
+        };
+        found.map(named).collect()
     }
 
     /// The networks whose addresses are dropped.
@@ -212,25 +220,6 @@ fn overlaps(cidrs: &BTreeSet<IpNet>, others: &BTreeSet<IpNet>) -> BTreeSet<(IpNe
             .collect()
     };
     cidrs.iter().flat_map(named).collect()
-}
-
-fn named((cidr, other): &(IpNet, IpNet)) -> Diagnostic {
-    let message = if cidr.contains(other) {
-        format!(
-            "it holds {other}, which pods, this node's network or multicast use; addresses there are not dropped \
-             as unallocated (REJ-6)"
-        )
-    } else {
-        format!(
-            "it lies in {other}, which pods or this node's network use; addresses of this ServiceCIDR \
-             that neither a Service, an endpoint nor this node has are dropped (REJ-6)"
-        )
-    };
-    Diagnostic {
-        object: format!("ServiceCIDR {cidr}"),
-        field: "spec.cidrs".to_owned(),
-        message,
-    }
 }
 
 /// What is left of a network without those of the others that lie in it.

@@ -2,7 +2,7 @@
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::forwarding::{InterfaceName, MarkBit, Netfilter};
+use crate::forwarding::{AffinityLimit, InterfaceName, MarkBit, Netfilter};
 
 /// The settings that `compile` reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Policy {
     pub node_port_addresses: NodePortAddresses,
     /// The feature gate `AllowServiceExternalIPs`. Spec: EXT-4.
     pub allow_external_ips: bool,
+    /// What the mode sets aside for session affinity; `None` is without limit.
+    pub affinity_limit: Option<AffinityLimit>,
     /// What only datapaths of netfilter need.
     pub netfilter: Netfilter,
 }
@@ -31,6 +33,7 @@ impl Default for Policy {
             masquerade_all: false,
             node_port_addresses: NodePortAddresses::primary(),
             allow_external_ips: true,
+            affinity_limit: None,
             netfilter: Netfilter {
                 masquerade_bit: MarkBit::DEFAULT,
                 drop_invalid: true,

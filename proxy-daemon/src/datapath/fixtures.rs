@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{SyncReport, Tables};
 use crate::forwarding::{
-    Backend, BackendSet, Change, Changes, Detector, Exposure, ForwardingState, Frontend,
+    Affinity, Backend, BackendSet, Change, Changes, Detector, Exposure, ForwardingState, Frontend,
     FrontendAddress, FrontendKey, Globals, MarkBit, Netfilter, Route, Routes, ServicePort,
     ServicePortId,
 };
@@ -196,7 +196,11 @@ pub(super) fn service_port<F: Family>(number: u16, n: u32, traits: u8) -> Servic
         id: ServicePortId::new(&service, "http", protocol),
         protocol,
         cluster_ip,
-        affinity: has(7).then_some(10_800),
+        affinity: if has(7) {
+            Affinity::Seconds(10_800)
+        } else {
+            Affinity::Off
+        },
         cluster: backends((0..n).map(|i| 0xf4_0000 + number32 * 16 + i)),
         local: if has(1) && has(2) {
             backends((0..n.min(2)).map(|i| 0xf4_0000 + number32 * 16 + i))
@@ -263,8 +267,8 @@ pub(super) fn some_state<F: Family>(numbers: &mut Numbers) -> ForwardingState<F>
         if numbers.below(4) > 0 {
             let traits = u8::try_from(numbers.below(256)).unwrap();
             let mut service_port = service_port(number, numbers.below(5), traits);
-            if service_port.affinity.is_some() && numbers.below(2) == 0 {
-                service_port.affinity = Some(60);
+            if service_port.affinity != Affinity::Off && numbers.below(2) == 0 {
+                service_port.affinity = Affinity::Seconds(60);
             }
             service_ports.push(service_port);
         }

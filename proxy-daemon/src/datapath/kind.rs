@@ -8,7 +8,7 @@ use std::io;
 
 use super::DatapathError;
 use super::plane::{Plane, PlaneOptions};
-use crate::forwarding::ForwardingState;
+use crate::forwarding::{AffinityLimit, ForwardingState};
 use crate::net::{V4, V6};
 use crate::sys::capabilities::{self, Capability};
 
@@ -76,6 +76,8 @@ pub struct Needs {
     /// its sysctls are written only where it is loaded already, and a datapath that has flows of its own
     /// forgets them itself.
     pub conntrack: bool,
+    /// How much kernel memory session affinity may take, if each of its Services takes memory of its own.
+    pub affinity_limit: Option<AffinityLimit>,
 }
 
 impl Needs {

@@ -30,6 +30,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
         capabilities: &[],
         loads_modules: false,
         conntrack: false,
+        affinity_limit: None,
     },
     rules: Rules {
         v4: |_| String::new(),

@@ -193,8 +193,8 @@ mod tests {
 
     use super::*;
     use crate::forwarding::{
-        Backend, BackendSet, Detector, Exposure, Frontend, FrontendAddress, FrontendKey, Globals,
-        MarkBit, Netfilter, Route, Routes, ServicePort, ServicePortId,
+        Affinity, Backend, BackendSet, Detector, Exposure, Frontend, FrontendAddress, FrontendKey,
+        Globals, MarkBit, Netfilter, Route, Routes, ServicePort, ServicePortId,
     };
 
     fn parse(query: &str) -> Result<ExplainQuery, serde_urlencoded::de::Error> {
@@ -251,7 +251,7 @@ mod tests {
             id: ServicePortId::new(&"ns/a", "", L4Proto::Tcp),
             protocol: L4Proto::Tcp,
             cluster_ip: "10.96.0.10".parse().unwrap(),
-            affinity: Some(9),
+            affinity: Affinity::Seconds(9),
             cluster: [Backend {
                 address: "10.244.0.1".parse().unwrap(),
                 port: port(8080),
@@ -320,6 +320,7 @@ mod tests {
                         "protocol": "tcp",
                         "clusterIP": "10.96.0.10",
                         "affinitySeconds": 9,
+                        "affinityOverLimit": false,
                         "cluster": ["10.244.0.1:8080"],
                         "local": [],
                         "live": [],

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::model::from_k8s::{ObjectKey, ObjectKind};
-use crate::model::{Diagnostic, ServiceName};
+use crate::model::{Diagnostic, Subject};
 use crate::sys::{Clock, Limiter, SystemClock};
 
 /// How many groups are kept in full.
@@ -37,8 +37,8 @@ pub enum About {
     Object(ObjectKey),
     /// An object of this kind without a usable name, by what it is called instead.
     Unnamed(ObjectKind, String),
-    /// The frontends that a Service wants and another one has.
-    Frontends(ServiceName),
+    /// What was found while compiling.
+    Compiled(Subject),
 }
 
 /// The current diagnostics of all parts.
@@ -102,6 +102,13 @@ impl Diagnostics {
         log(&self.with(|inner| inner.set(about, diagnostics, now)));
     }
 
+    /// Replaces what was found while compiling, where it changed.
+    pub fn set_compiled(&self, findings: BTreeMap<Subject, Vec<Diagnostic>>) {
+        for (subject, found) in findings {
+            self.set(About::Compiled(subject), found);
+        }
+    }
+
     /// Replaces the diagnostics of one object.
     pub fn set_object(&self, key: &ObjectKey, diagnostics: Vec<Diagnostic>) {
         // Nearly every object is without fault, and most often all are.
@@ -122,14 +129,14 @@ impl Diagnostics {
             inner.retain(|about| match about {
                 About::Object(key) => key.kind() != kind || seen.contains(key),
                 About::Unnamed(of, name) => *of != kind || unnamed.contains(name),
-                About::Source(_) | About::Frontends(_) => true,
+                About::Source(_) | About::Compiled(_) => true,
             });
         });
     }
 
     /// Forgets what was found while compiling, because all is compiled anew.
-    pub fn forget_frontends(&self) {
-        self.with(|inner| inner.retain(|about| !matches!(about, About::Frontends(_))));
+    pub fn forget_compiled(&self) {
+        self.with(|inner| inner.retain(|about| !matches!(about, About::Compiled(_))));
     }
 
     /// Logs how many were not logged; to be called now and then.

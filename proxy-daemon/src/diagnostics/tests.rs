@@ -1,6 +1,7 @@
 //! What is kept, what is forgotten and what is logged.
 
 use super::*;
+use crate::model::ServiceName;
 
 fn fault(object: &str) -> Diagnostic {
     Diagnostic {
@@ -25,7 +26,7 @@ fn every_kind() -> Vec<About> {
         About::Object(ObjectKey::Service(service("web"))),
         About::Object(ObjectKey::Node("node".into())),
         unnamed("Service \"-\""),
-        About::Frontends(service("web")),
+        About::Compiled(Subject::Service(service("web"))),
     ];
     let all: BTreeSet<_> = kinds.iter().map(kind).collect();
     assert_eq!(all.len(), 4, "each kind is in the list");
@@ -38,7 +39,7 @@ fn kind(about: &About) -> &'static str {
         About::Source(_) => "source",
         About::Object(_) => "object",
         About::Unnamed(..) => "unnamed",
-        About::Frontends(_) => "frontends",
+        About::Compiled(_) => "compiled",
     }
 }
 
@@ -72,7 +73,7 @@ fn life_4_a_list_forgets_what_it_has_not() {
         About::Object(ObjectKey::Node("node".into())),
         About::Unnamed(ObjectKind::Node, "gone".to_owned()),
         About::Source("test"),
-        About::Frontends(service("gone")),
+        About::Compiled(Subject::Service(service("gone"))),
     ];
     let diagnostics = Diagnostics::default();
     for about in gone.iter().chain(&stays) {

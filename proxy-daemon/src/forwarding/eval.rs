@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    BackendSet, Because, Decision, Detector, Exposure, ForwardingState, Frontend, FrontendAddress,
-    FrontendKey, Hop, Packet, Route, ServicePort, SourceClass, Transport, Verdict,
+    Affinity, BackendSet, Because, Decision, Detector, Exposure, ForwardingState, Frontend,
+    FrontendAddress, FrontendKey, Hop, Packet, Route, ServicePort, SourceClass, Transport, Verdict,
 };
 use crate::net::Family;
 
@@ -51,6 +51,7 @@ impl<'a, F: Family> Oracle<'a, F> {
             verdict,
             class,
             frontend,
+            affinity: found.map_or(Affinity::Off, |(_, port)| port.affinity),
             because,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{Decision, Oracle, Packet, SourceClass, Transport, Verdict};
+use super::{Affinity, Decision, Oracle, Packet, SourceClass, Transport, Verdict};
 use crate::net::Family;
 
 /// What must happen to a packet, with the rule of SPEC and the object that decided, as text.
@@ -22,6 +22,7 @@ fn write_answer<F: Family>(
         verdict,
         class,
         frontend,
+        affinity,
         because,
     } = decision;
     match packet.transport {
@@ -55,7 +56,19 @@ fn write_answer<F: Family>(
                 };
                 writeln!(out, "          {} {source}", hop.backend)?;
             }
-            Ok(())
+            match affinity {
+                Affinity::Off => Ok(()),
+                Affinity::Seconds(seconds) => {
+                    writeln!(
+                        out,
+                        "affinity: the client keeps its backend for {seconds} s"
+                    )
+                }
+                Affinity::OverLimit => writeln!(
+                    out,
+                    "affinity: none, since other Services take all memory that this mode has for it"
+                ),
+            }
         }
         Verdict::Reject => writeln!(out, "verdict:  reject with port unreachable"),
         Verdict::Drop => writeln!(out, "verdict:  drop"),

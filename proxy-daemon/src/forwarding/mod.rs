@@ -15,9 +15,9 @@ mod table;
 pub use eval::Oracle;
 pub use explain::explain;
 pub use packet::{Because, Decision, Hop, Packet, Transport, Verdict};
-pub use settings::{InterfaceName, MarkBit, Netfilter};
+pub use settings::{AffinityLimit, InterfaceName, MarkBit, Netfilter};
 pub use state::{
-    Backend, BackendSet, Change, Changes, Detector, Exposure, ForwardingState, Frontend,
+    Affinity, Backend, BackendSet, Change, Changes, Detector, Exposure, ForwardingState, Frontend,
     FrontendAddress, FrontendKey, Frontends, Globals, Route, Routes, ServicePort, ServicePortId,
     SourceClass,
 };

@@ -2,7 +2,7 @@
 
 use crate::net::{Family, L4Proto, Port};
 
-use super::{Backend, FrontendKey, ServicePortId, SourceClass};
+use super::{Affinity, Backend, FrontendKey, ServicePortId, SourceClass};
 
 /// The first packet of a flow, as it reaches the node or is sent by it, before any translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub struct Decision<F: Family> {
     pub class: SourceClass,
     /// The frontend it was addressed to, and whose that is.
     pub frontend: Option<(FrontendKey<F>, ServicePortId)>,
+    /// Whether the client keeps its backend, where it has one.
+    pub affinity: Affinity,
     /// The rule that decided.
     pub because: Because,
 }

@@ -15,6 +15,26 @@ pub struct Netfilter {
     pub drop_invalid: bool,
 }
 
+/// How much kernel memory the clients of ServicePorts with session affinity may take in one family, in a
+/// mode that sets it aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AffinityLimit {
+    /// For all ServicePorts together. Unit: KiB.
+    pub total: usize,
+    /// For one backend of a ServicePort that has one, of one that has two, and so on; the last is for all
+    /// that have more. Unit: KiB.
+    pub per_backend: &'static [usize],
+}
+
+impl AffinityLimit {
+    /// For a ServicePort with so many backends. Unit: KiB.
+    pub fn cost(self, n_backends: usize) -> usize {
+        let known = self.per_backend.get(n_backends.saturating_sub(1));
+        let each = known.or(self.per_backend.last()).copied();
+        n_backends.saturating_mul(each.unwrap_or_default())
+    }
+}
+
 /// A network interface's name, or the beginning of one.
 ///
 /// Unit: 1 to 15 bytes, no slash and no white space.

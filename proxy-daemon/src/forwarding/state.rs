@@ -103,9 +103,9 @@ pub struct ServicePort<F: Family> {
     /// The ClusterIP of its Service, live even if another Service won the frontend. Spec: REJ-5.
     #[serde(rename = "clusterIP")]
     pub cluster_ip: F::Addr,
-    /// How long clients keep their backend, in seconds; `None` without session affinity. Spec: AFF-1.
-    #[serde(rename = "affinitySeconds")]
-    pub affinity: Option<u32>,
+    /// Whether clients keep their backend.
+    #[serde(flatten)]
+    pub affinity: Affinity,
     /// The set C of SPEC §0, sorted.
     pub cluster: Box<[Backend<F>]>,
     /// The set L of SPEC §0, sorted; empty if no frontend uses it.
@@ -122,6 +122,28 @@ impl<F: Family> ServicePort<F> {
         match set {
             BackendSet::Cluster => &self.cluster,
             BackendSet::Local => &self.local,
+        }
+    }
+}
+
+/// Whether clients of a ServicePort keep their backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(into = "AffinityText")]
+pub enum Affinity {
+    /// No: nobody asked for it.
+    Off,
+    /// For so long after the last new connection. Unit: seconds. Spec: AFF-1.
+    Seconds(u32),
+    /// No, although it was asked for: others take all memory that the mode has for it.
+    OverLimit,
+}
+
+impl Affinity {
+    /// How long they keep it, if they do. Unit: seconds.
+    pub const fn timeout(self) -> Option<u32> {
+        match self {
+            Self::Seconds(seconds) => Some(seconds),
+            Self::Off | Self::OverLimit => None,
         }
     }
 }
@@ -422,6 +444,23 @@ fn values<S: Serializer, K, V: Serialize>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(map.values())
+}
+
+/// An [`Affinity`] as JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AffinityText {
+    affinity_seconds: Option<u32>,
+    affinity_over_limit: bool,
+}
+
+impl From<Affinity> for AffinityText {
+    fn from(affinity: Affinity) -> Self {
+        Self {
+            affinity_seconds: affinity.timeout(),
+            affinity_over_limit: affinity == Affinity::OverLimit,
+        }
+    }
 }
 
 /// The spared addresses are shown with the networks that they are in.

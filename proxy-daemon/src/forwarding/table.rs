@@ -8,8 +8,8 @@ use std::fmt::{self, Write as _};
 
 use super::eval::set_name;
 use super::{
-    BackendSet, Detector, Exposure, ForwardingState, Frontend, FrontendKey, Globals, Netfilter,
-    Route, ServicePort,
+    Affinity, BackendSet, Detector, Exposure, ForwardingState, Frontend, FrontendKey, Globals,
+    Netfilter, Route, ServicePort,
 };
 use crate::net::Family;
 
@@ -86,10 +86,11 @@ fn write_port<F: Family>(out: &mut String, port: &ServicePort<F>) -> fmt::Result
         frontends,
     } = port;
     write!(out, "{id} of {cluster_ip}")?;
-    if let Some(seconds) = affinity {
-        write!(out, ", affinity {seconds} s")?;
+    match affinity {
+        Affinity::Off => writeln!(out)?,
+        Affinity::Seconds(seconds) => writeln!(out, ", affinity {seconds} s")?,
+        Affinity::OverLimit => writeln!(out, ", no affinity: over the limit of this mode")?,
     }
-    writeln!(out)?;
     for (key, frontend) in frontends.iter() {
         write_frontend(out, *key, frontend)?;
     }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::ServiceName;
+
 /// One fault of one object: what it is, where it is, and what was done about it.
 ///
 /// Bad input is never an error of ours: it is a value beside the result, so that the object's good
@@ -14,6 +16,15 @@ pub struct Diagnostic {
     pub field: String,
     /// What is wrong and what we do instead, as a sentence without a full stop.
     pub message: String,
+}
+
+/// What the meaning of all objects together can be at fault about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// A Service.
+    Service(ServiceName),
+    /// The ServiceCIDRs.
+    ServiceCidrs,
 }
 
 impl fmt::Display for Diagnostic {

@@ -12,7 +12,7 @@ mod node;
 mod service;
 mod snapshot;
 
-pub use diagnostic::Diagnostic;
+pub use diagnostic::{Diagnostic, Subject};
 pub use endpoint::{Endpoint, EndpointSlice, Hints, SlicePort};
 pub use ids::{ObjectName, ServiceName, SliceName};
 pub use node::{Node, ServiceCidr};

@@ -250,7 +250,7 @@ impl<I: Intake> SyncLoop<I> {
             Some(compiler) => compiler,
             None => {
                 // A new compiler reports every diagnostic again.
-                self.diagnostics.forget_frontends();
+                self.diagnostics.forget_compiled();
                 Compiler::new(&environment)
             }
         };
@@ -269,12 +269,7 @@ impl<I: Intake> SyncLoop<I> {
         };
         self.compiler = Some(compiler);
         self.n_changed += news.v4.service_ports.len() + news.v6.service_ports.len();
-        if let Some(found) = news.overlaps.take() {
-            self.diagnostics.set(About::Source("ServiceCIDRs"), found);
-        }
-        for (service, found) in std::mem::take(&mut news.diagnostics) {
-            self.diagnostics.set(About::Frontends(service), found);
-        }
+        self.diagnostics.set_compiled(news.take_diagnostics());
         Some(news)
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::world::{EXTERNAL, P1, P2, VIP, ask, environment, input, ip, ready, service, spec};
 use crate::compile::{Compiler, compile};
-use crate::model::{Diagnostic, Service, ServiceInput, ServiceName, Services};
+use crate::model::{Diagnostic, Service, ServiceInput, ServiceName, Services, Subject};
 use crate::net::L4Proto;
 
 fn thief(name: &str, created: i64) -> Service {
@@ -93,13 +93,13 @@ fn renamed(name: &str, created: i64, n_ports: u16, round: u16) -> ServiceInput {
 
 /// What was told and not withdrawn.
 #[derive(Default)]
-struct Told(BTreeMap<ServiceName, Vec<Diagnostic>>);
+struct Told(BTreeMap<Subject, Vec<Diagnostic>>);
 
 impl Told {
     fn apply(&mut self, compiler: &mut Compiler, changed: BTreeMap<ServiceName, ServiceInput>) {
         let (changed, environment) = (Services::Changed(changed), Arc::new(environment()));
-        let compiled = compiler.apply(&changed, &environment);
-        self.0.extend(compiled.diagnostics);
+        let mut compiled = compiler.apply(&changed, &environment);
+        self.0.append(&mut compiled.take_diagnostics());
         self.0.retain(|_, told| !told.is_empty());
     }
 
@@ -126,7 +126,7 @@ fn svc_14_what_was_told_goes_with_its_cause_and_is_bounded() {
             assert!(told.n() <= 20, "{} told in round {round}", told.n());
         }
         let younger = ServiceName::new("default", "younger");
-        let lines = &told.0[&younger];
+        let lines = &told.0[&Subject::Service(younger.clone())];
         assert_eq!(told.0.len(), 1);
         let has = |text: &str| lines.iter().any(|line| line.message.contains(text));
         assert!(has("belongs to default/older:p18-0/tcp"), "{lines:?}");

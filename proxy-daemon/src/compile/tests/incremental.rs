@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::world::{environment, ip, ready, service, slice, spec, terminating};
 use crate::compile::{Compiler, Environment, compile};
-use crate::forwarding::{Changes, Exposure, ForwardingState, FrontendAddress};
+use crate::forwarding::{AffinityLimit, Changes, Exposure, ForwardingState, FrontendAddress};
 use crate::model::{
     Endpoint, EndpointSlice, Service, ServiceName, Services, SliceName, TrafficPolicy,
 };
@@ -41,7 +41,7 @@ struct Shape {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let shape = (0..3u8, 0..4u8, 0..4u8, 0..2i64, 0..8u8).prop_map(
+    let shape = (0..3u8, 0..4u8, 0..4u8, 0..2i64, 0..16u8).prop_map(
         |(address, external, node_port, created, flags)| Shape {
             address,
             external,
@@ -85,6 +85,7 @@ fn build_service(n: u8, shape: &Shape) -> Arc<Service> {
         load_balancer_ips: [ip(&format!("203.0.113.{}", shape.external))].into(),
         internal_policy: policy(1),
         external_policy: policy(2),
+        affinity: (shape.flags & 8 != 0).then_some(crate::model::AffinityTimeout::DEFAULT),
         created: shape.created,
         ..service("any")
     })
@@ -189,7 +190,12 @@ proptest! {
         events in proptest::collection::vec(event(), 0..40),
         twice in any::<bool>(),
     ) {
-        let mut environment = Arc::new(environment());
+        let mut environment = environment();
+        environment.policy.affinity_limit = Some(AffinityLimit {
+            total: 400,
+            per_backend: &[128, 64, 64, 32],
+        });
+        let mut environment = Arc::new(environment);
         let mut store = Store::default();
         store.set_listed(Kind::Service);
         store.set_listed(Kind::EndpointSlice);
@@ -209,12 +215,13 @@ proptest! {
                 } else {
                     Services::Changed(store.drain().services)
                 };
-                let compiled = compiler.apply(&services, &environment);
+                let mut compiled = compiler.apply(&services, &environment);
+                told.extend(compiled.take_diagnostics());
+                told.retain(|_, told: &mut Vec<_>| !told.is_empty());
                 follow(&mut mirror_v4, compiled.v4, compiler.v4());
                 follow(&mut mirror_v6, compiled.v6, compiler.v6());
                 prop_assert_eq!(&mirror_v4, compiler.v4());
                 prop_assert_eq!(&mirror_v6, compiler.v6());
-                told.extend(compiled.diagnostics);
             }
         }
         store.mark_all();
@@ -238,6 +245,13 @@ fn check_invariants<F: Family>(state: &ForwardingState<F>) {
         for (key, frontend) in port.frontends.iter() {
             let is_node_port = frontend.exposure == Exposure::NodePort;
             assert_eq!(key.address == FrontendAddress::Node, is_node_port);
+        }
+        for routes in port.frontends.values().map(|frontend| frontend.routes) {
+            let has_pods = state.globals.detector.is_some();
+            assert!(
+                has_pods || routes.pod == routes.extn,
+                "POD without a detector"
+            );
         }
         for set in [&port.cluster, &port.local, &port.live] {
             assert!(set.windows(2).all(|pair| pair[0] < pair[1]), "unsorted");

@@ -93,7 +93,10 @@ pub fn resolve(
     let config = Config {
         datapath,
         source: r.source(raw, extra),
-        policy: r.policy(raw, &section, tracked_strictly),
+        policy: Policy {
+            affinity_limit: datapath.any().needs().affinity_limit,
+            ..r.policy(raw, &section, tracked_strictly)
+        },
         node_name: r.node_name(raw, &extra.os_hostname).into(),
         node_ip_override: Some(bind_address).filter(|address| !address.is_unspecified()),
         healthz_address: r.listen_address(
@@ -287,6 +290,8 @@ impl Resolver {
                 .get("AllowServiceExternalIPs")
                 .copied()
                 .unwrap_or(true),
+            // That is known to the datapath.
+            affinity_limit: None,
             netfilter: Netfilter {
                 masquerade_bit: self.masquerade_bit(section),
                 drop_invalid: tracked_strictly

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::forwarding::{
-    Backend, BackendSet, Change, Exposure, Frontend, FrontendAddress, FrontendKey, Globals,
-    MarkBit, Netfilter, Route, Routes, ServicePort, ServicePortId,
+    Affinity, Backend, BackendSet, Change, Exposure, Frontend, FrontendAddress, FrontendKey,
+    Globals, MarkBit, Netfilter, Route, Routes, ServicePort, ServicePortId,
 };
 use crate::net::{L4Proto, Networks, Port, V4};
 use crate::sys::netfilter::attributes::{Attrs, Writer};
@@ -52,7 +52,7 @@ fn service_port(protocol: L4Proto, live: &[Ipv4Addr]) -> Arc<ServicePort<V4>> {
         id: ServicePortId::new(&"ns/dns", "dns", protocol),
         protocol,
         cluster_ip: VIP,
-        affinity: None,
+        affinity: Affinity::Off,
         cluster: backends.clone(),
         local: Box::default(),
         live: backends,

@@ -94,7 +94,7 @@ fn ct_4_ct_6_only_changes_of_udp_list_the_table() {
     assert!(!is_due(Some(&tcp), None));
     let udp = service_port(L4Proto::Udp, &[P1]);
     let mut affine = ServicePort::clone(&udp);
-    affine.affinity = Some(10);
+    affine.affinity = Affinity::Seconds(10);
     assert!(!is_due(Some(&udp), Some(&Arc::new(affine))));
     let grown = service_port(L4Proto::Udp, &[P1, P2]);
     assert!(!is_due(Some(&udp), Some(&grown)), "nothing can be stale");

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::time::Duration;
 
-use super::budget::Budget;
 use super::chain::{Chain, Table};
 use super::drift::{self, DriftCheck};
 use super::layout::{self, Hook};
@@ -35,7 +34,6 @@ pub(crate) struct Installed<F: Family> {
     node_ports: Tree<F>,
     backends: Counts<Backend<F>>,
     cluster_ips: Counts<F::Addr>,
-    budget: Budget,
     gone: Gone,
     drift: DriftCheck,
 }
@@ -179,7 +177,6 @@ impl<F: Family> Installed<F> {
             node_ports: Tree::new(names::NODE_PORTS, false),
             backends: Counts::default(),
             cluster_ips: Counts::default(),
-            budget: Budget::default(),
             gone: Gone::default(),
             drift: DriftCheck::new(tools),
         }
@@ -209,16 +206,14 @@ impl<F: Family> Installed<F> {
             .values()
             .filter_map(|c| c.old.as_deref())
         {
-            let carried = self.budget.release(service_port);
-            render_service_port(&carried, &desired.globals, &mut old);
+            render_service_port(service_port, &desired.globals, &mut old);
         }
         for service_port in changes
             .service_ports
             .values()
             .filter_map(|c| c.new.as_deref())
         {
-            let carried = self.budget.admit(service_port);
-            render_service_port(&carried, &desired.globals, &mut new);
+            render_service_port(service_port, &desired.globals, &mut new);
         }
         if self.globals != desired.globals {
             render_globals(&self.globals, &mut old.elements);
@@ -358,8 +353,7 @@ pub(crate) fn resync<F: Family>(
     };
     for service_port in desired.service_ports.values() {
         let mut rendered = Rendered::default();
-        let carried = installed.budget.admit(service_port);
-        render_service_port(&carried, globals, &mut rendered);
+        render_service_port(service_port, globals, &mut rendered);
         rendered.chains.iter().for_each(&mut write);
         for (bits, rules) in rendered.vips {
             installed.vips.insert(bits, rules);

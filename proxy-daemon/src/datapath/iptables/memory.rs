@@ -10,6 +10,7 @@
 
 use super::names;
 use super::sets::family_name;
+use crate::forwarding::AffinityLimit;
 use crate::net::Family;
 
 /// Clients of a ServicePort that are remembered at least.
@@ -28,11 +29,20 @@ const fn size(n_backends: usize) -> usize {
     (CLIENTS / n / PER_BUCKET).next_power_of_two()
 }
 
-/// What the memory of one of so many backends takes, as long as it is empty, and never less than what
-/// it costs to have one more set. Unit: KiB.
-pub(crate) fn cost(n_backends: usize) -> usize {
-    (size(n_backends) * size_of::<usize>() / 1024).max(32)
+/// Kernel memory of an empty affinity set for one of n backends, in KiB, at least 32.
+const fn cost(n_backends: usize) -> usize {
+    let cost = size(n_backends) * size_of::<usize>() / 1024;
+    if cost < 32 { 32 } else { cost }
 }
+
+/// What all affinity sets of a family may take.
+///
+/// Kernel: a network namespace has room for 65,534 sets, making one takes longer the more there are, and
+/// sets have room for their clients from the start.
+pub const AFFINITY_LIMIT: AffinityLimit = AffinityLimit {
+    total: 256 << 10,
+    per_backend: &[cost(1), cost(2), cost(3), cost(4)],
+};
 
 /// The clients of one backend of one ServicePort.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,6 +119,9 @@ mod tests {
 
     #[test]
     fn all_memories_together_hold_what_the_specification_asks_for() {
+        for n in 1..10 {
+            assert_eq!(AFFINITY_LIMIT.cost(n), n * cost(n));
+        }
         for n in [1, 2, 3, 10, 1000] {
             let memory = Memory::new::<V4>(&["a"], 5, n);
             assert!(memory.size * PER_BUCKET * n >= CLIENTS);

@@ -55,7 +55,6 @@
 
 mod apply;
 mod bits;
-mod budget;
 mod chain;
 mod drift;
 mod flavour;
@@ -76,6 +75,7 @@ mod tool;
 mod tree;
 
 pub use flavour::{Because, Flavour};
+pub use memory::AFFINITY_LIMIT;
 pub use text::rules;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -134,6 +134,7 @@ pub(super) const LEGACY: Descriptor = Descriptor {
         // iptables-legacy loads ip_tables by itself.
         loads_modules: true,
         conntrack: true,
+        affinity_limit: Some(AFFINITY_LIMIT),
     },
     rules: Rules {
         v4: rules,

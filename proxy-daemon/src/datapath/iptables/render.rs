@@ -267,7 +267,7 @@ impl<F: Family> Renderer<'_, F> {
             .flat_map(|set| self.service_port.backends(*set))
             .copied()
             .collect();
-        let memories: BTreeMap<Backend<F>, Memory> = match self.service_port.affinity {
+        let memories: BTreeMap<Backend<F>, Memory> = match self.service_port.affinity.timeout() {
             None => BTreeMap::new(),
             Some(seconds) => used
                 .iter()

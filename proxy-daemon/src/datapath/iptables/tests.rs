@@ -9,6 +9,7 @@ use super::*;
 use crate::datapath::fixtures::{
     NOTHING, in_netns, one_of_each, service_port, state, sync_or_resync,
 };
+use crate::forwarding::{Affinity, ServicePort};
 use crate::net::{V4, V6};
 
 mod promises_nft {
@@ -174,7 +175,7 @@ fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
         in_netns(move || {
             let is_default = |n, seconds| {
                 let mut service_port = service_port::<V4>(1, n, 0);
-                service_port.affinity = Some(seconds);
+                service_port.affinity = Affinity::Seconds(seconds);
                 service_port
             };
             let clients = || {
@@ -242,13 +243,16 @@ fn sync_11_memories_of_gone_backends_go() {
     }
 }
 
-/// More Services with session affinity than there is memory for cost nobody else anything.
+/// Who is over the limit has no sets; who is, `compile` says (see its tests).
 #[test]
 fn affinity_beyond_the_budget_is_none_and_nobody_else_suffers() {
     in_netns(|| {
         let mut datapath = Iptables::<V4>::open(Flavour::Nft).unwrap();
         let greedy = service_port::<V4>(1, 5_000, 0b1000_0000);
-        let too_greedy = service_port::<V4>(2, 8_193, 0b1000_0000);
+        let too_greedy = ServicePort {
+            affinity: Affinity::OverLimit,
+            ..service_port::<V4>(2, 8_193, 0b1000_0000)
+        };
         let old = state([too_greedy, service_port(3, 3, 0b1000_0000)]);
         let new = state([greedy, service_port(3, 3, 0b1000_0000)]);
         datapath.resync(&old).unwrap();

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 
-use super::budget::Budget;
 use super::chain::{Chain, Table};
 use super::flavour::Flavour;
 use super::layout::{self, Hook};
@@ -20,9 +19,9 @@ use crate::net::{Family, IpFamily};
 /// The sets and rules of a state. Needs no privilege and no kernel.
 pub fn rules<F: Family>(state: &ForwardingState<F>) -> String {
     let globals = &state.globals;
-    let (mut rendered, mut budget) = (Rendered::default(), Budget::default());
+    let mut rendered = Rendered::default();
     for service_port in state.service_ports.values() {
-        render_service_port(&budget.admit(service_port), globals, &mut rendered);
+        render_service_port(service_port, globals, &mut rendered);
     }
     render_globals(globals, &mut rendered.elements);
     render_spared::<F>(&state.spared, &mut rendered.elements);

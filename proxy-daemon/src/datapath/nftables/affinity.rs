@@ -42,7 +42,7 @@ pub(crate) struct Check {
 }
 
 fn policy<F: Family>(service_port: &ServicePort<F>) -> Option<Policy> {
-    let seconds = service_port.affinity?;
+    let seconds = service_port.affinity.timeout()?;
     Some(Policy {
         timeout: u64::from(seconds) * 1000,
         backends: backend_codes(service_port).into_values().collect(),
@@ -55,7 +55,7 @@ impl Check {
         let with_affinity = state
             .service_ports
             .values()
-            .filter(|sp| sp.affinity.is_some());
+            .filter(|sp| sp.affinity.timeout().is_some());
         Self {
             policies: with_affinity
                 .filter_map(|sp| Some((owner_key(sp)?, policy(sp))))

@@ -104,6 +104,7 @@ pub(super) const DESCRIPTOR: Descriptor = Descriptor {
         capabilities: &[],
         loads_modules: false,
         conntrack: true,
+        affinity_limit: None,
     },
     rules: Rules {
         v4: rules,

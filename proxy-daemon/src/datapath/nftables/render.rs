@@ -210,7 +210,7 @@ pub(crate) fn render_service_port<F: Family>(service_port: &ServicePort<F>, to: 
     let mut view = View {
         comment: id.as_str(),
         owner,
-        affinity: *affinity,
+        affinity: affinity.timeout(),
         n_cluster: size(cluster),
         n_local: size(local),
         uses: BTreeSet::new(),
@@ -218,7 +218,7 @@ pub(crate) fn render_service_port<F: Family>(service_port: &ServicePort<F>, to: 
     for (key, frontend) in frontends.iter() {
         view.render_frontend(key, frontend, to);
     }
-    let codes = affinity.map(|_| backend_codes(service_port));
+    let codes = affinity.timeout().map(|_| backend_codes(service_port));
     for (owner, set) in view.uses {
         match set {
             BackendSet::Cluster => {

@@ -13,7 +13,7 @@ use crate::datapath::fixtures::{
     state, sync_or_resync,
 };
 use crate::datapath::{SyncReport, Tables};
-use crate::forwarding::BackendSet;
+use crate::forwarding::{Affinity, BackendSet};
 use crate::net::{IpFamily, V4, V6};
 
 mod promises {
@@ -189,7 +189,7 @@ fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
     in_netns(|| {
         let with_affinity = |n, seconds| {
             let mut service_port = service_port::<V4>(1, n, 0);
-            service_port.affinity = Some(seconds);
+            service_port.affinity = Affinity::Seconds(seconds);
             service_port
         };
         let mut datapath = Nftables::<V4>::open().unwrap();
@@ -627,7 +627,7 @@ fn sync_8_a_refused_service_port_does_not_hold_up_the_others() {
 fn aff_7_repairs_keep_remembered_clients() {
     in_netns(|| {
         let mut service_port = service_port::<V4>(1, 3, 0);
-        service_port.affinity = Some(10_800);
+        service_port.affinity = Affinity::Seconds(10_800);
         let code = render::backend_codes(&service_port)
             .into_values()
             .next()

@@ -65,7 +65,8 @@ pub struct Store {
 #[derive(Debug, Default)]
 struct Entry {
     service: Option<Arc<Service>>,
-    slices: BTreeMap<SliceName, Arc<EndpointSlice>>,
+    /// By name. Most Services have one, for which a tree would take ten times the memory.
+    slices: Vec<Arc<EndpointSlice>>,
 }
 
 #[derive(Debug, Default)]
@@ -144,13 +145,14 @@ impl Store {
         let new_owner = slice.as_ref().map(|slice| slice.service.clone());
         let current = old_owner
             .as_ref()
-            .and_then(|owner| self.services.get(owner)?.slices.get(name));
+            .and_then(|owner| self.services.get(owner)?.slice(name));
         if current == slice.as_ref() {
             return Changed::No;
         }
         if let Some(owner) = old_owner.filter(|owner| Some(owner) != new_owner.as_ref()) {
             if let Some(entry) = self.services.get_mut(&owner) {
-                entry.slices.remove(name);
+                entry.slices.retain(|slice| slice.name != *name);
+                entry.slices.shrink_to_fit();
             }
             self.forget_if_empty(&owner);
             self.dirty.services.insert(owner);
@@ -159,11 +161,7 @@ impl Store {
         if let Some(slice) = slice {
             let owner = slice.service.clone();
             self.owner.insert(name.clone(), owner.clone());
-            self.services
-                .entry(owner.clone())
-                .or_default()
-                .slices
-                .insert(name.clone(), slice);
+            self.services.entry(owner.clone()).or_default().put(slice);
             self.dirty.services.insert(owner);
         }
         self.dirty.n_updates += 1;
@@ -281,10 +279,32 @@ impl Store {
 }
 
 impl Entry {
+    fn find(&self, name: &SliceName) -> Result<usize, usize> {
+        self.slices.binary_search_by(|slice| slice.name.cmp(name))
+    }
+
+    fn slice(&self, name: &SliceName) -> Option<&Arc<EndpointSlice>> {
+        self.slices.get(self.find(name).ok()?)
+    }
+
+    fn put(&mut self, slice: Arc<EndpointSlice>) {
+        match self.find(&slice.name) {
+            Ok(at) => {
+                if let Some(old) = self.slices.get_mut(at) {
+                    *old = slice;
+                }
+            }
+            Err(at) => {
+                self.slices.reserve_exact(1);
+                self.slices.insert(at, slice);
+            }
+        }
+    }
+
     fn input(&self) -> ServiceInput {
         ServiceInput {
             service: self.service.clone(),
-            slices: self.slices.values().cloned().collect(),
+            slices: self.slices.clone(),
         }
     }
 }

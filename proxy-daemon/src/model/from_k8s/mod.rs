@@ -117,28 +117,47 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// What an object says.
+/// An object as it is now, by name; `None` if it says nothing to us: it is gone, hidden by a selector, or
+/// of a sort that we do not serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
-    /// Nothing to us: it is gone, hidden by a selector, or of a sort that we do not serve.
-    None,
+pub enum Update {
     /// A Service that has a ClusterIP.
-    Service(Arc<Service>),
+    Service(ServiceName, Option<Arc<Service>>),
     /// An EndpointSlice of a Service.
-    EndpointSlice(Arc<EndpointSlice>),
+    EndpointSlice(SliceName, Option<Arc<EndpointSlice>>),
     /// A Node.
-    Node(Arc<Node>),
+    Node(Arc<str>, Option<Arc<Node>>),
     /// A ServiceCIDR.
-    ServiceCidr(Arc<ServiceCidr>),
+    ServiceCidr(Arc<str>, Option<Arc<ServiceCidr>>),
+}
+
+impl Update {
+    /// Which object it is.
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Service(name, _) => ObjectKey::Service(name.clone()),
+            Self::EndpointSlice(name, _) => ObjectKey::EndpointSlice(name.clone()),
+            Self::Node(name, _) => ObjectKey::Node(Arc::clone(name)),
+            Self::ServiceCidr(name, _) => ObjectKey::ServiceCidr(Arc::clone(name)),
+        }
+    }
+
+    /// The object is gone.
+    pub fn removal(key: ObjectKey) -> Self {
+        match key {
+            ObjectKey::Service(name) => Self::Service(name, None),
+            ObjectKey::EndpointSlice(name) => Self::EndpointSlice(name, None),
+            ObjectKey::Node(name) => Self::Node(name, None),
+            ObjectKey::ServiceCidr(name) => Self::ServiceCidr(name, None),
+        }
+    }
 }
 
 /// An object that was decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decoded {
-    /// Which object it is; `None` if its name is missing or not allowed.
-    pub key: Option<ObjectKey>,
-    /// What it says; [`Value::None`] without a key.
-    pub value: Value,
+    /// What it says; `None` if its name is missing or not allowed.
+    pub update: Option<Update>,
     /// What in it could not be used.
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -174,37 +193,34 @@ impl Decoder {
             Ok(key) => key,
             Err(diagnostic) => {
                 return Decoded {
-                    key: None,
-                    value: Value::None,
+                    update: None,
                     diagnostics: vec![diagnostic],
                 };
             }
         };
         let mut faults = Faults::new(&key);
-        let value = match &key {
+        let update = match &key {
             ObjectKey::Service(name) => {
-                service::read(name, object, &mut self.interner, &mut faults)
-                    .map_or(Value::None, |service| Value::Service(Arc::new(service)))
+                let service = service::read(name, object, &mut self.interner, &mut faults);
+                Update::Service(name.clone(), service.map(Arc::new))
             }
             ObjectKey::EndpointSlice(name) => {
-                slice::read(name, object, self.author, &mut self.interner, &mut faults)
-                    .map_or(Value::None, |slice| Value::EndpointSlice(Arc::new(slice)))
+                let author = self.author;
+                let slice = slice::read(name, object, author, &mut self.interner, &mut faults);
+                Update::EndpointSlice(name.clone(), slice.map(Arc::new))
             }
-            ObjectKey::Node(name) => Value::Node(Arc::new(node::read_node(
-                name,
-                object,
-                &mut self.interner,
-                &mut faults,
-            ))),
+            ObjectKey::Node(name) => {
+                let node = node::read_node(name, object, &mut self.interner, &mut faults);
+                Update::Node(name.clone(), Some(Arc::new(node)))
+            }
             ObjectKey::ServiceCidr(name) => {
-                Value::ServiceCidr(Arc::new(node::read_service_cidr(name, object, &mut faults)))
+                let cidr = node::read_service_cidr(name, object, &mut faults);
+                Update::ServiceCidr(name.clone(), Some(Arc::new(cidr)))
             }
         };
-        let diagnostics = faults.into_diagnostics();
         Decoded {
-            key: Some(key),
-            value,
-            diagnostics,
+            update: Some(update),
+            diagnostics: faults.into_diagnostics(),
         }
     }
 

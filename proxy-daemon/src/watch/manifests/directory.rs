@@ -16,7 +16,7 @@ use super::document::{self, Document};
 use super::held::{Found, Held, Identity};
 use crate::diagnostics::About;
 use crate::model::Diagnostic;
-use crate::model::from_k8s::{Author, Decoder, ObjectKey, ObjectKind, Value};
+use crate::model::from_k8s::{Author, Decoder, ObjectKey, ObjectKind, Update};
 use crate::watch::{Changed, Shared};
 
 /// The file whose content names the state of the directory.
@@ -67,7 +67,7 @@ impl File {
 /// The last good state of a document.
 #[derive(Debug, Default)]
 struct Good {
-    objects: Vec<(ObjectKey, Value)>,
+    objects: Vec<Update>,
 }
 
 /// What a look found, before it counts.
@@ -257,10 +257,10 @@ impl Directory {
             let mut changed = token.map_or(Changed::No, |t| store.set_source_token(t));
             // Removals first: a slice that moves between Services or files is never in both.
             for key in &gone {
-                changed = changed.or(store.put(key, Value::None));
+                changed = changed.or(store.put(Update::removal(key.clone())));
             }
-            for (key, (_, value)) in &objects {
-                changed = changed.or(store.put(key, (*value).clone()));
+            for (_, update) in objects.values() {
+                changed = changed.or(store.put((*update).clone()));
             }
             for kind in ObjectKind::ALL {
                 store.set_listed(kind);
@@ -272,7 +272,7 @@ impl Directory {
         }
         for key in objects.keys() {
             if !told.contains(key) {
-                told.insert((*key).clone());
+                told.insert(key.clone());
             }
         }
         tracing::debug!(
@@ -288,26 +288,27 @@ impl Directory {
 
     /// The objects of all files, each name once.
     fn merged(&self) -> Merged<'_> {
-        let mut objects: BTreeMap<&ObjectKey, (&str, &Value)> = BTreeMap::new();
+        let mut objects: BTreeMap<ObjectKey, (&str, &Update)> = BTreeMap::new();
         let mut diagnostics = Vec::new();
         let mut n_foreign_nodes = 0_usize;
         for (name, file) in &self.files {
             diagnostics.extend(file.diagnostics.iter().cloned());
-            for (key, value) in file.documents.iter().flat_map(|good| &good.objects) {
-                if let ObjectKey::Node(node) = key
+            for update in file.documents.iter().flat_map(|good| &good.objects) {
+                let key = update.key();
+                if let ObjectKey::Node(node) = &key
                     && *node != self.node
                 {
                     n_foreign_nodes += 1;
                     continue;
                 }
-                if let Some((first, _)) = objects.get(key) {
+                if let Some((first, _)) = objects.get(&key) {
                     diagnostics.push(Diagnostic {
                         object: format!("{} {key}", shown(name)),
                         field: String::new(),
                         message: format!("is in {} already; this one is ignored", shown(first)),
                     });
                 } else {
-                    objects.insert(key, (name, value));
+                    objects.insert(key, (name, update));
                 }
             }
         }
@@ -332,7 +333,7 @@ impl Directory {
 /// What all files together say.
 struct Merged<'a> {
     /// The first object of each name, and the file that it is in.
-    objects: BTreeMap<&'a ObjectKey, (&'a str, &'a Value)>,
+    objects: BTreeMap<ObjectKey, (&'a str, &'a Update)>,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -348,7 +349,7 @@ impl Good {
 fn merge(identity: Identity, documents: Vec<Document>, old: &[Good]) -> File {
     let known: BTreeMap<_, _> = old
         .iter()
-        .flat_map(|good| good.objects.iter().map(|(key, value)| (key, value)))
+        .flat_map(|good| good.objects.iter().map(|update| (update.key(), update)))
         .collect();
     let n_documents = documents.len();
     let any_bad = documents
@@ -367,9 +368,9 @@ fn merge(identity: Identity, documents: Vec<Document>, old: &[Good]) -> File {
                 diagnostics,
             } => {
                 file.diagnostics.extend(diagnostics);
-                for (key, value) in &mut objects {
-                    if let Some(same) = known.get(key).filter(|old| **old == value) {
-                        *value = (*same).clone();
+                for update in &mut objects {
+                    if let Some(same) = known.get(&update.key()).filter(|old| **old == update) {
+                        *update = (*same).clone();
                     }
                 }
                 Good { objects }

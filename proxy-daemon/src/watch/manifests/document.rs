@@ -5,7 +5,7 @@
 
 use crate::model::Diagnostic;
 use crate::model::from_k8s::wire::{Document as Wire, Object};
-use crate::model::from_k8s::{Decoder, ObjectKey, ObjectKind, Quoted, Value};
+use crate::model::from_k8s::{Decoder, ObjectKind, Quoted, Update};
 
 /// One document of a file.
 #[derive(Debug, PartialEq)]
@@ -13,7 +13,7 @@ pub(crate) enum Document {
     /// It was read; its objects are in the order of the text.
     Good {
         /// The objects that could be named.
-        objects: Vec<(ObjectKey, Value)>,
+        objects: Vec<Update>,
         /// What in them could not be used.
         diagnostics: Vec<Diagnostic>,
     },
@@ -241,7 +241,7 @@ fn decode(
     object: &Object<'_>,
     place: std::fmt::Arguments<'_>,
     decoder: &mut Decoder,
-    objects: &mut Vec<(ObjectKey, Value)>,
+    objects: &mut Vec<Update>,
     diagnostics: &mut Vec<Diagnostic>,
 ) {
     let read = decoder.decode(kind, object);
@@ -251,9 +251,7 @@ fn decode(
             ..diagnostic
         });
     }
-    if let Some(key) = read.key {
-        objects.push((key, read.value));
-    }
+    objects.extend(read.update);
 }
 
 #[cfg(test)]
@@ -281,7 +279,7 @@ spec:
             .map(|document| match document {
                 Document::Good { objects, .. } => objects
                     .iter()
-                    .map(|(key, _)| key.to_string())
+                    .map(|update| update.key().to_string())
                     .collect::<Vec<_>>()
                     .join(","),
                 Document::Bad(diagnostic) => format!("bad {}", diagnostic.object),

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::model::from_k8s::{ObjectKey, ObjectKind, Value};
+use crate::model::from_k8s::{ObjectKind, Update};
 use crate::model::{
     EndpointSlice, Node, Service, ServiceCidr, ServiceInput, ServiceName, SliceName,
 };
@@ -80,22 +80,13 @@ struct Dirty {
 
 impl Store {
     /// Puts what an object says, or removes it if it says nothing; a Node is never removed (HZ-5).
-    pub fn put(&mut self, key: &ObjectKey, value: Value) -> Changed {
-        match (key, value) {
-            (ObjectKey::Service(name), Value::Service(service)) => {
-                self.set_service(name, Some(service))
-            }
-            (ObjectKey::Service(name), _) => self.set_service(name, None),
-            (ObjectKey::EndpointSlice(name), Value::EndpointSlice(slice)) => {
-                self.set_slice(name, Some(slice))
-            }
-            (ObjectKey::EndpointSlice(name), _) => self.set_slice(name, None),
-            (ObjectKey::Node(_), Value::Node(node)) => self.set_node(node),
-            (ObjectKey::Node(_), _) => Changed::No,
-            (ObjectKey::ServiceCidr(name), Value::ServiceCidr(cidr)) => {
-                self.set_service_cidr(name, Some(cidr))
-            }
-            (ObjectKey::ServiceCidr(name), _) => self.set_service_cidr(name, None),
+    pub fn put(&mut self, update: Update) -> Changed {
+        match update {
+            Update::Service(name, service) => self.set_service(&name, service),
+            Update::EndpointSlice(name, slice) => self.set_slice(&name, slice),
+            Update::Node(_, Some(node)) => self.set_node(node),
+            Update::Node(_, None) => Changed::No,
+            Update::ServiceCidr(name, cidr) => self.set_service_cidr(&name, cidr),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::{Changed, Store};
-use crate::model::from_k8s::{ObjectKey, ObjectKind, Value};
+use crate::model::from_k8s::{ObjectKind, Update};
 use crate::model::{
     Endpoint, EndpointSlice, Node, Service, ServiceCidr, ServiceKind, ServiceName, SliceName,
     TrafficPolicy,
@@ -167,9 +167,9 @@ fn eps_19_no_memory_is_kept_for_what_is_gone() {
 #[test]
 fn hz_5_a_deleted_node_keeps_its_last_copy() {
     let mut store = Store::default();
-    let key = ObjectKey::Node("n".into());
-    assert_eq!(store.put(&key, Value::Node(node("z"))), Changed::Yes);
-    assert_eq!(store.put(&key, Value::None), Changed::No);
+    let put = |store: &mut Store, node| store.put(Update::Node("n".into(), node));
+    assert_eq!(put(&mut store, Some(node("z"))), Changed::Yes);
+    assert_eq!(put(&mut store, None), Changed::No);
     assert_eq!(store.node(), Some(&node("z")));
 }
 
@@ -182,20 +182,14 @@ fn rej_7_all_service_cidrs_are_told_when_one_changes() {
             cidrs: Box::default(),
         })
     };
-    store.put(
-        &ObjectKey::ServiceCidr("a".into()),
-        Value::ServiceCidr(cidr("a")),
-    );
-    store.put(
-        &ObjectKey::ServiceCidr("b".into()),
-        Value::ServiceCidr(cidr("b")),
-    );
+    store.put(Update::ServiceCidr("a".into(), Some(cidr("a"))));
+    store.put(Update::ServiceCidr("b".into(), Some(cidr("b"))));
     assert_eq!(
         store.drain().service_cidrs,
         Some(vec![cidr("a"), cidr("b")])
     );
     assert_eq!(store.drain().service_cidrs, None);
-    store.put(&ObjectKey::ServiceCidr("a".into()), Value::None);
+    store.put(Update::ServiceCidr("a".into(), None));
     assert_eq!(store.drain().service_cidrs, Some(vec![cidr("b")]));
 }
 
@@ -211,15 +205,6 @@ fn a_new_token_is_told_although_nothing_else_changed() {
     assert!(!store.is_dirty());
     store.set_node(node("z"));
     assert_eq!(store.drain().source_token.as_deref(), Some("1"));
-}
-
-#[test]
-fn a_value_of_another_kind_than_its_key_removes() {
-    let mut store = Store::default();
-    let key = ObjectKey::Service(name("a"));
-    store.put(&key, Value::Service(service("a", 1)));
-    assert_eq!(store.put(&key, Value::Node(node("z"))), Changed::Yes);
-    assert_eq!(store.service_names().count(), 0);
 }
 
 #[derive(Clone, Debug)]

@@ -25,18 +25,14 @@ fn names_that_no_object_can_have_are_refused() {
             ObjectKind::Service,
             &with(&web(), &json!({ "metadata": metadata })),
         );
-        assert_eq!(
-            (&decoded.key, &decoded.value),
-            (&None, &Value::None),
-            "{metadata}"
-        );
+        assert_eq!(decoded.update, None, "{metadata}");
         assert_eq!(decoded.diagnostics.len(), 1);
         assert!(decoded.diagnostics[0].to_string().is_ascii());
     }
     for metadata in [json!(null), json!("x"), json!([])] {
         let mut object = web();
         object["metadata"] = metadata;
-        assert_eq!(decode(ObjectKind::Service, &object).key, None);
+        assert_eq!(decode(ObjectKind::Service, &object).update, None);
     }
 }
 
@@ -92,7 +88,7 @@ fn special_addresses_are_nobodys_endpoint() {
         for family in ["IPv4", "IPv6"] {
             let over = json!({"addressType": family, "endpoints": endpoints});
             let decoded = decode(ObjectKind::EndpointSlice, &with(&web_slice(), &over));
-            let Value::EndpointSlice(slice) = &decoded.value else {
+            let Some(Update::EndpointSlice(_, Some(slice))) = &decoded.update else {
                 panic!("{decoded:?}")
             };
             assert_eq!(slice.endpoints.len(), 1, "{address}");
@@ -107,7 +103,7 @@ fn a_service_cidr_never_drops_what_the_node_says_to_itself() {
     let object =
         json!({"kind": "ServiceCIDR", "metadata": {"name": "k"}, "spec": {"cidrs": cidrs}});
     let decoded = decode(ObjectKind::ServiceCidr, &object);
-    let Value::ServiceCidr(cidr) = &decoded.value else {
+    let Some(Update::ServiceCidr(_, Some(cidr))) = &decoded.update else {
         panic!("{decoded:?}")
     };
     assert_eq!(cidr.cidrs.len(), 1);
@@ -247,8 +243,8 @@ proptest! {
             return Ok(());
         };
         let decoded = Decoder::new(author).decode(kind, &object);
-        prop_assert_eq!(decoded.key.is_none() && decoded.diagnostics.is_empty(), false);
-        if let Some(ObjectKey::Service(name)) = &decoded.key {
+        prop_assert_eq!(decoded.update.is_none() && decoded.diagnostics.is_empty(), false);
+        if let Some(Update::Service(name, _)) = &decoded.update {
             prop_assert!(name.to_string().bytes().all(|b| b.is_ascii_graphic()));
         }
         prop_assert_eq!(decoded, Decoder::new(author).decode(kind, &object));

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde_json::{Value as Json, json};
 
 use super::wire::Object;
-use super::{Author, Decoded, Decoder, ObjectKey, ObjectKind, Value};
+use super::{Author, Decoded, Decoder, ObjectKind, Update};
 use crate::model::{
     AffinityTimeout, EndpointSlice, Node, Service, ServiceCidr, ServiceKind, TrafficPolicy,
 };
@@ -76,8 +76,8 @@ pub(super) fn web_slice() -> Json {
 
 pub(super) fn service_and_faults(over: &Json) -> (Option<Arc<Service>>, Vec<String>) {
     let decoded = decode(ObjectKind::Service, &with(&web(), over));
-    let service = match decoded.value {
-        Value::Service(service) => Some(service),
+    let service = match decoded.update {
+        Some(Update::Service(_, service)) => service,
         _ => None,
     };
     (service, fields(&decoded.diagnostics))
@@ -97,8 +97,8 @@ pub(super) fn service(over: &Json) -> Arc<Service> {
 
 pub(super) fn slice_and_faults(over: &Json) -> (Option<Arc<EndpointSlice>>, Vec<String>) {
     let decoded = decode(ObjectKind::EndpointSlice, &with(&web_slice(), over));
-    let slice = match decoded.value {
-        Value::EndpointSlice(slice) => Some(slice),
+    let slice = match decoded.update {
+        Some(Update::EndpointSlice(_, slice)) => slice,
         _ => None,
     };
     (slice, fields(&decoded.diagnostics))

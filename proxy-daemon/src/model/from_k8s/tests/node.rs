@@ -17,8 +17,8 @@ fn node(over: &Json) -> Arc<Node> {
     });
     let decoded = decode(ObjectKind::Node, &with(&base, over));
     assert_eq!(decoded.diagnostics, []);
-    match decoded.value {
-        Value::Node(node) => node,
+    match decoded.update {
+        Some(Update::Node(_, Some(node))) => node,
         other => panic!("{other:?}"),
     }
 }
@@ -37,8 +37,8 @@ fn node_4_what_is_no_address_of_a_node_is_none() {
     let read = |status: Json| {
         let object = json!({"kind": "Node", "metadata": {"name": "n"}, "status": status});
         let decoded = decode(ObjectKind::Node, &object);
-        let Value::Node(node) = decoded.value else {
-            panic!("{:?}", decoded.value);
+        let Some(Update::Node(_, Some(node))) = decoded.update else {
+            panic!("{:?}", decoded.update);
         };
         let texts = addresses(&node.addresses().collect::<Vec<_>>());
         (texts, decoded.diagnostics.len())
@@ -116,6 +116,7 @@ fn rej_6_every_network_of_a_service_cidr_is_read() {
         name: "kubernetes".into(),
         cidrs: cidrs.into(),
     };
-    assert_eq!(decoded.value, Value::ServiceCidr(Arc::new(expected)));
+    let expected = Update::ServiceCidr("kubernetes".into(), Some(Arc::new(expected)));
+    assert_eq!(decoded.update, Some(expected));
     assert_eq!(fields(&decoded.diagnostics), ["spec.cidrs[1]"]);
 }

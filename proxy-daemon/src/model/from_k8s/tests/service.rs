@@ -231,8 +231,8 @@ fn api_5_the_service_of_the_api_server_is_read_like_any_other() {
         }),
     );
     assert_eq!(read.diagnostics, []);
-    let Value::Service(service) = read.value else {
-        panic!("{:?}", read.value)
+    let Some(Update::Service(_, Some(service))) = read.update else {
+        panic!("{:?}", read.update)
     };
     assert_eq!(service.cluster_ip_v4, Some([10, 96, 0, 1].into()));
     assert_eq!(service.ports.len(), 1);
@@ -362,15 +362,15 @@ fn a_file_may_leave_out_what_the_api_server_fills_in() {
     });
     let decoded = decode_as(Author::File, ObjectKind::Service, &minimal);
     assert_eq!(decoded.diagnostics, []);
-    let Value::Service(service) = decoded.value else {
-        panic!("{:?}", decoded.value)
+    let Some(Update::Service(_, Some(service))) = decoded.update else {
+        panic!("{:?}", decoded.update)
     };
     assert_eq!(service.name.to_string(), "default/web");
     assert!(service.cluster_ip_v4.is_some());
     let nameless = with(&web_slice(), &json!({"ports": [{"port": 8080}]}));
     let decoded = decode_as(Author::File, ObjectKind::EndpointSlice, &nameless);
-    let Value::EndpointSlice(slice) = decoded.value else {
-        panic!("{:?}", decoded.value)
+    let Some(Update::EndpointSlice(_, Some(slice))) = decoded.update else {
+        panic!("{:?}", decoded.update)
     };
     assert_eq!(slice.ports[0].name.as_ref(), "");
 }

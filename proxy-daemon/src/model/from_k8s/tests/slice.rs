@@ -155,8 +155,8 @@ fn api_6_the_slice_of_the_kubernetes_service_is_understood() {
         }),
     );
     assert_eq!(decoded.diagnostics, []);
-    let Value::EndpointSlice(slice) = decoded.value else {
-        panic!("{:?}", decoded.value)
+    let Some(Update::EndpointSlice(_, Some(slice))) = decoded.update else {
+        panic!("{:?}", decoded.update)
     };
     let endpoint = &slice.endpoints[0];
     assert_eq!(
@@ -172,8 +172,8 @@ fn names_of_nodes_zones_and_ports_are_shared() {
     let text = web_slice().to_string();
     let object: Object<'_> = serde_json::from_str(&text).expect("JSON");
     let mut node = || {
-        let Value::EndpointSlice(slice) = decoder.decode(ObjectKind::EndpointSlice, &object).value
-        else {
+        let decoded = decoder.decode(ObjectKind::EndpointSlice, &object);
+        let Some(Update::EndpointSlice(_, Some(slice))) = decoded.update else {
             panic!("no slice")
         };
         Arc::clone(slice.endpoints[0].node.as_ref().expect("a node"))

@@ -10,7 +10,7 @@ use super::Reflector;
 use crate::diagnostics::About;
 use crate::model::Diagnostic;
 use crate::model::from_k8s::wire::{Event, Object};
-use crate::model::from_k8s::{Decoder, ObjectKey, ObjectKind, Value};
+use crate::model::from_k8s::{Decoder, ObjectKey, ObjectKind, Update};
 use crate::watch::Store;
 use crate::watch::kubernetes::failure::Failure;
 use crate::watch::kubernetes::version::is_older;
@@ -18,7 +18,7 @@ use crate::watch::kubernetes::version::is_older;
 /// What was read and is not in the store yet.
 #[derive(Default)]
 pub(super) struct Batch {
-    changes: Vec<(ObjectKey, Value)>,
+    changes: Vec<Update>,
     /// The names of a list as far as it was read; `None` outside lists.
     pub(super) seen: Option<BTreeSet<ObjectKey>>,
     /// What the list calls objects without a usable name.
@@ -82,7 +82,7 @@ impl<'a> Reflector<'a> {
                         batch.is_node_deleted = true;
                     }
                     self.about(&key, Vec::new());
-                    batch.changes.push((key, Value::None));
+                    batch.changes.push(Update::removal(key));
                 }
                 Err(fault) => self.about_unnamed(fault.object, Vec::new(), batch),
             },
@@ -125,12 +125,13 @@ impl<'a> Reflector<'a> {
     /// Takes in an object.
     pub(super) fn put(&self, decoder: &mut Decoder, object: &Object<'_>, batch: &mut Batch) {
         let read = decoder.decode(self.resource.kind, object);
-        let Some(key) = read.key else {
+        let Some(update) = read.update else {
             for diagnostic in read.diagnostics {
                 self.about_unnamed(diagnostic.object.clone(), vec![diagnostic], batch);
             }
             return;
         };
+        let key = update.key();
         // The server was asked for our Node only; this is for servers that do not select.
         if let ObjectKey::Node(name) = &key
             && name.as_ref() != self.context.node
@@ -139,9 +140,9 @@ impl<'a> Reflector<'a> {
         }
         self.about(&key, read.diagnostics);
         if let Some(seen) = &mut batch.seen {
-            seen.insert(key.clone());
+            seen.insert(key);
         }
-        batch.changes.push((key, read.value));
+        batch.changes.push(update);
     }
 
     fn about(&self, key: &ObjectKey, diagnostics: Vec<Diagnostic>) {
@@ -187,22 +188,20 @@ impl<'a> Reflector<'a> {
             let unnamed = std::mem::take(&mut batch.unnamed);
             shared.diagnostics().keep_listed(kind, seen, &unnamed);
         }
-        let gone = shared.update(|store| {
+        let n_gone = shared.update(|store| {
             let gone = seen.map_or_else(Vec::new, |seen| names_without(store, kind, &seen));
-            for key in &gone {
-                store.put(key, Value::None);
-            }
-            for (key, value) in changes {
-                store.put(&key, value);
+            let n_gone = gone.len();
+            for update in gone.into_iter().map(Update::removal).chain(changes) {
+                store.put(update);
             }
             if ends_list {
                 store.set_listed(kind);
             }
-            gone
+            n_gone
         });
         if ends_list {
             self.was_listed = true;
-            tracing::debug!(kind = kind.name(), n_gone = gone.len(), "list is complete");
+            tracing::debug!(kind = kind.name(), n_gone, "list is complete");
         }
         self.advance(batch);
     }

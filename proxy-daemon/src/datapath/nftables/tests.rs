@@ -475,7 +475,7 @@ fn both_writers_make_the_same_table<F: Family>() {
         if F::FAMILY == IpFamily::V6 {
             // nft 1.0.6 lists these rules, but has too few registers to write them.
             for service_port in state.service_ports.values_mut() {
-                std::sync::Arc::make_mut(service_port).affinity = None;
+                std::sync::Arc::make_mut(service_port).affinity = Affinity::Off;
             }
             datapath.cleanup().unwrap();
             datapath.resync(&state).unwrap();

@@ -260,7 +260,7 @@ impl<I: Intake> SyncLoop<I> {
         }));
         let Ok((compiler, mut news)) = outcome else {
             tracing::error!(
-                "compile panicked, will compile everything again; previous rules still active"
+                "compile panicked; previous rules still active, will compile everything again"
             );
             self.requested = Some(since);
             self.not_before = Some(self.clock.now() + self.periods.sync);

@@ -436,7 +436,7 @@ fn settle(table: Table, mut installed: InstalledTable, drift: &mut DriftCheck, p
 
 fn remove_rest(table: Table, mut installed: InstalledTable, plan: &mut Plan) {
     for (chain, rule) in std::mem::take(&mut installed.hooks) {
-        tracing::info!(chain, rule, "a rule that leads to our chains goes");
+        tracing::info!(chain, rule, "removing stale jump to our chain");
         plan.script(table).remove_rule(&chain, &rule);
     }
     plan.stale.push(Stale {

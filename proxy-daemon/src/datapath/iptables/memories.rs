@@ -12,7 +12,7 @@ use super::tool::Tools;
 use crate::datapath::DatapathError;
 use crate::net::Family;
 
-/// How the name of a set ends that is about to take another's place; other names end in 16 letters and digits.
+/// Suffix of a temporary set, before `ipset swap`; other names end in 16 letters and digits.
 const TEMPORARY: &str = "-new";
 
 /// What ipset is told about memories.
@@ -27,7 +27,7 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// Gives clients the time that they have left by a new measure. Spec: AFF-8.
+    /// Rescales remaining timeouts after the affinity timeout changed. Spec: AFF-8.
     ///
     /// A client that comes between reading and writing is forgotten: its next flow may go elsewhere.
     ///

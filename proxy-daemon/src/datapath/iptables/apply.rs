@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::time::Duration;
 
+use super::affinity_sets::{self, Gone};
 use super::chain::{Chain, Table};
 use super::drift::{self, DriftCheck};
 use super::layout::{self, Hook};
-use super::memories::{self, Gone};
 use super::names;
 use super::readback::{self, InstalledSets, InstalledTable, Reading};
 use super::render::{Rendered, render_globals, render_service_port, render_spared};
@@ -54,7 +54,7 @@ struct Plan {
     after: Lines,
     /// What goes when everything else is written.
     stale: Vec<Stale>,
-    memories: memories::Turn,
+    memories: affinity_sets::Updates,
     /// How many elements come and go, by set.
     sizes: BTreeMap<SetId, (usize, usize)>,
 }
@@ -67,7 +67,7 @@ impl Plan {
             filter: Script::new(Table::Filter, tools.flavour()),
             after: Lines::default(),
             stale: Vec::new(),
-            memories: memories::Turn::default(),
+            memories: affinity_sets::Updates::default(),
             sizes: BTreeMap::new(),
         }
     }
@@ -226,7 +226,7 @@ impl<F: Family> Installed<F> {
         self.plan_elements(&old, &new, &mut plan);
         let memories = old.memories.into_iter();
         let memories = memories.map(|memory| (memory.name, memory.timeout));
-        plan.memories = self.gone.turn(memories.collect(), &new.memories);
+        plan.memories = self.gone.updates(memories.collect(), &new.memories);
 
         let kept: BTreeMap<&str, &[String]> = old
             .chains
@@ -401,7 +401,7 @@ pub(crate) fn resync<F: Family>(
     }
     let used = SetId::used(globals.netfilter.drop_invalid);
     let memories_there = compare_sets::<F>(tools, elements, backends, used, &mut plan)?;
-    plan.memories = installed.gone.turn(memories_there, &memories);
+    plan.memories = installed.gone.updates(memories_there, &memories);
     let (mut report, left) = plan.write(tools)?;
     tolerate(&left, &mut installed.drift);
     report.n_added += drift::wake(tools)?;

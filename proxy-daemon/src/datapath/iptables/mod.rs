@@ -53,6 +53,8 @@
 //! rules and 100,000; only chains that changed are written; a new flow meets some twenty rules, whichever
 //! Service it is for; packets of established flows meet one.
 
+mod affinity_set;
+mod affinity_sets;
 mod apply;
 mod bits;
 mod chain;
@@ -60,8 +62,6 @@ mod drift;
 mod flavour;
 mod layout;
 mod lock;
-mod memories;
-mod memory;
 mod names;
 pub(crate) mod readback;
 mod render;
@@ -74,8 +74,8 @@ mod text;
 mod tool;
 mod tree;
 
+pub use affinity_set::AFFINITY_LIMIT;
 pub use flavour::{Because, Flavour};
-pub use memory::AFFINITY_LIMIT;
 pub use text::rules;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -49,7 +49,7 @@ pub(crate) fn chain(kind: &str, parts: &[&str]) -> String {
 }
 
 /// The set in which a backend's clients are remembered.
-pub(crate) fn memory<F: Family>(parts: &[&str]) -> String {
+pub(crate) fn affinity_set<F: Family>(parts: &[&str]) -> String {
     format!("{}A-{}", set_prefix::<F>(), hash(parts))
 }
 
@@ -89,8 +89,8 @@ mod tests {
         assert!(names.iter().all(|name| name.len() <= 28));
         assert!(names[0] != names[1] && names[0] != names[2]);
         // XT_EXTENSION_MAXNAMELEN is 29, IPSET_MAXNAMELEN 32, each with a final zero.
-        assert!(memory::<V6>(&["a"]).len() <= 31);
-        assert_ne!(memory::<V4>(&["a"]), memory::<V6>(&["a"]));
+        assert!(affinity_set::<V6>(&["a"]).len() <= 31);
+        assert_ne!(affinity_set::<V4>(&["a"]), affinity_set::<V6>(&["a"]));
         assert_eq!(hash(&[]), "4OYMIQUY7QOBJGX3");
     }
 }

@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::affinity_set::AffinitySet;
 use super::bits::Bits;
 use super::chain::{Chain, Header, comment, dnat, from_pod, mark, one_in, ports};
-use super::memory::Memory;
 use super::names;
 use super::sets::{self, SetId};
 use crate::datapath::common::{Masquerade, common_forward};
@@ -30,7 +30,7 @@ pub(crate) struct Rendered<F: Family> {
     /// Elements that belong to one ServicePort each.
     pub(crate) elements: Vec<(SetId, String)>,
     /// Where clients are remembered.
-    pub(crate) memories: Vec<Memory>,
+    pub(crate) memories: Vec<AffinitySet>,
     /// Backends of TCP; as often as they are used.
     pub(crate) backends: Vec<Backend<F>>,
     /// Live `ClusterIP`s; as often as they are used.
@@ -267,13 +267,14 @@ impl<F: Family> Renderer<'_, F> {
             .flat_map(|set| self.service_port.backends(*set))
             .copied()
             .collect();
-        let memories: BTreeMap<Backend<F>, Memory> = match self.service_port.affinity.timeout() {
+        let memories: BTreeMap<Backend<F>, AffinitySet> = match self.service_port.affinity.timeout()
+        {
             None => BTreeMap::new(),
             Some(seconds) => used
                 .iter()
                 .map(|backend| {
                     let parts = [self.id(), &backend.to_string()];
-                    (*backend, Memory::new::<F>(&parts, seconds, used.len()))
+                    (*backend, AffinitySet::new::<F>(&parts, seconds, used.len()))
                 })
                 .collect(),
         };
@@ -295,7 +296,7 @@ impl<F: Family> Renderer<'_, F> {
                 .collect();
             if self.picked.len() > 1 {
                 // Another frontend may have led the client to a backend that this one has not (AFF-5).
-                rules.extend(memories.values().map(Memory::forget));
+                rules.extend(memories.values().map(AffinitySet::forget));
             }
             for (n_before, backend) in backends.iter().enumerate() {
                 let chance = match backends.len() - n_before {

@@ -1,11 +1,11 @@
-//! Which memories come, go, or keep their clients for another time?
+//! Which affinity sets come, go, or keep their clients for another time?
 //!
-//! Invariants: a memory is there before a rule names it; it is empty once no rule does, though the kernel
+//! Invariants: a set is there before a rule names it; it is empty once no rule does, though the kernel
 //! may hold it for longer; a client's time goes on when the time of its ServicePort changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::memory::Memory;
+use super::affinity_set::AffinitySet;
 use super::readback;
 use super::script::Lines;
 use super::tool::Tools;
@@ -15,18 +15,18 @@ use crate::net::Family;
 /// Suffix of a temporary set, before `ipset swap`; other names end in 16 letters and digits.
 const TEMPORARY: &str = "-new";
 
-/// What ipset is told about memories.
+/// What ipset is told about affinity sets.
 #[derive(Debug, Default)]
-pub(crate) struct Turn {
+pub(crate) struct Updates {
     /// Lines before the rules are written.
     pub(crate) before: Lines,
     /// Lines after that.
     pub(crate) after: Lines,
     /// Memories whose clients stay for another time than before, with that time in seconds.
-    retimed: Vec<(Memory, u32)>,
+    retimed: Vec<(AffinitySet, u32)>,
 }
 
-impl Turn {
+impl Updates {
     /// Rescales remaining timeouts after the affinity timeout changed. Spec: AFF-8.
     ///
     /// A client that comes between reading and writing is forgotten: its next flow may go elsewhere.
@@ -53,7 +53,7 @@ impl Turn {
 }
 
 /// Puts a new set in the place of one that rules may use.
-fn replace(memory: &Memory, clients: impl Iterator<Item = String>, to: &mut Lines) {
+fn replace(memory: &AffinitySet, clients: impl Iterator<Item = String>, to: &mut Lines) {
     let name = &memory.name;
     let temporary = format!("{name}{TEMPORARY}");
     to.push(format_args!("{}", memory.declaration(&temporary)));
@@ -71,37 +71,41 @@ fn replace(memory: &Memory, clients: impl Iterator<Item = String>, to: &mut Line
 pub(crate) struct Gone(BTreeSet<String>);
 
 impl Gone {
-    /// What is to be done, given the memories that there are, with their times in seconds.
-    pub(crate) fn turn(&mut self, mut old: BTreeMap<String, u32>, new: &[Memory]) -> Turn {
-        let mut turn = Turn::default();
+    /// What is to be done, given the affinity sets that there are, with their times in seconds.
+    pub(crate) fn updates(
+        &mut self,
+        mut old: BTreeMap<String, u32>,
+        new: &[AffinitySet],
+    ) -> Updates {
+        let mut updates = Updates::default();
         // No rule ever names them: an end of the daemon left them behind.
         old.retain(|name, _| {
             let is_temporary = name.ends_with(TEMPORARY);
             if is_temporary {
-                turn.before.push(format_args!("destroy {name}"));
+                updates.before.push(format_args!("destroy {name}"));
             }
             !is_temporary
         });
         for memory in new {
             match old.remove(&memory.name) {
                 None if self.0.remove(&memory.name) => {
-                    replace(memory, std::iter::empty(), &mut turn.before);
+                    replace(memory, std::iter::empty(), &mut updates.before);
                 }
                 None => {
                     let declaration = memory.declaration(&memory.name);
-                    turn.before.push(format_args!("{declaration}"));
+                    updates.before.push(format_args!("{declaration}"));
                 }
                 Some(timeout) if timeout != memory.timeout => {
-                    turn.retimed.push((memory.clone(), timeout));
+                    updates.retimed.push((memory.clone(), timeout));
                 }
                 Some(_) => {}
             }
         }
         for name in old.keys() {
-            turn.after.push(format_args!("flush {name}"));
+            updates.after.push(format_args!("flush {name}"));
         }
         self.0.extend(old.into_keys());
-        turn
+        updates
     }
 
     /// Destroys those that the kernel has let go of.

@@ -46,7 +46,7 @@ pub const AFFINITY_LIMIT: AffinityLimit = AffinityLimit {
 
 /// The clients of one backend of one ServicePort.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Memory {
+pub(crate) struct AffinitySet {
     /// The set's name.
     pub(crate) name: String,
     /// Unit: seconds.
@@ -56,11 +56,11 @@ pub(crate) struct Memory {
     family: &'static str,
 }
 
-impl Memory {
+impl AffinitySet {
     /// The memory that `parts` name, of a ServicePort with so many backends.
     pub(crate) fn new<F: Family>(parts: &[&str], timeout: u32, n_backends: usize) -> Self {
         Self {
-            name: names::memory::<F>(parts),
+            name: names::affinity_set::<F>(parts),
             timeout,
             size: size(n_backends),
             family: family_name(F::FAMILY),
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_changed_time_counts_from_when_the_client_came() {
-        let memory = Memory::new::<V4>(&["a"], 5, 1);
+        let memory = AffinitySet::new::<V4>(&["a"], 5, 1);
         assert_eq!(memory.left_now(10_800, 10_799), Some(4));
         assert_eq!(memory.left_now(10_800, 10_000), None);
         assert_eq!(memory.left_now(3, 2), Some(4));
@@ -123,7 +123,7 @@ mod tests {
             assert_eq!(AFFINITY_LIMIT.cost(n), n * cost(n));
         }
         for n in [1, 2, 3, 10, 1000] {
-            let memory = Memory::new::<V4>(&["a"], 5, n);
+            let memory = AffinitySet::new::<V4>(&["a"], 5, n);
             assert!(memory.size * PER_BUCKET * n >= CLIENTS);
         }
     }

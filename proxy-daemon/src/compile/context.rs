@@ -12,6 +12,10 @@ use crate::net::{Family, Networks};
 
 /// What Services are compiled against. Equal contexts compile equal Services to equal results.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a setting of its own"
+)]
 pub(super) struct Context<F: Family> {
     pub(super) node_name: Arc<str>,
     pub(super) zone: Option<Arc<str>>,

@@ -57,8 +57,8 @@ impl DebugState {
     /// [`ExplainError::NotYet`] if nothing was compiled yet.
     pub fn explain(&self, query: &ExplainQuery) -> Result<String, ExplainError> {
         match (query.from, query.to) {
-            (IpAddr::V4(_), IpAddr::V4(_)) => self.explain_in(self.v4.as_ref(), query),
-            (IpAddr::V6(_), IpAddr::V6(_)) => self.explain_in(self.v6.as_ref(), query),
+            (IpAddr::V4(_), IpAddr::V4(_)) => Self::explain_in(self.v4.as_ref(), query),
+            (IpAddr::V6(_), IpAddr::V6(_)) => Self::explain_in(self.v6.as_ref(), query),
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
                 Err(ExplainError::Families)
             }
@@ -66,7 +66,6 @@ impl DebugState {
     }
 
     fn explain_in<F: Family>(
-        &self,
         state: Option<&ForwardingState<F>>,
         query: &ExplainQuery,
     ) -> Result<String, ExplainError> {

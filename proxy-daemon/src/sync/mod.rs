@@ -246,14 +246,11 @@ impl<I: Intake> SyncLoop<I> {
         let environment = Arc::clone(self.surroundings.environment());
         // A panic in compile is a bug of ours: the compiler's memory is no longer to be trusted, so it
         // starts anew from everything, while what forwards goes on forwarding.
-        let mut compiler = match self.compiler.take() {
-            Some(compiler) => compiler,
-            None => {
-                // A new compiler reports every diagnostic again.
-                self.diagnostics.forget_compiled();
-                Compiler::new(&environment)
-            }
-        };
+        let mut compiler = self.compiler.take().unwrap_or_else(|| {
+            // A new compiler reports every diagnostic again.
+            self.diagnostics.forget_compiled();
+            Compiler::new(&environment)
+        });
         let outcome = catch_unwind(AssertUnwindSafe(move || {
             let news = compiler.apply(&services, &environment);
             (compiler, news)
@@ -278,11 +275,11 @@ impl<I: Intake> SyncLoop<I> {
         let drained = self.drain_once(self.compiler.is_none())?;
         let environment = self.surroundings.environment();
         let needs_all = |compiler: &Compiler| compiler.needs_all(environment);
-        match drained {
+        match &drained {
             Services::Changed(_) if self.compiler.as_ref().is_some_and(needs_all) => {
                 self.drain_once(true)
             }
-            drained => Some(drained),
+            Services::All(_) | Services::Changed(_) => Some(drained),
         }
     }
 

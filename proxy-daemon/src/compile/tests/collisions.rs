@@ -98,8 +98,8 @@ struct Told(BTreeMap<Subject, Vec<Diagnostic>>);
 impl Told {
     fn apply(&mut self, compiler: &mut Compiler, changed: BTreeMap<ServiceName, ServiceInput>) {
         let (changed, environment) = (Services::Changed(changed), Arc::new(environment()));
-        let mut compiled = compiler.apply(&changed, &environment);
-        self.0.append(&mut compiled.take_diagnostics());
+        let mut news = compiler.apply(&changed, &environment);
+        self.0.append(&mut news.take_diagnostics());
         self.0.retain(|_, told| !told.is_empty());
     }
 

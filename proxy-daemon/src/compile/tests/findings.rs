@@ -123,15 +123,15 @@ fn every_finding_goes_with_its_cause_and_is_told_again_if_that_returns() {
             let diagnostics = Diagnostics::default();
             let mut compiler = Compiler::new(&bad.1);
             let mut apply = |(services, environment): &World| {
-                let mut compiled = compiler.apply(
+                let mut news = compiler.apply(
                     &Services::All(services.clone()),
                     &Arc::new(environment.clone()),
                 );
-                let found = compiled.findings.values().flatten();
+                let found = news.findings.values().flatten();
                 let is_of_kind = found.clone().any(|finding| kind(finding) == of);
                 let of_kind = found.clone().filter(|finding| kind(finding) == of);
                 let texts: Vec<String> = of_kind.map(|f| f.diagnostic().message).collect();
-                let log = log_of(|| diagnostics.set_compiled(compiled.take_diagnostics()));
+                let log = log_of(|| diagnostics.set_compiled(news.take_diagnostics()));
                 (is_of_kind, texts, log, diagnostics.current().len())
             };
             for round in 0..2 {

@@ -172,8 +172,8 @@ fn names_of_nodes_zones_and_ports_are_shared() {
     let text = web_slice().to_string();
     let object: Object<'_> = serde_json::from_str(&text).expect("JSON");
     let mut node = || {
-        let decoded = decoder.decode(ObjectKind::EndpointSlice, &object);
-        let Some(Update::EndpointSlice(_, Some(slice))) = decoded.update else {
+        let read = decoder.decode(ObjectKind::EndpointSlice, &object);
+        let Some(Update::EndpointSlice(_, Some(slice))) = read.update else {
             panic!("no slice")
         };
         Arc::clone(slice.endpoints[0].node.as_ref().expect("a node"))

@@ -183,8 +183,8 @@ fn met_9_a_failure_is_counted_and_moves_no_time(t: &mut Test) {
     t.apply();
     let family = "ip_family=\"IPv4\"";
     let counters = t.datapath().kind().failures();
-    let counter = counters.iter().find(|counter| !counter.only_partial);
-    let failures = &format!("{}_total", counter.unwrap().name);
+    let of_all = counters.iter().find(|counter| !counter.only_partial);
+    let failures = &format!("{}_total", of_all.unwrap().name);
     let last = "sync_proxy_rules_last_timestamp_seconds";
     let (before, time) = (metric(t, failures, family), metric(t, last, family));
     obstacle.put_up(t, Family::V4);

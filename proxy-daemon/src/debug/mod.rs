@@ -122,6 +122,7 @@ pub struct DumpQuery {
     pub output: Output,
     /// Prints the rules of the mode instead, as nft, or ipset and iptables-restore, take them
     #[arg(long, conflicts_with = "output")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub rules: bool,
 }
 

@@ -117,7 +117,7 @@ mod tests {
     fn unsafe_is_found_outside_its_places_and_not_in_words_about_it() {
         let code = "fn f() { unsafe { g() } }";
         let tree = Tree::of(&[
-            ("proxy-daemon/src/datapath/nftables/codec/mod.rs", code),
+            ("proxy-daemon/src/sys/netfilter/library.rs", code),
             (
                 "proxy-daemon/src/app.rs",
                 "// unsafe\nconst A: &str = \"unsafe\";",

@@ -3,6 +3,18 @@
 //! List and watch of the four kinds, each for itself: a kind that the server refuses does not hold up
 //! the others (API-3). Objects are decoded line by line into our own words, never into whole API
 //! objects. Spec: SVC-1, EPS-1, NODE-1, REJ-7, LIFE-2 to LIFE-4, API-1 to API-4.
+//!
+//! Why not the watcher of kube-runtime? Version 5.0, with types that hold only the fields we read, was tried:
+//! `cargo run --release --manifest-path tests/trials/kube-runtime/Cargo.toml` prints what follows. It is not
+//! slow (EndpointSlices of 10,000 Services with 10 endpoints each in 0.37 s to 0.48 s, where ours takes 0.33 s to
+//! 0.35 s for these and the Services) and takes 34 MiB to 47 MiB more memory for them (ours: 26 MiB). But
+//! - it does not list again after the API server was restored from a backup: it keeps watching from a version
+//!   that the server has not reached, whether that is refused, accepted or silent (LIFE-3);
+//! - a server that ends each watch at once is asked 261,055 times in 20 s, since there is no pause after a
+//!   watch that ended well;
+//! - where streaming lists are refused, it does not go on with pages;
+//! - there is no bound on the size of a page or an object, and a silent connection is noticed only when the
+//!   watch would have ended.
 
 mod backoff;
 mod client;

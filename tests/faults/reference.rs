@@ -25,11 +25,13 @@ impl Contents {
     pub(crate) fn of(node: &Netns) -> Result<Self> {
         let mut lines = everything_of_ours(node);
         let (_, forwarding) = http(node, LOCAL_SERVER, "/debug/forwarding")?;
-        lines.extend(
-            forwarding
-                .lines()
-                .map(|line| format!("/debug/forwarding: {line}")),
-        );
+        // Kernel: link-local addresses follow from hardware addresses, which are drawn for each namespace.
+        let without_link_local = |line: &str| {
+            let words = line.split(' ').filter(|word| !word.starts_with("fe80:"));
+            words.collect::<Vec<_>>().join(" ")
+        };
+        let lines_of = forwarding.lines().map(without_link_local);
+        lines.extend(lines_of.map(|line| format!("/debug/forwarding: {line}")));
         Ok(Self(lines))
     }
 

@@ -95,7 +95,7 @@ impl<F: Family> Installed<F> {
         let chains: Vec<Chain> = turns
             .chains_added
             .iter()
-            .map(|pick| pick.chain(&desired.globals))
+            .map(|chain| chain.render(&desired.globals))
             .collect();
         for chain in &chains {
             transaction.create_chain(chain);
@@ -126,8 +126,8 @@ impl<F: Family> Installed<F> {
                 }
             }
         }
-        for pick in &turns.chains_removed {
-            transaction.delete_chain(&pick.chain_name());
+        for chain in &turns.chains_removed {
+            transaction.delete_chain(&chain.name());
             report.n_removed += 1;
         }
         kernel.commit(transaction)?;
@@ -151,7 +151,7 @@ impl<F: Family> Installed<F> {
         };
         let sets = kernel.sets(&self.sets)?;
         let chains = kernel.chains()?;
-        let wanted = all_chains(&self.globals, self.shared.picks());
+        let wanted = all_chains(&self.globals, self.shared.backend_chains());
         let all_sets = sets.len() == self.sets.len()
             && sets.iter().all(|set| set.is_same == Some(true))
             && SetId::ALL.iter().zip(&self.n_elements).all(|(id, n)| {

@@ -4,9 +4,9 @@
 
 use std::collections::BTreeSet;
 
+use super::action::BackendChain;
 use super::codec::Transaction;
 use super::elements::Elements;
-use super::kind::Pick;
 use super::layout::{self, SetId, TABLE, TABLE_COMMENT};
 use super::render::{Rendered, render_globals, render_service_port, render_spared};
 use super::ruleset::{Chain, Set};
@@ -32,10 +32,10 @@ pub(super) fn declarations<F: Family>() -> Vec<Set> {
 /// All chains, base chains last.
 pub(super) fn all_chains<'a, F: Family>(
     globals: &Globals<F>,
-    picks: impl Iterator<Item = &'a Pick>,
+    backend_chains: impl Iterator<Item = &'a BackendChain>,
 ) -> Vec<Chain> {
-    picks
-        .map(|pick| pick.chain(globals))
+    backend_chains
+        .map(|chain| chain.render(globals))
         .chain(layout::chains(globals))
         .collect()
 }
@@ -67,7 +67,7 @@ impl<F: Family> Desired<F> {
         }
         Self {
             sets,
-            chains: all_chains(globals, shared.picks()),
+            chains: all_chains(globals, shared.backend_chains()),
             elements,
             shared,
         }

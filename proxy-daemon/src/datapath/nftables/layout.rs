@@ -5,7 +5,7 @@
 //! Invariants:
 //! - the number of sets is constant: Services and endpoints are elements;
 //! - only the few `*-kinds` maps hold verdicts. The kernel walks every element of every verdict map
-//!   when one gets a new jump (19 ms with 44,000 of them), so frontends hold the *code* of a kind, which
+//!   when one gets a new jump (19 ms with 44,000 of them), so frontends hold the *code* of an action, which
 //!   goes through the packet's priority (`skb->priority`) to the verdict: `nft` cannot feed one map's
 //!   result into another, and `meta priority` is the only carrier; 1.0.6 crashes when it lists rules that
 //!   do without (assertion `consumed > 0`). Only first packets of flows to frontends are touched: the
@@ -222,8 +222,8 @@ fn jump(chain: &'static str) -> Vec<Expr> {
     verdict(Verdict::Jump(chain.into()))
 }
 
-/// Takes the kind of treatment that `map` says for the key at register 0, and follows it.
-fn treat(map: SetId, kinds: SetId) -> Vec<Expr> {
+/// Looks up the action of the key at register 0 in `map`, and applies it.
+fn apply_action(map: SetId, actions: SetId) -> Vec<Expr> {
     let (key, to) = (Reg(0), Reg(0));
     vec![
         Expr::Map {
@@ -234,7 +234,7 @@ fn treat(map: SetId, kinds: SetId) -> Vec<Expr> {
         Expr::SetPriority { from: to },
         Expr::Priority { to },
         Expr::VerdictMap {
-            set: kinds.name(),
+            set: actions.name(),
             key,
         },
     ]
@@ -322,7 +322,7 @@ fn masquerade<F: Family>(globals: &Globals<F>) -> Vec<Rule> {
 
 fn firewall<F: Family>() -> Vec<Rule> {
     let source = vec![load_source::<F>(Reg(words::<F>() + 2))];
-    let dispatch = treat(SetId::Firewalled, SetId::FirewalledKinds);
+    let dispatch = apply_action(SetId::Firewalled, SetId::FirewalledActions);
     vec![
         rule([
             load_frontend::<F>(0),
@@ -343,7 +343,7 @@ fn by_source<F: Family>(globals: &Globals<F>, node_port: bool) -> Vec<Rule> {
         };
         [
             key,
-            treat(SetId::by_source(class, node_port), SetId::SourceKinds),
+            apply_action(SetId::by_source(class, node_port), SetId::SourceActions),
         ]
         .concat()
     };
@@ -371,12 +371,12 @@ fn services<F: Family>() -> Vec<Rule> {
     vec![
         rule([
             load_frontend::<F>(0),
-            treat(SetId::Frontends, SetId::FrontendKinds),
+            apply_action(SetId::Frontends, SetId::FrontendActions),
         ]),
         rule([
             to_node,
             load_node_port(0),
-            treat(SetId::NodePorts, SetId::FrontendKinds),
+            apply_action(SetId::NodePorts, SetId::FrontendActions),
         ]),
     ]
 }

@@ -3,7 +3,7 @@
 //! One table per family, `ip proxy-daemon` and `ip6 proxy-daemon`, written over netlink. How do we
 //! recognise our objects after a restart or an upgrade? What is in the table of that name is ours;
 //! what is there and not wanted goes, and nothing outside is touched. `layout` has the chains that are
-//! always there, `kind` those that depend on the Services, `render` turns a ServicePort into elements,
+//! always there, `action` those that depend on the Services, `render` turns a ServicePort into elements,
 //! `apply` writes.
 //!
 //! # The way of a packet
@@ -22,7 +22,7 @@
 //!  │    @firewalled ─▶ code ─▶ @firewalled-kinds ─▶ next
 //!  ├▶ by-source, by-source-node-port: from a pod, from this node, or else:
 //!  │    @pod-…, @host-…, @extn-frontends or -node-ports ─▶ code ─▶ @source-kinds ─▶ next
-//!  ├▶ a pick chain, such as vip-cluster-3-masquerade-affinity-10800s:
+//!  ├▶ a backend chain, such as vip-cluster-3-masquerade-affinity-10800s:
 //!  │    …-masquerade…: mark the packet
 //!  │    vip-…: write the address that names the ServicePort into the packet, from @frontend-owners
 //!  │    node-port-…: address and port, from @node-port-owners and @node-port-owner-ports
@@ -64,13 +64,13 @@
 //! `gc-interval` of a map, and has too few registers for IPv6 rules with session affinity. Never write a
 //! rule that `nft` cannot list: 1.0.6 dies of some.
 
+mod action;
 mod affinity;
 mod apply;
 mod clashes;
 mod codec;
 mod desired;
 mod elements;
-mod kind;
 mod layout;
 mod render;
 mod repair;

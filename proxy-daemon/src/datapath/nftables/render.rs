@@ -1,15 +1,15 @@
 //! Which elements does a ServicePort have in our sets, and which do the globals?
 //!
 //! Invariants: pure; decides nothing that the forwarding state leaves open; the same ServicePort gives
-//! the same elements, whatever else there is. What several ServicePorts share (kinds, backends,
+//! the same elements, whatever else there is. What several ServicePorts share (actions, backends,
 //! ClusterIPs) is only named here, and counted by `apply`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 
+use super::action::{Action, BackendChain, Lookup};
 use super::codec::{Data, Key};
 use super::elements::Elements;
-use super::kind::{Kind, Pick, Via};
 use super::layout::SetId;
 use crate::datapath::common::common_forward;
 use crate::forwarding::{
@@ -23,11 +23,11 @@ use crate::net::{Family, L4Proto, Networks};
 pub(crate) struct Rendered<F: Family> {
     /// Elements that belong to one ServicePort each.
     pub(crate) elements: Elements,
-    /// Kinds in use, each with the map that holds it; as often as it is used.
-    pub(crate) kinds: Vec<(SetId, Kind)>,
-    /// Backends; as often as they are used.
+    /// Actions, each with the map that holds it; once per use.
+    pub(crate) actions: Vec<(SetId, Action)>,
+    /// Backends; once per use.
     pub(crate) backends: Vec<(L4Proto, Backend<F>)>,
-    /// Live ClusterIPs; as often as they are used.
+    /// Live ClusterIPs; once per use.
     pub(crate) cluster_ips: Vec<F::Addr>,
 }
 
@@ -35,7 +35,7 @@ impl<F: Family> Default for Rendered<F> {
     fn default() -> Self {
         Self {
             elements: Elements::default(),
-            kinds: Vec::new(),
+            actions: Vec::new(),
             backends: Vec::new(),
             cluster_ips: Vec::new(),
         }
@@ -147,7 +147,7 @@ pub(crate) fn backend_codes<F: Family>(service_port: &ServicePort<F>) -> BTreeMa
 
 /// Renders the globals: addresses of this node and networks of ClusterIPs.
 ///
-/// What else they say is in the rules of chains, see `layout` and `kind`.
+/// The rest of them is in rules, see `layout` and `action`.
 pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, elements: &mut Elements) {
     let Globals {
         detector: _,
@@ -297,27 +297,27 @@ struct View<'a, F: Family> {
     uses: BTreeSet<(Vec<u8>, BackendSet)>,
 }
 
-/// The map with the verdicts for the kinds that `set` holds.
-const fn kinds_of(set: SetId) -> SetId {
+/// The map with the verdicts for the actions that `set` holds.
+const fn actions_of(set: SetId) -> SetId {
     if matches!(set, SetId::Frontends | SetId::NodePorts) {
-        SetId::FrontendKinds
+        SetId::FrontendActions
     } else if matches!(set, SetId::Firewalled) {
-        SetId::FirewalledKinds
+        SetId::FirewalledActions
     } else {
-        SetId::SourceKinds
+        SetId::SourceActions
     }
 }
 
 impl<F: Family> View<'_, F> {
-    /// Says in `set` that packets to `key` are treated as `kind`.
-    fn treat(&self, set: SetId, key: &[u8], kind: Kind, to: &mut Rendered<F>) {
+    /// Sets the action of `key` in `set`.
+    fn push_action(&self, set: SetId, key: &[u8], action: Action, to: &mut Rendered<F>) {
         to.elements.push(
             set,
             Key::Exact(key),
-            Data::Bytes(&kind.code().to_ne_bytes()),
+            Data::Bytes(&action.code().to_ne_bytes()),
             self.comment,
         );
-        to.kinds.push((kinds_of(set), kind));
+        to.actions.push((actions_of(set), action));
     }
 
     fn render_frontend(
@@ -339,14 +339,14 @@ impl<F: Family> View<'_, F> {
         } else {
             (frontend_key(key), SetId::Frontends)
         };
-        let via = self.via(key);
-        let kind = self.kind(*routes, via, &bytes, to);
+        let lookup = self.lookup(key);
+        let action = self.action(*routes, lookup, &bytes, to);
         match exposure {
             Exposure::LoadBalancer {
                 source_ranges: Some(ranges),
             } => {
-                self.treat(dispatch, &bytes, Kind::Firewall, to);
-                self.treat(SetId::Firewalled, &bytes, kind, to);
+                self.push_action(dispatch, &bytes, Action::CheckSourceRanges, to);
+                self.push_action(SetId::Firewalled, &bytes, action, to);
                 self.render_ranges(&bytes, ranges, to);
             }
             Exposure::LoadBalancer {
@@ -354,7 +354,7 @@ impl<F: Family> View<'_, F> {
             }
             | Exposure::ClusterIp
             | Exposure::ExternalIp
-            | Exposure::NodePort => self.treat(dispatch, &bytes, kind, to),
+            | Exposure::NodePort => self.push_action(dispatch, &bytes, action, to),
         }
         self.render_filter(exposure, *routes, node_port, &bytes, to);
     }
@@ -405,47 +405,55 @@ impl<F: Family> View<'_, F> {
         }
     }
 
-    /// The kind of treatment that these routes ask for.
-    fn kind(&mut self, routes: Routes, via: Via, key: &[u8], to: &mut Rendered<F>) -> Kind {
+    /// The action for these routes.
+    fn action(
+        &mut self,
+        routes: Routes,
+        lookup: Lookup,
+        key: &[u8],
+        to: &mut Rendered<F>,
+    ) -> Action {
         let Routes { pod, host, extn } = routes;
-        self.note_use([pod, host, extn], via, key, to);
-        if let Some(kind) = self.common_kind([pod, host, extn], via) {
-            return kind;
+        self.note_use([pod, host, extn], lookup, key, to);
+        if let Some(action) = self.common_action([pod, host, extn], lookup) {
+            return action;
         }
-        let node_port = matches!(via, Via::NodePort);
+        let node_port = matches!(lookup, Lookup::NodePort);
         let classes = [
             (SourceClass::Pod, pod),
             (SourceClass::Host, host),
             (SourceClass::Extn, extn),
         ];
         for (class, route) in classes {
-            let kind = self.common_kind([route; 3], via).unwrap_or(Kind::Drop);
-            self.treat(SetId::by_source(class, node_port), key, kind, to);
+            let action = self
+                .common_action([route; 3], lookup)
+                .unwrap_or(Action::Drop);
+            self.push_action(SetId::by_source(class, node_port), key, action, to);
         }
-        Kind::BySource { node_port }
+        Action::BySource { node_port }
     }
 
-    /// How the chain of a frontend's kind finds the backends.
+    /// How the backend chain finds the ServicePort of this frontend.
     ///
     /// A VIP with another port than the ServicePort's name could not be led there by its address alone.
     /// `compile` makes no such VIP; if there is one, it gets backends of its own.
-    fn via(&self, key: &FrontendKey<F>) -> Via {
+    fn lookup(&self, key: &FrontendKey<F>) -> Lookup {
         match (key.address, self.owner.address) {
-            (FrontendAddress::Node, _) => Via::NodePort,
+            (FrontendAddress::Node, _) => Lookup::NodePort,
             (FrontendAddress::Vip(_), FrontendAddress::Vip(_))
                 if *key != self.owner && key.port == self.owner.port =>
             {
-                Via::Vip
+                Lookup::Vip
             }
-            (FrontendAddress::Vip(_), _) => Via::Itself,
+            (FrontendAddress::Vip(_), _) => Lookup::Direct,
         }
     }
 
     /// Notes which backends are in use, and where they are found from this frontend.
-    fn note_use(&mut self, routes: [Route; 3], via: Via, key: &[u8], to: &mut Rendered<F>) {
-        let owner = match via {
-            Via::Itself => key.to_vec(),
-            Via::Vip | Via::NodePort => frontend_key(&self.owner),
+    fn note_use(&mut self, routes: [Route; 3], lookup: Lookup, key: &[u8], to: &mut Rendered<F>) {
+        let owner = match lookup {
+            Lookup::Direct => key.to_vec(),
+            Lookup::Vip | Lookup::NodePort => frontend_key(&self.owner),
         };
         let used = routes.into_iter().filter_map(|route| match route {
             Route::Forward { to, masquerade: _ } => Some(to),
@@ -462,10 +470,10 @@ impl<F: Family> View<'_, F> {
                 .push(map, Key::Exact(key), Data::Bytes(data), self.comment);
         };
         let (address, rest) = owner.split_at_checked(F::ADDR_LEN).unwrap_or_default();
-        match via {
-            Via::Itself => {}
-            Via::Vip => lead(SetId::FrontendOwners, address),
-            Via::NodePort => {
+        match lookup {
+            Lookup::Direct => {}
+            Lookup::Vip => lead(SetId::FrontendOwners, address),
+            Lookup::NodePort => {
                 lead(SetId::NodePortOwners, address);
                 lead(
                     SetId::NodePortOwnerPorts,
@@ -475,11 +483,11 @@ impl<F: Family> View<'_, F> {
         }
     }
 
-    /// The kind for POD, HOST and EXTN, if one chain can treat all three.
-    fn common_kind(&self, routes: [Route; 3], via: Via) -> Option<Kind> {
+    /// The action for POD, HOST and EXTN, if all three have the same.
+    fn common_action(&self, routes: [Route; 3], lookup: Lookup) -> Option<Action> {
         match routes {
-            [Route::Drop, Route::Drop, Route::Drop] => return Some(Kind::Drop),
-            [Route::Reject, Route::Reject, Route::Reject] => return Some(Kind::Reject),
+            [Route::Drop, Route::Drop, Route::Drop] => return Some(Action::Drop),
+            [Route::Reject, Route::Reject, Route::Reject] => return Some(Action::Reject),
             _ => {}
         }
         let (set, masquerade) = common_forward(routes)?;
@@ -488,9 +496,9 @@ impl<F: Family> View<'_, F> {
             BackendSet::Local => self.n_local,
         };
         // The contract says that a set in use is not empty; if it were, silence is the safe answer.
-        Some(NonZeroU32::new(n).map_or(Kind::Drop, |n| {
-            Kind::Pick(Pick {
-                via,
+        Some(NonZeroU32::new(n).map_or(Action::Drop, |n| {
+            Action::SelectBackend(BackendChain {
+                lookup,
                 set,
                 n,
                 masquerade,

@@ -280,7 +280,7 @@ pub(crate) enum Expr {
     /// Answers that the port is unreachable.
     Reject,
     /// Adds an element, or renews its time if the key is there already.
-    Remember {
+    Update {
         /// The map.
         set: &'static str,
         /// Where the key begins.
@@ -291,7 +291,7 @@ pub(crate) enum Expr {
         seconds: u32,
     },
     /// Removes an element if it is there.
-    Forget {
+    Delete {
         /// The map.
         set: &'static str,
         /// Where the key begins.
@@ -318,8 +318,8 @@ impl Rule {
             | Expr::NotIn { set, .. }
             | Expr::Map { set, .. }
             | Expr::VerdictMap { set, .. }
-            | Expr::Remember { set, .. }
-            | Expr::Forget { set, .. } = expr
+            | Expr::Update { set, .. }
+            | Expr::Delete { set, .. } = expr
             {
                 *set == name
             } else {

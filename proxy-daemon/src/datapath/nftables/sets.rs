@@ -34,32 +34,32 @@ macro_rules! sets {
 }
 
 sets! {
-    /// VIP frontends: the kind of treatment.
+    /// VIP frontends: the code of their action.
     Frontends = "frontends",
-    /// NodePort frontends: the kind of treatment.
+    /// NodePort frontends: the code of their action.
     NodePorts = "node-ports",
-    /// Where a kind of `Frontends` and `NodePorts` goes.
-    FrontendKinds = "frontend-kinds",
-    /// VIP frontends with source ranges: the kind of treatment of sources inside.
+    /// The verdicts of actions in `Frontends` and `NodePorts`.
+    FrontendActions = "frontend-kinds",
+    /// VIP frontends with source ranges: the action for sources inside.
     Firewalled = "firewalled",
-    /// Where a kind of `Firewalled` goes.
-    FirewalledKinds = "firewalled-kinds",
+    /// The verdicts of actions in `Firewalled`.
+    FirewalledActions = "firewalled-kinds",
     /// VIP frontends and the sources they accept.
     SourceRanges = "source-ranges",
-    /// VIP frontends that distinguish sources: the kind of treatment of POD.
+    /// VIP frontends that distinguish sources: the action for POD.
     PodFrontends = "pod-frontends",
     /// The same for HOST.
     HostFrontends = "host-frontends",
     /// The same for EXTN.
     ExtnFrontends = "extn-frontends",
-    /// NodePort frontends that distinguish sources: the kind of treatment of POD.
+    /// NodePort frontends that distinguish sources: the action for POD.
     PodNodePorts = "pod-node-ports",
     /// The same for HOST.
     HostNodePorts = "host-node-ports",
     /// The same for EXTN.
     ExtnNodePorts = "extn-node-ports",
-    /// Where a kind of the six maps above goes.
-    SourceKinds = "source-kinds",
+    /// The verdicts of actions in the six maps above.
+    SourceActions = "source-kinds",
     /// VIP frontends other than the one that names their ServicePort: the address of that one.
     FrontendOwners = "frontend-owners",
     /// NodePort frontends: the address of the frontend that names their ServicePort.
@@ -106,33 +106,37 @@ impl SetId {
             ClassId as Code, InetProto as Proto, InetService as Service, Integer, Ipv4Addr as V4,
             Ipv6Addr as V6,
         };
-        let pick = |v4: &'static [DataType], v6: &'static [DataType]| match family {
+        let of_family = |v4: &'static [DataType], v6: &'static [DataType]| match family {
             IpFamily::V4 => v4,
             IpFamily::V6 => v6,
         };
-        let address = pick(&[V4], &[V6]);
-        let frontend = pick(&[V4, Proto, Service], &[V6, Proto, Service]);
-        let numbered = pick(
+        let address = of_family(&[V4], &[V6]);
+        let frontend = of_family(&[V4, Proto, Service], &[V6, Proto, Service]);
+        let numbered = of_family(
             &[V4, Proto, Service, Integer],
             &[V6, Proto, Service, Integer],
         );
-        let client = pick(&[V4, Proto, Service, V4], &[V6, Proto, Service, V6]);
-        let backend = pick(&[V4, Service], &[V6, Service]);
-        let coded = pick(&[V4, Proto, Service, Code], &[V6, Proto, Service, Code]);
+        let client = of_family(&[V4, Proto, Service, V4], &[V6, Proto, Service, V6]);
+        let backend = of_family(&[V4, Service], &[V6, Service]);
+        let coded = of_family(&[V4, Proto, Service, Code], &[V6, Proto, Service, Code]);
         let node_port: &[DataType] = &[Proto, Service];
         let code = Value::Data(&[Code]);
-        let kind: &[DataType] = &[Code];
+        let action: &[DataType] = &[Code];
 
         let (key, value, comment) = match self {
             Self::Frontends => (frontend, code, "frontend : kind of treatment"),
             Self::NodePorts => (node_port, code, "node port : kind of treatment"),
-            Self::FrontendKinds => (kind, Value::Verdict, "kinds of @frontends and @node-ports"),
+            Self::FrontendActions => (
+                action,
+                Value::Verdict,
+                "kinds of @frontends and @node-ports",
+            ),
             Self::Firewalled => (
                 frontend,
                 code,
                 "frontend with source ranges : kind of treatment",
             ),
-            Self::FirewalledKinds => (kind, Value::Verdict, "kinds of @firewalled"),
+            Self::FirewalledActions => (action, Value::Verdict, "kinds of @firewalled"),
             Self::SourceRanges => (client, Value::None, "frontend . sources it accepts"),
             Self::PodFrontends => (frontend, code, "frontend : kind of treatment of pods"),
             Self::HostFrontends => (frontend, code, "frontend : kind of treatment of this node"),
@@ -144,7 +148,7 @@ impl SetId {
                 "node port : kind of treatment of this node",
             ),
             Self::ExtnNodePorts => (node_port, code, "node port : kind of treatment of others"),
-            Self::SourceKinds => (kind, Value::Verdict, "kinds of the maps by source"),
+            Self::SourceActions => (action, Value::Verdict, "kinds of the maps by source"),
             Self::FrontendOwners => (
                 frontend,
                 Value::Data(address),
@@ -235,9 +239,9 @@ impl SetId {
     const fn is_sized(self) -> bool {
         !matches!(
             self,
-            Self::FrontendKinds
-                | Self::FirewalledKinds
-                | Self::SourceKinds
+            Self::FrontendActions
+                | Self::FirewalledActions
+                | Self::SourceActions
                 | Self::SourceRanges
                 | Self::ServiceCidrs
                 | Self::Affinity
@@ -277,7 +281,7 @@ impl SetId {
         matches!(self, Self::ServiceCidrs)
     }
 
-    /// The map that says a frontend's treatment by source class.
+    /// The map with a frontend's action for a source class.
     pub(crate) const fn by_source(class: SourceClass, node_port: bool) -> Self {
         match (class, node_port) {
             (SourceClass::Pod, false) => Self::PodFrontends,

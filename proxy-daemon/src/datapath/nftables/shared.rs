@@ -1,11 +1,11 @@
-//! What do several ServicePorts share in the kernel, and when does the last of them let go?
+//! Which kernel objects do several ServicePorts share, and when is the last use gone?
 //!
-//! Kinds, pick chains, backends and ClusterIPs are there as long as one ServicePort uses them.
+//! Actions, backend chains, backends and ClusterIPs exist as long as one ServicePort uses them.
 //! Invariant: the counts are those of the forwarding state that the kernel was last given.
 
+use super::action::{Action, BackendChain};
 use super::codec::{Data, Key};
 use super::elements::Elements;
-use super::kind::{Kind, Pick};
 use super::layout::SetId;
 use super::render::{Rendered, address_key, hairpin_key};
 use crate::datapath::counts::Counts;
@@ -15,8 +15,8 @@ use crate::net::{Family, L4Proto};
 /// How often each shared thing is used; or by how much that changes.
 #[derive(Debug)]
 pub(crate) struct Shared<F: Family> {
-    kinds: Counts<(SetId, Kind)>,
-    picks: Counts<Pick>,
+    actions: Counts<(SetId, Action)>,
+    backend_chains: Counts<BackendChain>,
     backends: Counts<(L4Proto, Backend<F>)>,
     cluster_ips: Counts<F::Addr>,
 }
@@ -24,8 +24,8 @@ pub(crate) struct Shared<F: Family> {
 impl<F: Family> Default for Shared<F> {
     fn default() -> Self {
         Self {
-            kinds: Counts::default(),
-            picks: Counts::default(),
+            actions: Counts::default(),
+            backend_chains: Counts::default(),
             backends: Counts::default(),
             cluster_ips: Counts::default(),
         }
@@ -36,9 +36,9 @@ impl<F: Family> Default for Shared<F> {
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     /// Chains to make before elements are added.
-    pub(crate) chains_added: Vec<Pick>,
+    pub(crate) chains_added: Vec<BackendChain>,
     /// Chains to remove after elements were removed.
-    pub(crate) chains_removed: Vec<Pick>,
+    pub(crate) chains_removed: Vec<BackendChain>,
     /// Elements to remove.
     pub(crate) removed: Elements,
     /// Elements to add.
@@ -50,19 +50,22 @@ impl<F: Family> Shared<F> {
     pub(crate) fn count(&mut self, rendered: &Rendered<F>, by: i64) {
         let Rendered {
             elements: _,
-            kinds,
+            actions,
             backends,
             cluster_ips,
         } = rendered;
-        let picks: Vec<Pick> = kinds
+        let backend_chains: Vec<BackendChain> = actions
             .iter()
-            .filter_map(|(_, kind)| match kind {
-                Kind::Pick(pick) => Some(*pick),
-                Kind::Drop | Kind::Reject | Kind::Firewall | Kind::BySource { .. } => None,
+            .filter_map(|(_, action)| match action {
+                Action::SelectBackend(chain) => Some(*chain),
+                Action::Drop
+                | Action::Reject
+                | Action::CheckSourceRanges
+                | Action::BySource { .. } => None,
             })
             .collect();
-        self.kinds.add(kinds, by);
-        self.picks.add(&picks, by);
+        self.actions.add(actions, by);
+        self.backend_chains.add(&backend_chains, by);
         self.backends.add(backends, by);
         self.cluster_ips.add(cluster_ips, by);
     }
@@ -70,12 +73,13 @@ impl<F: Family> Shared<F> {
     /// What begins and ceases to be used if `change` is added.
     pub(crate) fn turns(&self, change: &Self) -> Turns {
         let mut turns = Turns::default();
-        (turns.chains_added, turns.chains_removed) = self.picks.turns(&change.picks);
-        let (begin, cease) = self.kinds.turns(&change.kinds);
-        for (kinds, to) in [(cease, &mut turns.removed), (begin, &mut turns.added)] {
-            for (set, kind) in kinds {
-                let key = kind.code().to_ne_bytes();
-                to.push(set, Key::Exact(&key), Data::Verdict(&kind.verdict()), "");
+        (turns.chains_added, turns.chains_removed) =
+            self.backend_chains.turns(&change.backend_chains);
+        let (begin, cease) = self.actions.turns(&change.actions);
+        for (actions, to) in [(cease, &mut turns.removed), (begin, &mut turns.added)] {
+            for (set, action) in actions {
+                let key = action.code().to_ne_bytes();
+                to.push(set, Key::Exact(&key), Data::Verdict(&action.verdict()), "");
             }
         }
         let (begin, cease) = self.backends.turns(&change.backends);
@@ -102,19 +106,19 @@ impl<F: Family> Shared<F> {
     /// Adds a change that the kernel has taken.
     pub(crate) fn merge(&mut self, change: Self) {
         let Self {
-            kinds,
-            picks,
+            actions,
+            backend_chains,
             backends,
             cluster_ips,
         } = change;
-        self.kinds.merge(kinds);
-        self.picks.merge(picks);
+        self.actions.merge(actions);
+        self.backend_chains.merge(backend_chains);
         self.backends.merge(backends);
         self.cluster_ips.merge(cluster_ips);
     }
 
-    /// The pick chains in use.
-    pub(crate) fn picks(&self) -> impl Iterator<Item = &Pick> {
-        self.picks.keys()
+    /// The backend chains in use.
+    pub(crate) fn backend_chains(&self) -> impl Iterator<Item = &BackendChain> {
+        self.backend_chains.keys()
     }
 }

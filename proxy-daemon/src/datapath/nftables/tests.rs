@@ -244,20 +244,20 @@ fn without_privilege_the_error_says_what_to_do() {
 }
 
 #[test]
-fn kinds_have_codes_of_their_own() {
-    use super::kind::{Kind, Masquerade, Pick, Via};
+fn actions_have_codes_of_their_own() {
+    use super::action::{Action, BackendChain, Lookup, Masquerade};
     let mut codes = BTreeSet::new();
     let mut count = 0;
-    let mut check = |kind: Kind| {
-        assert!(codes.insert(kind.code()), "{kind:?}");
+    let mut check = |action: Action| {
+        assert!(codes.insert(action.code()), "{action:?}");
         count += 1;
     };
-    for kind in [Kind::Drop, Kind::Reject, Kind::Firewall] {
-        check(kind);
+    for action in [Action::Drop, Action::Reject, Action::CheckSourceRanges] {
+        check(action);
     }
-    check(Kind::BySource { node_port: false });
-    check(Kind::BySource { node_port: true });
-    for via in [Via::Itself, Via::Vip, Via::NodePort] {
+    check(Action::BySource { node_port: false });
+    check(Action::BySource { node_port: true });
+    for lookup in [Lookup::Direct, Lookup::Vip, Lookup::NodePort] {
         for set in [BackendSet::Cluster, BackendSet::Local] {
             for masquerade in [Masquerade::Never, Masquerade::UnlessPod, Masquerade::Always] {
                 for n in [
@@ -265,8 +265,8 @@ fn kinds_have_codes_of_their_own() {
                 ] {
                     for affinity in [None, Some(1), Some(2), Some(10_800), Some(86_400)] {
                         let n = std::num::NonZeroU32::new(n).unwrap();
-                        check(Kind::Pick(Pick {
-                            via,
+                        check(Action::SelectBackend(BackendChain {
+                            lookup,
                             set,
                             n,
                             masquerade,
@@ -411,7 +411,7 @@ fn life_5_changes_of_backends_since_the_last_run_are_found() {
         first_differs[0] = 0xf0_0001;
         assert_eq!(resync(&with(first_differs)), report(2, 2));
         assert_eq!(resync(&before), report(2, 2));
-        // One less: its kind of treatment is another one too.
+        // One less: its action changes too.
         let less = with(all[1..].to_vec());
         assert_ne!(resync(&less), NOTHING);
         assert_eq!(resync(&less), NOTHING);

@@ -453,7 +453,7 @@ impl Reader<'_> {
             Expr::Dnat { address, port: _ } => format!("dnat {ip} to {}", self.text(*address)),
             Expr::Masquerade => "masquerade fully-random".to_owned(),
             Expr::Reject => "reject".to_owned(),
-            Expr::Remember {
+            Expr::Update {
                 set,
                 key,
                 data,
@@ -462,7 +462,7 @@ impl Reader<'_> {
                 let (key, data) = (self.key(set, *key), self.text(*data));
                 format!("update @{set} {{ {key} timeout {seconds}s : {data} }}")
             }
-            Expr::Forget { set, key, data } => {
+            Expr::Delete { set, key, data } => {
                 let (key, data) = (self.key(set, *key), self.text(*data));
                 format!("delete @{set} {{ {key} : {data} }}")
             }

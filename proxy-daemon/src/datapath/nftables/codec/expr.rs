@@ -201,7 +201,7 @@ impl Expression for Expr {
                     )
                     .bytes(sys::NFTNL_EXPR_REJECT_CODE, &[if is_v4 { v4 } else { v6 }])
             }
-            Self::Remember {
+            Self::Update {
                 set,
                 key,
                 data,
@@ -211,7 +211,7 @@ impl Expression for Expr {
                 let milliseconds = u64::from(*seconds) * 1000;
                 change.bytes(sys::NFTNL_EXPR_DYNSET_TIMEOUT, &milliseconds.to_ne_bytes())
             }
-            Self::Forget { set, key, data } => change_map(DYNSET_DELETE, set, *key, *data),
+            Self::Delete { set, key, data } => change_map(DYNSET_DELETE, set, *key, *data),
         };
         expression.into_raw()
     }

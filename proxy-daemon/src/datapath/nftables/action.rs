@@ -1,7 +1,6 @@
-//! Which kinds of treatment are there for a frontend's packets, and what is the chain of each?
+//! Which actions are there for a frontend's packets, and which chain and code has each?
 //!
-//! A kind is what frontends have in common: a chain, not a Service. Invariant: two kinds have neither
-//! the same chain nor the same code.
+//! Frontends of many Services share an action. Invariant: two actions never share a chain or a code.
 
 use std::borrow::Cow;
 use std::num::NonZeroU32;
@@ -15,97 +14,94 @@ pub(crate) use crate::datapath::common::Masquerade;
 use crate::forwarding::{BackendSet, Globals};
 use crate::net::{Family, L4Proto};
 
-/// What happens to packets.
+/// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
-    /// Silence.
+pub(crate) enum Action {
+    /// The packet is dropped.
     Drop,
-    /// Nothing here: the filter hooks answer.
+    /// Accepted in the nat hooks; the filter hooks reject it.
     Reject,
     /// Sources outside the source ranges are dropped first.
-    Firewall,
-    /// Each source class has its own kind.
+    CheckSourceRanges,
+    /// Each source class has its own action.
     BySource {
         /// Whether the frontend is a NodePort.
         node_port: bool,
     },
-    /// One backend of a set.
-    Pick(Pick),
+    /// The flow is sent to a backend of a set.
+    SelectBackend(BackendChain),
 }
 
-/// One backend of a set, each equally likely.
+/// A chain that sends a flow to a random backend of a set, each equally likely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Pick {
-    /// How the ServicePort is found from the packet.
-    pub(crate) via: Via,
-    /// Which of its sets.
+pub(crate) struct BackendChain {
+    pub(crate) lookup: Lookup,
     pub(crate) set: BackendSet,
-    /// How many backends that has.
+    /// The number of backends in the set.
     pub(crate) n: NonZeroU32,
-    /// Whose source becomes this node's.
     pub(crate) masquerade: Masquerade,
-    /// How long a client keeps its backend, in seconds.
+    /// Affinity timeout. Unit: seconds.
     pub(crate) affinity: Option<u32>,
 }
 
 /// How the ServicePort is found from the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Via {
-    /// The packet is addressed to the frontend that names it.
-    Itself,
-    /// By another VIP.
+pub(crate) enum Lookup {
+    /// By the packet's destination, which is the frontend that names the ServicePort.
+    Direct,
+    /// By another VIP, through `FrontendOwners`.
     Vip,
-    /// By a NodePort.
+    /// By a NodePort, through `NodePortOwners`.
     NodePort,
 }
 
-impl Kind {
+impl Action {
     /// The code that frontends hold.
     ///
-    /// `ffff:…` is no pick. Of a pick without affinity, the upper half says which, the lower how many
-    /// backends. With affinity there is more to say than fits in two such numbers: the first bit is set
-    /// and the rest counts through all of them; beyond 862 backends it is a hash.
+    /// `ffff:…` has no backends. Without affinity, the upper half is lookup, set and masquerade, the lower
+    /// half the number of backends. With affinity the first bit is set and the rest enumerates all
+    /// combinations; beyond 862 backends it is a hash.
     pub(crate) fn code(&self) -> u32 {
         match self {
             Self::Drop => 0xffff_0001,
             Self::Reject => 0xffff_0002,
-            Self::Firewall => 0xffff_0003,
+            Self::CheckSourceRanges => 0xffff_0003,
             Self::BySource { node_port: false } => 0xffff_0004,
             Self::BySource { node_port: true } => 0xffff_0005,
-            Self::Pick(pick) => pick.code(),
+            Self::SelectBackend(chain) => chain.code(),
         }
     }
 
-    /// Where it goes.
+    /// Its verdict.
     pub(crate) fn verdict(&self) -> Verdict {
         match self {
             Self::Drop => Verdict::Drop,
             Self::Reject => Verdict::Accept,
-            Self::Firewall => Verdict::Goto(chains::FIREWALL.into()),
+            Self::CheckSourceRanges => Verdict::Goto(chains::FIREWALL.into()),
             Self::BySource { node_port: false } => Verdict::Goto(chains::BY_SOURCE.into()),
             Self::BySource { node_port: true } => Verdict::Goto(chains::BY_SOURCE_NODE_PORT.into()),
-            Self::Pick(pick) => Verdict::Goto(pick.chain_name().into()),
+            Self::SelectBackend(chain) => Verdict::Goto(chain.name().into()),
         }
     }
 }
 
-/// Affinity times are 1 to this many seconds.
+/// The greatest affinity timeout. Unit: seconds.
 const MAX_AFFINITY: u32 = 86_400;
 
-impl Pick {
-    /// The name of its chain: says everything.
-    pub(crate) fn chain_name(&self) -> String {
+impl BackendChain {
+    /// Its name, unique to its fields.
+    pub(crate) fn name(&self) -> String {
         let Self {
-            via,
+            lookup,
             set,
             n,
             masquerade,
             affinity,
         } = self;
-        let via = match via {
-            Via::Itself => "",
-            Via::Vip => "vip-",
-            Via::NodePort => "node-port-",
+        let lookup = match lookup {
+            Lookup::Direct => "",
+            Lookup::Vip => "vip-",
+            Lookup::NodePort => "node-port-",
         };
         let set = match set {
             BackendSet::Cluster => "cluster",
@@ -117,21 +113,21 @@ impl Pick {
             Masquerade::Always => "-masquerade",
         };
         let affinity = affinity.map_or(String::new(), |seconds| format!("-affinity-{seconds}s"));
-        format!("{via}{set}-{n}{masquerade}{affinity}")
+        format!("{lookup}{set}-{n}{masquerade}{affinity}")
     }
 
     fn code(&self) -> u32 {
         let Self {
-            via,
+            lookup,
             set,
             n,
             masquerade,
             affinity,
         } = *self;
-        let via: u32 = match via {
-            Via::Itself => 0,
-            Via::Vip => 1,
-            Via::NodePort => 2,
+        let lookup: u32 = match lookup {
+            Lookup::Direct => 0,
+            Lookup::Vip => 1,
+            Lookup::NodePort => 2,
         };
         let set: u32 = match set {
             BackendSet::Cluster => 0,
@@ -142,27 +138,27 @@ impl Pick {
             Masquerade::UnlessPod => 1,
             Masquerade::Always => 2,
         };
-        let which = (via * 2 + set) * 3 + masquerade;
+        let combination = (lookup * 2 + set) * 3 + masquerade;
         let Some(seconds) = affinity else {
             // 0 means "unset". Counts above 65,535 are hashed instead.
             return match u16::try_from(n.get()) {
-                Ok(n) => (which + 1) << 16 | u32::from(n),
+                Ok(n) => (combination + 1) << 16 | u32::from(n),
                 Err(_) => 0x4000_0000 | self.hash() >> 2,
             };
         };
-        // 18 kinds, 86,401 times.
+        // 18 combinations, 86,401 timeouts.
         let counted = n.get().checked_mul(18 * (MAX_AFFINITY + 1));
-        let first = seconds.min(MAX_AFFINITY) * 18 + which;
+        let first = seconds.min(MAX_AFFINITY) * 18 + combination;
         match counted.and_then(|counted| counted.checked_add(first)) {
             Some(code) if code < 0x5000_0000 => 0x8000_0000 | code,
             _ => 0xd000_0000 | self.hash() >> 3,
         }
     }
 
-    /// FNV-1a of the chain's name, the upper bits of it.
+    /// The upper bits of the name's FNV-1a hash.
     fn hash(&self) -> u32 {
         let hash = self
-            .chain_name()
+            .name()
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
                 (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -170,7 +166,7 @@ impl Pick {
         u32::try_from(hash >> 32).unwrap_or(0)
     }
 
-    /// The set of its backends by number, of their codes by number, and of them by code.
+    /// The maps number → backend, number → code, and code → backend.
     const fn sets(&self) -> (SetId, SetId, SetId) {
         match self.set {
             BackendSet::Cluster => (
@@ -182,8 +178,8 @@ impl Pick {
         }
     }
 
-    /// The chain that frontends of this kind go to.
-    pub(crate) fn chain<F: Family>(&self, globals: &Globals<F>) -> Chain {
+    /// Its rules.
+    pub(crate) fn render<F: Family>(&self, globals: &Globals<F>) -> Chain {
         let clear = rule([vec![
             Expr::Zero { to: Reg(0) },
             Expr::SetPriority { from: Reg(0) },
@@ -196,13 +192,13 @@ impl Pick {
                 .flat_map(|seconds| self.affinity_rules::<F>(seconds)),
         );
         rules.push(clear);
-        // Kernel: each lookup sees the newest generation. If the last backend goes between the lookup that
-        // led here and this one, its number is drawn in vain, so there is a second draw.
-        rules.extend([self.pick::<F>(), self.pick::<F>()]);
-        // Not reached unless others damage our maps; then silence is better than a packet to the VIP.
+        // Kernel: each lookup sees the newest generation. A commit after the lookup that led here may have
+        // removed the last backend, so that its number finds nothing: then a second number is drawn.
+        rules.extend([self.select_random::<F>(), self.select_random::<F>()]);
+        // Reached only if others damage our maps: never forward the packet to the VIP.
         rules.push(rule([vec![Expr::Verdict(Verdict::Drop)]]));
         Chain {
-            name: Cow::Owned(self.chain_name()),
+            name: Cow::Owned(self.name()),
             comment: "",
             hook: None,
             rules,
@@ -220,7 +216,7 @@ impl Pick {
         }
     }
 
-    /// Writes the frontend that names the ServicePort into the packet.
+    /// Rewrites the packet's destination to the frontend that names the ServicePort.
     fn owner_rules<F: Family>(&self) -> Vec<Rule> {
         let map = |set: SetId| Expr::Map {
             set: set.name(),
@@ -228,14 +224,14 @@ impl Pick {
             to: Reg(0),
         };
         let set_address = vec![Expr::SetDestination { from: Reg(0) }];
-        match self.via {
-            Via::Itself => Vec::new(),
-            Via::Vip => vec![rule([
+        match self.lookup {
+            Lookup::Direct => Vec::new(),
+            Lookup::Vip => vec![rule([
                 load_frontend::<F>(0),
                 vec![map(SetId::FrontendOwners)],
                 set_address,
             ])],
-            Via::NodePort => {
+            Lookup::NodePort => {
                 let set_port = |protocol: L4Proto, only: Vec<Expr>, checksum| {
                     let is_protocol = Expr::Equal {
                         reg: Reg(0),
@@ -279,12 +275,12 @@ impl Pick {
     }
 
     /// Sends the flow to a random backend.
-    fn pick<F: Family>(&self) -> Rule {
+    fn select_random<F: Family>(&self) -> Rule {
         let (by_number, _, _) = self.sets();
         rule([self.load_random::<F>(by_number), dnat::<F>()])
     }
 
-    /// Loads what `map` holds for a random number of the ServicePort's.
+    /// Loads the value of `map` for a random backend number of the ServicePort.
     fn load_random<F: Family>(&self, map: SetId) -> Vec<Expr> {
         let below = self.n.get();
         let random = Expr::Random {
@@ -304,12 +300,12 @@ impl Pick {
         let (_, codes, by_code) = self.sets();
         let set = SetId::Affinity.name();
         let (key, client) = (Reg(0), words::<F>() + 2);
-        // Behind the client, at a multiple of four as `nft` would put it.
+        // After the client, at a multiple of four as `nft` aligns it.
         let data = Reg((client + words::<F>()).next_multiple_of(4));
         let load_client = || [load_frontend::<F>(0), vec![load_source::<F>(Reg(client))]].concat();
         let with_code = |expr| [load_client(), vec![Expr::Priority { to: data }, expr]].concat();
-        let remember = || {
-            with_code(Expr::Remember {
+        let update = || {
+            with_code(Expr::Update {
                 set,
                 key,
                 data,
@@ -332,12 +328,12 @@ impl Pick {
         };
         let keep = || vec![Expr::SetPriority { from: Reg(0) }];
         vec![
-            // The backend of last time, if it is still in the set; its time begins anew.
-            rule([load_client(), vec![recall], keep(), remember(), to_coded()]),
-            // Kernel: `update` renews the time of a key that is there, but keeps its data.
-            rule([with_code(Expr::Forget { set, key, data })]),
-            // If the memory is full, the next rule picks a backend without it.
-            rule([self.load_random::<F>(codes), keep(), remember(), to_coded()]),
+            // The client's previous backend, if it is still in the set; restarts the timeout.
+            rule([load_client(), vec![recall], keep(), update(), to_coded()]),
+            // Kernel: `update` restarts the timeout of an existing key, but keeps its data: delete it first.
+            rule([with_code(Expr::Delete { set, key, data })]),
+            // If the affinity map is full, the next rule selects a backend without affinity.
+            rule([self.load_random::<F>(codes), keep(), update(), to_coded()]),
         ]
     }
 }

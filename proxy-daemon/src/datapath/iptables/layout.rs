@@ -58,11 +58,11 @@ pub(crate) fn chains<F: Family>(table: Table, globals: &Globals<F>) -> Vec<Chain
     }
 }
 
-/// Goes on for sources outside the ranges of a guarded VIP. Spec: FW-2.
+/// Matches sources outside the source ranges of the VIP. Spec: FW-2.
 fn is_kept_out<F: Family>() -> String {
     format!(
         "{} {}",
-        SetId::Guarded.matches::<F>(true),
+        SetId::SourceRestricted.matches::<F>(true),
         SetId::SourceRanges.matches::<F>(false)
     )
 }
@@ -97,7 +97,7 @@ fn nat<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
                 format!("-j {}", names::VIPS),
                 format!(
                     "{} -j {}",
-                    SetId::NodeAddresses.matches::<F>(true),
+                    SetId::NodePortAddresses.matches::<F>(true),
                     names::NODE_PORTS
                 ),
             ],
@@ -122,7 +122,7 @@ fn filter<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
     let mut input = served_here();
     input.push(format!("-j {}", names::UNSERVED));
     input.push(set(
-        SetId::NodeAddresses,
+        SetId::NodePortAddresses,
         &format!("-j {}", names::UNSERVED_NODE),
     ));
     let mut output = served_here();
@@ -151,14 +151,14 @@ fn filter<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
             names::UNSERVED,
             vec![
                 format!("{} -j DROP", is_kept_out::<F>()),
-                set(SetId::Refused, &refuse),
+                set(SetId::NoEndpoints, &refuse),
                 set(SetId::Dropped, "-j DROP"),
             ],
         ),
         Chain::new(
             names::UNSERVED_NODE,
             vec![
-                set(SetId::RefusedNodePorts, &refuse),
+                set(SetId::NoEndpointNodePorts, &refuse),
                 set(SetId::DroppedNodePorts, "-j DROP"),
             ],
         ),

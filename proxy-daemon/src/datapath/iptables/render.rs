@@ -64,7 +64,7 @@ pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, to: &mut Vec<(SetI
     to.extend(
         node_port_addresses
             .iter()
-            .map(|address| (SetId::NodeAddresses, address.to_string())),
+            .map(|address| (SetId::NodePortAddresses, address.to_string())),
     );
     to.extend(
         service_cidrs
@@ -134,13 +134,13 @@ fn render_filter<F: Family>(key: &FrontendKey<F>, frontend: &Frontend<F>, to: &m
         to.elements
             .extend(elements.iter().cloned().map(|e| (id, e)));
     };
-    let (refused, dropped) = if is_vip {
-        (SetId::Refused, SetId::Dropped)
+    let (no_endpoints, dropped) = if is_vip {
+        (SetId::NoEndpoints, SetId::Dropped)
     } else {
-        (SetId::RefusedNodePorts, SetId::DroppedNodePorts)
+        (SetId::NoEndpointNodePorts, SetId::DroppedNodePorts)
     };
     if has(Route::Reject) {
-        put(refused);
+        put(no_endpoints);
     }
     // Of an external VIP nothing may leak to where it is routed, whatever kept it from being translated
     // (XM-10); a ClusterIP is refused in that case, as all its ports are.
@@ -155,7 +155,7 @@ fn render_filter<F: Family>(key: &FrontendKey<F>, frontend: &Frontend<F>, to: &m
         source_ranges: Some(ranges),
     } = exposure
     {
-        put(SetId::Guarded);
+        put(SetId::SourceRestricted);
         let ranges: Vec<String> = ranges.iter().flat_map(sets::network::<F>).collect();
         let allowed = elements
             .iter()

@@ -14,12 +14,12 @@ use crate::net::{Family, IpFamily, L4Proto, Port};
 /// One of the sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SetId {
-    /// Who may use guarded VIPs: address, protocol and port, source network.
+    /// Sources that may use a VIP with source ranges: address, protocol and port, source network.
     SourceRanges,
     /// VIPs with source ranges.
-    Guarded,
-    /// VIPs that are refused.
-    Refused,
+    SourceRestricted,
+    /// VIPs that reject packets of at least one source class.
+    NoEndpoints,
     /// VIPs whose packets are dropped if they were not translated.
     Dropped,
     /// Live `ClusterIP`s.
@@ -29,9 +29,9 @@ pub(crate) enum SetId {
     /// Where other addresses than live `ClusterIP`s are dropped.
     ServiceCidrs,
     /// Addresses of this node that accept NodePort traffic.
-    NodeAddresses,
-    /// NodePorts that are refused, at any address.
-    RefusedNodePorts,
+    NodePortAddresses,
+    /// NodePorts that do so, at any address.
+    NoEndpointNodePorts,
     /// NodePorts whose packets are dropped if they were not translated, at any address.
     DroppedNodePorts,
     /// Backends of TCP: address and port. Spec: CT-7.
@@ -45,14 +45,14 @@ impl SetId {
     /// Every set.
     pub(crate) const ALL: [Self; 11] = [
         Self::SourceRanges,
-        Self::Guarded,
-        Self::Refused,
+        Self::SourceRestricted,
+        Self::NoEndpoints,
         Self::Dropped,
         Self::ClusterIps,
         Self::Spared,
         Self::ServiceCidrs,
-        Self::NodeAddresses,
-        Self::RefusedNodePorts,
+        Self::NodePortAddresses,
+        Self::NoEndpointNodePorts,
         Self::DroppedNodePorts,
         Self::Backends,
     ];
@@ -78,14 +78,14 @@ impl SetId {
     const fn suffix(self) -> &'static str {
         match self {
             Self::SourceRanges => "source-ranges",
-            Self::Guarded => "guarded",
-            Self::Refused => "refused",
+            Self::SourceRestricted => "guarded",
+            Self::NoEndpoints => "refused",
             Self::Dropped => "dropped",
             Self::ClusterIps => "cluster-ips",
             Self::Spared => "spared",
             Self::ServiceCidrs => "service-cidrs",
-            Self::NodeAddresses => "node-addresses",
-            Self::RefusedNodePorts => "refused-node-ports",
+            Self::NodePortAddresses => "node-addresses",
+            Self::NoEndpointNodePorts => "refused-node-ports",
             Self::DroppedNodePorts => "dropped-node-ports",
             Self::Backends => "tcp-backends",
         }
@@ -96,11 +96,13 @@ impl SetId {
         let name = self.name::<F>();
         let kind = match self {
             Self::SourceRanges => "hash:ip,port,net",
-            Self::Guarded | Self::Refused | Self::Dropped | Self::Backends => "hash:ip,port",
-            Self::ClusterIps | Self::Spared | Self::NodeAddresses => "hash:ip",
+            Self::SourceRestricted | Self::NoEndpoints | Self::Dropped | Self::Backends => {
+                "hash:ip,port"
+            }
+            Self::ClusterIps | Self::Spared | Self::NodePortAddresses => "hash:ip",
             Self::ServiceCidrs => "hash:net",
             // Not a bitmap of ports, which knows no SCTP.
-            Self::RefusedNodePorts | Self::DroppedNodePorts => "hash:net,port",
+            Self::NoEndpointNodePorts | Self::DroppedNodePorts => "hash:net,port",
         };
         let family = family_name(F::FAMILY);
         format!("create {name} {kind} family {family} maxelem {MAX_ELEMENTS}")
@@ -110,13 +112,13 @@ impl SetId {
     pub(crate) fn matches<F: Family>(self, yes: bool) -> String {
         let parts = match self {
             Self::SourceRanges => "dst,dst,src",
-            Self::Guarded
-            | Self::Refused
+            Self::SourceRestricted
+            | Self::NoEndpoints
             | Self::Dropped
-            | Self::RefusedNodePorts
+            | Self::NoEndpointNodePorts
             | Self::DroppedNodePorts => "dst,dst",
             Self::Backends => "src,src",
-            Self::ClusterIps | Self::Spared | Self::NodeAddresses | Self::ServiceCidrs => "dst",
+            Self::ClusterIps | Self::Spared | Self::NodePortAddresses | Self::ServiceCidrs => "dst",
         };
         let not = if yes { "" } else { "! " };
         format!("-m set {not}--match-set {} {parts}", self.name::<F>())

@@ -322,7 +322,7 @@ fn masquerade<F: Family>(globals: &Globals<F>) -> Vec<Rule> {
 
 fn firewall<F: Family>() -> Vec<Rule> {
     let source = vec![load_source::<F>(Reg(words::<F>() + 2))];
-    let dispatch = apply_action(SetId::Firewalled, SetId::FirewalledActions);
+    let dispatch = apply_action(SetId::SourceRestricted, SetId::SourceRestrictedActions);
     vec![
         rule([
             load_frontend::<F>(0),

@@ -301,8 +301,8 @@ struct View<'a, F: Family> {
 const fn actions_of(set: SetId) -> SetId {
     if matches!(set, SetId::Frontends | SetId::NodePorts) {
         SetId::FrontendActions
-    } else if matches!(set, SetId::Firewalled) {
-        SetId::FirewalledActions
+    } else if matches!(set, SetId::SourceRestricted) {
+        SetId::SourceRestrictedActions
     } else {
         SetId::SourceActions
     }
@@ -346,7 +346,7 @@ impl<F: Family> View<'_, F> {
                 source_ranges: Some(ranges),
             } => {
                 self.push_action(dispatch, &bytes, Action::CheckSourceRanges, to);
-                self.push_action(SetId::Firewalled, &bytes, action, to);
+                self.push_action(SetId::SourceRestricted, &bytes, action, to);
                 self.render_ranges(&bytes, ranges, to);
             }
             Exposure::LoadBalancer {

@@ -41,9 +41,9 @@ sets! {
     /// The verdicts of actions in `Frontends` and `NodePorts`.
     FrontendActions = "frontend-kinds",
     /// VIP frontends with source ranges: the action for sources inside.
-    Firewalled = "firewalled",
-    /// The verdicts of actions in `Firewalled`.
-    FirewalledActions = "firewalled-kinds",
+    SourceRestricted = "firewalled",
+    /// The verdicts of actions in `SourceRestricted`.
+    SourceRestrictedActions = "firewalled-kinds",
     /// VIP frontends and the sources they accept.
     SourceRanges = "source-ranges",
     /// VIP frontends that distinguish sources: the action for POD.
@@ -131,12 +131,12 @@ impl SetId {
                 Value::Verdict,
                 "kinds of @frontends and @node-ports",
             ),
-            Self::Firewalled => (
+            Self::SourceRestricted => (
                 frontend,
                 code,
                 "frontend with source ranges : kind of treatment",
             ),
-            Self::FirewalledActions => (action, Value::Verdict, "kinds of @firewalled"),
+            Self::SourceRestrictedActions => (action, Value::Verdict, "kinds of @firewalled"),
             Self::SourceRanges => (client, Value::None, "frontend . sources it accepts"),
             Self::PodFrontends => (frontend, code, "frontend : kind of treatment of pods"),
             Self::HostFrontends => (frontend, code, "frontend : kind of treatment of this node"),
@@ -240,7 +240,7 @@ impl SetId {
         !matches!(
             self,
             Self::FrontendActions
-                | Self::FirewalledActions
+                | Self::SourceRestrictedActions
                 | Self::SourceActions
                 | Self::SourceRanges
                 | Self::ServiceCidrs

@@ -27,7 +27,7 @@ impl<T: Ord + Copy> Counts<T> {
     }
 
     /// Which things begin and cease to be used if `change` is added.
-    pub(crate) fn turns(&self, change: &Self) -> (Vec<T>, Vec<T>) {
+    pub(crate) fn delta(&self, change: &Self) -> (Vec<T>, Vec<T>) {
         let (mut begin, mut cease) = (Vec::new(), Vec::new());
         for (thing, by) in &change.0 {
             let old = self.get(thing);

@@ -1,7 +1,7 @@
-//! How are clients of a ServicePort with session affinity remembered?
+//! Which set holds the clients of a backend with session affinity?
 //!
 //! One set per backend holds its clients; a rule adds a client with each new flow, and the kernel removes
-//! it when its time is over. Not the `recent` match: that remembers 100 clients a list unless a module
+//! it when its timeout expires. Not the `recent` match: that remembers 100 clients a list unless a module
 //! parameter says otherwise, which can be set only while nobody uses the module.
 //!
 //! Spec: AFF-1 to AFF-10. Kernel: packets cannot make a hash grow, so that it has room from the start for
@@ -13,7 +13,7 @@ use super::sets::family_name;
 use crate::forwarding::AffinityLimit;
 use crate::net::Family;
 
-/// Clients of a ServicePort that are remembered at least.
+/// Room for clients of a ServicePort, at least.
 const CLIENTS: usize = 65_536;
 /// Clients for each place in a hash; it has room for 12.
 const PER_BUCKET: usize = 4;
@@ -57,7 +57,7 @@ pub(crate) struct AffinitySet {
 }
 
 impl AffinitySet {
-    /// The memory that `parts` name, of a ServicePort with so many backends.
+    /// The set that `parts` name, of a ServicePort with `n_backends`.
     pub(crate) fn new<F: Family>(parts: &[&str], timeout: u32, n_backends: usize) -> Self {
         Self {
             name: names::affinity_set::<F>(parts),
@@ -80,25 +80,26 @@ impl AffinitySet {
         )
     }
 
-    /// The match that is true of its clients.
-    pub(crate) fn remembers(&self) -> String {
+    /// The match for its clients.
+    pub(crate) fn matches_client(&self) -> String {
         format!("-m set --match-set {} src", self.name)
     }
 
-    /// Adds the client, or begins its time anew.
-    pub(crate) fn remember(&self) -> String {
+    /// Adds the client, or restarts its timeout.
+    pub(crate) fn add_client(&self) -> String {
         let Self { name, timeout, .. } = self;
         format!("-j SET --add-set {name} src --exist --timeout {timeout}")
     }
 
     /// Removes the client.
-    pub(crate) fn forget(&self) -> String {
+    pub(crate) fn delete_client(&self) -> String {
         format!("-j SET --del-set {} src", self.name)
     }
 
-    /// What a client remembered for `old` seconds, with `left` of them to go, has left now; `None` if
-    /// its time is over. Spec: AFF-8.
-    pub(crate) fn left_now(&self, old: u32, left: u32) -> Option<u32> {
+    /// The remaining timeout of a client that had `left` of `old` seconds; `None` if it expired.
+    ///
+    /// Unit: seconds. Spec: AFF-8.
+    pub(crate) fn remaining(&self, old: u32, left: u32) -> Option<u32> {
         let age = old.saturating_sub(left);
         self.timeout.checked_sub(age).filter(|left| *left > 0)
     }
@@ -111,10 +112,10 @@ mod tests {
 
     #[test]
     fn a_changed_time_counts_from_when_the_client_came() {
-        let memory = AffinitySet::new::<V4>(&["a"], 5, 1);
-        assert_eq!(memory.left_now(10_800, 10_799), Some(4));
-        assert_eq!(memory.left_now(10_800, 10_000), None);
-        assert_eq!(memory.left_now(3, 2), Some(4));
+        let set = AffinitySet::new::<V4>(&["a"], 5, 1);
+        assert_eq!(set.remaining(10_800, 10_799), Some(4));
+        assert_eq!(set.remaining(10_800, 10_000), None);
+        assert_eq!(set.remaining(3, 2), Some(4));
     }
 
     #[test]
@@ -123,8 +124,8 @@ mod tests {
             assert_eq!(AFFINITY_LIMIT.cost(n), n * cost(n));
         }
         for n in [1, 2, 3, 10, 1000] {
-            let memory = AffinitySet::new::<V4>(&["a"], 5, n);
-            assert!(memory.size * PER_BUCKET * n >= CLIENTS);
+            let set = AffinitySet::new::<V4>(&["a"], 5, n);
+            assert!(set.size * PER_BUCKET * n >= CLIENTS);
         }
     }
 }

@@ -22,8 +22,8 @@ pub(crate) struct Updates {
     pub(crate) before: Lines,
     /// Lines after that.
     pub(crate) after: Lines,
-    /// Memories whose clients stay for another time than before, with that time in seconds.
-    retimed: Vec<(AffinitySet, u32)>,
+    /// Sets whose timeout changed, with the previous one in seconds.
+    rescaled: Vec<(AffinitySet, u32)>,
 }
 
 impl Updates {
@@ -33,30 +33,30 @@ impl Updates {
     ///
     /// # Errors
     /// What the program could not do.
-    pub(crate) fn retime(&self, tools: &Tools) -> Result<(), DatapathError> {
-        if self.retimed.is_empty() {
+    pub(crate) fn rescale_timeouts(&self, tools: &Tools) -> Result<(), DatapathError> {
+        if self.rescaled.is_empty() {
             return Ok(());
         }
-        let names: BTreeSet<&str> = self.retimed.iter().map(|(m, _)| &*m.name).collect();
+        let names: BTreeSet<&str> = self.rescaled.iter().map(|(m, _)| &*m.name).collect();
         let clients = readback::clients(tools, &names)?;
         let mut lines = Lines::default();
-        for (memory, old) in &self.retimed {
-            let clients = clients.get(&memory.name).into_iter().flatten();
+        for (set, old) in &self.rescaled {
+            let clients = clients.get(&set.name).into_iter().flatten();
             let left = clients.filter_map(|(client, left)| {
-                let left = memory.left_now(*old, *left)?;
+                let left = set.remaining(*old, *left)?;
                 Some(format!("{client} timeout {left}"))
             });
-            replace(memory, left, &mut lines);
+            replace(set, left, &mut lines);
         }
         tools.ipset_lines(&lines)
     }
 }
 
 /// Puts a new set in the place of one that rules may use.
-fn replace(memory: &AffinitySet, clients: impl Iterator<Item = String>, to: &mut Lines) {
-    let name = &memory.name;
+fn replace(set: &AffinitySet, clients: impl Iterator<Item = String>, to: &mut Lines) {
+    let name = &set.name;
     let temporary = format!("{name}{TEMPORARY}");
-    to.push(format_args!("{}", memory.declaration(&temporary)));
+    to.push(format_args!("{}", set.declaration(&temporary)));
     for client in clients {
         to.push(format_args!("add {temporary} {client}"));
     }
@@ -64,13 +64,13 @@ fn replace(memory: &AffinitySet, clients: impl Iterator<Item = String>, to: &mut
     to.push(format_args!("destroy {temporary}"));
 }
 
-/// Memories that no rule of ours names any more.
+/// Affinity sets that no rule of ours uses any more.
 ///
 /// Kernel: what iptables-nft removes lets go of its sets a little later, in a work queue.
 #[derive(Debug, Default)]
-pub(crate) struct Gone(BTreeSet<String>);
+pub(crate) struct UnusedSets(BTreeSet<String>);
 
-impl Gone {
+impl UnusedSets {
     /// What is to be done, given the affinity sets that there are, with their times in seconds.
     pub(crate) fn updates(
         &mut self,
@@ -86,17 +86,17 @@ impl Gone {
             }
             !is_temporary
         });
-        for memory in new {
-            match old.remove(&memory.name) {
-                None if self.0.remove(&memory.name) => {
-                    replace(memory, std::iter::empty(), &mut updates.before);
+        for set in new {
+            match old.remove(&set.name) {
+                None if self.0.remove(&set.name) => {
+                    replace(set, std::iter::empty(), &mut updates.before);
                 }
                 None => {
-                    let declaration = memory.declaration(&memory.name);
+                    let declaration = set.declaration(&set.name);
                     updates.before.push(format_args!("{declaration}"));
                 }
-                Some(timeout) if timeout != memory.timeout => {
-                    updates.retimed.push((memory.clone(), timeout));
+                Some(timeout) if timeout != set.timeout => {
+                    updates.rescaled.push((set.clone(), timeout));
                 }
                 Some(_) => {}
             }

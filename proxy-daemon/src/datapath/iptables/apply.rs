@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::time::Duration;
 
-use super::affinity_sets::{self, Gone};
+use super::affinity_sets::{self, UnusedSets};
 use super::chain::{Chain, Table};
 use super::drift::{self, DriftCheck};
 use super::layout::{self, Hook};
@@ -19,7 +19,7 @@ use super::script::{Lines, Script};
 use super::sets::{self, SetId};
 use super::stale::Stale;
 use super::tool::Tools;
-use super::tree::{Tree, Turn};
+use super::tree::{ChainChanges, Tree};
 use crate::datapath::common::{have_same_rules, is_nothing};
 use crate::datapath::counts::Counts;
 use crate::datapath::{DatapathError, SyncReport};
@@ -34,7 +34,7 @@ pub(crate) struct Installed<F: Family> {
     node_ports: Tree<F>,
     backends: Counts<Backend<F>>,
     cluster_ips: Counts<F::Addr>,
-    gone: Gone,
+    unused_sets: UnusedSets,
     drift: DriftCheck,
 }
 
@@ -54,7 +54,7 @@ struct Plan {
     after: Lines,
     /// What goes when everything else is written.
     stale: Vec<Stale>,
-    memories: affinity_sets::Updates,
+    affinity_sets: affinity_sets::Updates,
     /// How many elements come and go, by set.
     sizes: BTreeMap<SetId, (usize, usize)>,
 }
@@ -67,7 +67,7 @@ impl Plan {
             filter: Script::new(Table::Filter, tools.flavour()),
             after: Lines::default(),
             stale: Vec::new(),
-            memories: affinity_sets::Updates::default(),
+            affinity_sets: affinity_sets::Updates::default(),
             sizes: BTreeMap::new(),
         }
     }
@@ -121,18 +121,18 @@ impl Plan {
     }
 
     /// Answers what could not be removed, too, and why the last of it could not.
-    fn write(self, tools: &Tools) -> Result<(SyncReport, Left), DatapathError> {
+    fn write(self, tools: &Tools) -> Result<(SyncReport, Remaining), DatapathError> {
         let Self {
             mut before,
             nat,
             filter,
             mut after,
             stale,
-            memories,
+            affinity_sets,
             sizes,
         } = self;
-        before.append(&memories.before);
-        after.append(&memories.after);
+        before.append(&affinity_sets.before);
+        after.append(&affinity_sets.after);
         // Of what is said after the rules are written, only new backends are not taken away.
         let n_late = sizes
             .get(&SetId::Backends)
@@ -147,7 +147,7 @@ impl Plan {
                 tools.restore(&mut |to| to.write_all(text.as_bytes()))?;
             }
         }
-        let mut left = Left::default();
+        let mut left = Remaining::default();
         for stale in stale {
             let table = stale.table;
             let (removed, chains, result) = stale.remove(tools);
@@ -157,14 +157,14 @@ impl Plan {
             left.because = result.err().or(left.because);
         }
         tools.ipset_lines(&after)?;
-        memories.retime(tools)?;
+        affinity_sets.rescale_timeouts(tools)?;
         Ok((report, left))
     }
 }
 
 /// Chains of ours that nobody wants and that could not be removed.
 #[derive(Debug, Default)]
-struct Left {
+struct Remaining {
     chains: Vec<(Table, String)>,
     because: Option<DatapathError>,
 }
@@ -177,7 +177,7 @@ impl<F: Family> Installed<F> {
             node_ports: Tree::new(names::NODE_PORTS, false),
             backends: Counts::default(),
             cluster_ips: Counts::default(),
-            gone: Gone::default(),
+            unused_sets: UnusedSets::default(),
             drift: DriftCheck::new(tools),
         }
     }
@@ -224,9 +224,11 @@ impl<F: Family> Installed<F> {
         render_spared::<F>(&changes.spared_added, &mut new.elements);
         let mut plan = Plan::new(tools);
         self.plan_elements(&old, &new, &mut plan);
-        let memories = old.memories.into_iter();
-        let memories = memories.map(|memory| (memory.name, memory.timeout));
-        plan.memories = self.gone.updates(memories.collect(), &new.memories);
+        let affinity_sets = old.affinity_sets.into_iter();
+        let affinity_sets = affinity_sets.map(|set| (set.name, set.timeout));
+        plan.affinity_sets = self
+            .unused_sets
+            .updates(affinity_sets.collect(), &new.affinity_sets);
 
         let kept: BTreeMap<&str, &[String]> = old
             .chains
@@ -247,11 +249,11 @@ impl<F: Family> Installed<F> {
         for name in &unwanted {
             self.drift.remove(Table::Nat, name);
         }
-        let turns = [
-            branch(&mut self.vips, old.vips, new.vips),
-            branch(&mut self.node_ports, old.node_ports, new.node_ports),
+        let changed_trees = [
+            update_tree(&mut self.vips, old.vips, new.vips),
+            update_tree(&mut self.node_ports, old.node_ports, new.node_ports),
         ];
-        for Turn { written, removed } in turns {
+        for ChainChanges { written, removed } in changed_trees {
             for chain in &written {
                 self.drift.put(Table::Nat, chain);
                 plan.nat.chain(chain);
@@ -267,7 +269,7 @@ impl<F: Family> Installed<F> {
             self.drift.wrote_set(&name, *n_added, *n_removed);
         }
         let (report, _) = plan.write(tools)?;
-        self.gone.release::<F>(tools)?;
+        self.unused_sets.release::<F>(tools)?;
         Ok(report)
     }
 
@@ -275,9 +277,9 @@ impl<F: Family> Installed<F> {
     ///
     /// # Errors
     /// What the kernel or a program could not do.
-    pub(crate) fn is_disturbed(&mut self, tools: &Tools) -> Result<bool, DatapathError> {
-        self.gone.release::<F>(tools)?;
-        self.drift.is_disturbed(tools)
+    pub(crate) fn has_drifted(&mut self, tools: &Tools) -> Result<bool, DatapathError> {
+        self.unused_sets.release::<F>(tools)?;
+        self.drift.has_drifted(tools)
     }
 
     fn plan_elements(&mut self, old: &Rendered<F>, new: &Rendered<F>, plan: &mut Plan) {
@@ -291,14 +293,14 @@ impl<F: Family> Installed<F> {
         let mut cluster_ips = Counts::default();
         cluster_ips.add(&old.cluster_ips, -1);
         cluster_ips.add(&new.cluster_ips, 1);
-        let (begin, cease) = self.cluster_ips.turns(&cluster_ips);
+        let (begin, cease) = self.cluster_ips.delta(&cluster_ips);
         self.cluster_ips.merge(cluster_ips);
         added.extend(begin.iter().map(cluster_ip_element::<F>));
         removed.extend(cease.iter().map(cluster_ip_element::<F>));
         let mut backends = Counts::default();
         backends.add(&old.backends, -1);
         backends.add(&new.backends, 1);
-        let (begin, cease) = self.backends.turns(&backends);
+        let (begin, cease) = self.backends.delta(&backends);
         self.backends.merge(backends);
         if self.globals.netfilter.drop_invalid {
             plan.backends::<F>(&begin, &cease);
@@ -314,7 +316,7 @@ fn cluster_ip_element<F: Family>(address: &F::Addr) -> (SetId, String) {
 type Entry = (super::bits::Bits, Vec<String>);
 
 /// Changes the frontends of a tree that differ.
-fn branch<F: Family>(tree: &mut Tree<F>, old: Vec<Entry>, new: Vec<Entry>) -> Turn {
+fn update_tree<F: Family>(tree: &mut Tree<F>, old: Vec<Entry>, new: Vec<Entry>) -> ChainChanges {
     let mut old: BTreeMap<_, _> = old.into_iter().collect();
     let mut added = Vec::new();
     for (bits, rules) in new {
@@ -330,7 +332,7 @@ fn branch<F: Family>(tree: &mut Tree<F>, old: Vec<Entry>, new: Vec<Entry>) -> Tu
 /// Reads back what is ours and makes it match, writing only what differs.
 ///
 /// # Errors
-/// What a program could not do; what forwarded before still does.
+/// What a program could not do; previous rules still active.
 pub(crate) fn resync<F: Family>(
     tools: &Tools,
     desired: &ForwardingState<F>,
@@ -342,7 +344,7 @@ pub(crate) fn resync<F: Family>(
     let mut elements = Vec::new();
     render_globals(globals, &mut elements);
     render_spared::<F>(&desired.spared, &mut elements);
-    let mut memories = Vec::new();
+    let mut affinity_sets = Vec::new();
 
     let mut nat = InstalledTable::read(tools, Table::Nat, reading)?;
     let mut write = |chain: &Chain| {
@@ -362,7 +364,7 @@ pub(crate) fn resync<F: Family>(
             installed.node_ports.insert(bits, rules);
         }
         elements.append(&mut rendered.elements);
-        memories.append(&mut rendered.memories);
+        affinity_sets.append(&mut rendered.affinity_sets);
         installed.backends.add(&rendered.backends, 1);
         installed.cluster_ips.add(&rendered.cluster_ips, 1);
     }
@@ -400,17 +402,19 @@ pub(crate) fn resync<F: Family>(
         installed.drift.wrote_set(&id.name::<F>(), n, 0);
     }
     let used = SetId::used(globals.netfilter.drop_invalid);
-    let memories_there = compare_sets::<F>(tools, elements, backends, used, &mut plan)?;
-    plan.memories = installed.gone.updates(memories_there, &memories);
+    let old_affinity_sets = compare_sets::<F>(tools, elements, backends, used, &mut plan)?;
+    plan.affinity_sets = installed
+        .unused_sets
+        .updates(old_affinity_sets, &affinity_sets);
     let (mut report, left) = plan.write(tools)?;
     tolerate(&left, &mut installed.drift);
     report.n_added += drift::wake(tools)?;
-    installed.gone.release::<F>(tools)?;
+    installed.unused_sets.release::<F>(tools)?;
     Ok((installed, report))
 }
 
 /// What cannot go does no harm, unless we took it for damage again and again.
-fn tolerate(left: &Left, drift: &mut DriftCheck) {
+fn tolerate(left: &Remaining, drift: &mut DriftCheck) {
     for (table, chain) in &left.chains {
         drift.tolerate(*table, chain);
     }
@@ -476,7 +480,7 @@ impl<F: Family> SetComparison<F> {
     }
 
     /// As if nothing had been found yet.
-    fn begin_anew(&mut self) {
+    fn restart(&mut self) {
         self.wanted.append(&mut self.found);
         self.wanted_backends.append(&mut self.found_backends);
         self.unwanted.clear();
@@ -510,7 +514,7 @@ fn compare_sets<F: Family>(
                 error,
                 "not all sets can be read; ours are read one by one: update ipset if it does not know a set of others"
             );
-            sets.begin_anew();
+            sets.restart();
             InstalledSets::read_one_by_one::<F>(tools, &mut |id, element| sets.take(id, element))?
         }
     };

@@ -255,7 +255,7 @@ impl<F: Family> Tables<F> for Iptables<F> {
 
     fn changed_by_others(&mut self) -> Result<bool, DatapathError> {
         match &mut self.installed {
-            Some(installed) => installed.is_disturbed(&self.tools),
+            Some(installed) => installed.has_drifted(&self.tools),
             None => Ok(true),
         }
     }

@@ -270,10 +270,10 @@ pub(crate) fn sets_by_use<F: Family>() -> Result<(Vec<String>, Vec<String>), Dat
     Ok((unused, used))
 }
 
-/// Clients by set, each with the seconds that are left to it.
+/// Clients by set, each with its remaining timeout in seconds.
 type Clients = BTreeMap<String, Vec<(String, u32)>>;
 
-/// The clients that these memories hold, each with the seconds that are left to it.
+/// The clients in these sets, each with its remaining timeout in seconds.
 ///
 /// # Errors
 /// What the program could not do.

@@ -29,11 +29,11 @@ pub(crate) struct Rendered<F: Family> {
     pub(crate) node_ports: Vec<(Bits, Vec<String>)>,
     /// Elements that belong to one ServicePort each.
     pub(crate) elements: Vec<(SetId, String)>,
-    /// Where clients are remembered.
-    pub(crate) memories: Vec<AffinitySet>,
-    /// Backends of TCP; as often as they are used.
+    /// Affinity sets.
+    pub(crate) affinity_sets: Vec<AffinitySet>,
+    /// Backends of TCP; once per use.
     pub(crate) backends: Vec<Backend<F>>,
-    /// Live `ClusterIP`s; as often as they are used.
+    /// Live `ClusterIP`s; once per use.
     pub(crate) cluster_ips: Vec<F::Addr>,
 }
 
@@ -44,7 +44,7 @@ impl<F: Family> Default for Rendered<F> {
             vips: Vec::new(),
             node_ports: Vec::new(),
             elements: Vec::new(),
-            memories: Vec::new(),
+            affinity_sets: Vec::new(),
             backends: Vec::new(),
             cluster_ips: Vec::new(),
         }
@@ -92,18 +92,18 @@ pub(crate) fn render_service_port<F: Family>(
     let mut renderer = Renderer {
         service_port,
         globals,
-        picked: BTreeSet::new(),
-        ways: BTreeMap::new(),
+        used_sets: BTreeSet::new(),
+        by_source: BTreeMap::new(),
     };
     let mut entries = Vec::with_capacity(service_port.frontends.len());
     for (key, frontend) in service_port.frontends.iter() {
         entries.push((key, renderer.entry(key, frontend)));
         render_filter(key, frontend, to);
     }
-    renderer.render_picks(to);
+    renderer.render_backend_chains(to);
     to.chains.extend(
         renderer
-            .ways
+            .by_source
             .into_iter()
             .map(|(name, rules)| Chain::new(name, rules)),
     );
@@ -169,9 +169,9 @@ struct Renderer<'a, F: Family> {
     service_port: &'a ServicePort<F>,
     globals: &'a Globals<F>,
     /// The sets of backends in use.
-    picked: BTreeSet<BackendSet>,
+    used_sets: BTreeSet<BackendSet>,
     /// The chains that distinguish source classes, and their rules.
-    ways: BTreeMap<String, Vec<String>>,
+    by_source: BTreeMap<String, Vec<String>>,
 }
 
 impl<F: Family> Renderer<'_, F> {
@@ -195,11 +195,11 @@ impl<F: Family> Renderer<'_, F> {
         let is_stopped = |route| matches!(route, Route::Reject | Route::Drop);
         let verdict = if let Some((set, masquerade)) = common_forward([pod, host, extn]) {
             rules.extend(self.mark_rule(&header, masquerade));
-            format!("-g {}", self.pick(set))
+            format!("-g {}", self.backend_chain(set))
         } else if [pod, host, extn].into_iter().all(is_stopped) {
             "-j ACCEPT".to_owned()
         } else {
-            format!("-g {}", self.way(Routes { pod, host, extn }))
+            format!("-g {}", self.by_source_chain(Routes { pod, host, extn }))
         };
         rules.push(format!("{header}{comment} {verdict}"));
         rules
@@ -217,18 +217,18 @@ impl<F: Family> Renderer<'_, F> {
         ))
     }
 
-    /// The chain that picks a backend of a set.
-    fn pick(&mut self, set: BackendSet) -> String {
-        self.picked.insert(set);
-        names::chain(pick_kind(set), &[self.id()])
+    /// The chain that selects a backend of a set.
+    fn backend_chain(&mut self, set: BackendSet) -> String {
+        self.used_sets.insert(set);
+        names::chain(backend_chain_prefix(set), &[self.id()])
     }
 
     /// The chain that distinguishes source classes.
-    fn way(&mut self, routes: Routes) -> String {
+    fn by_source_chain(&mut self, routes: Routes) -> String {
         let Routes { pod, host, extn } = routes;
         let code: String = [pod, host, extn].map(letter).into_iter().collect();
         let name = names::chain(&code, &[self.id()]);
-        if self.ways.contains_key(&name) {
+        if self.by_source.contains_key(&name) {
             return name;
         }
         let mut rules = Vec::new();
@@ -240,7 +240,7 @@ impl<F: Family> Renderer<'_, F> {
         }
         self.route("-m addrtype --src-type LOCAL ", host, &mut rules);
         self.route("", extn, &mut rules);
-        self.ways.insert(name.clone(), rules);
+        self.by_source.insert(name.clone(), rules);
         name
     }
 
@@ -253,70 +253,70 @@ impl<F: Family> Renderer<'_, F> {
                         mark(self.globals.netfilter.masquerade_bit)
                     ));
                 }
-                rules.push(format!("{from}-g {}", self.pick(to)));
+                rules.push(format!("{from}-g {}", self.backend_chain(to)));
             }
             Route::Reject | Route::Drop => rules.push(format!("{from}-j ACCEPT")),
         }
     }
 
-    /// The chains that pick backends.
-    fn render_picks(&self, to: &mut Rendered<F>) {
+    /// The chains that select a backend.
+    fn render_backend_chains(&self, to: &mut Rendered<F>) {
         let used: BTreeSet<Backend<F>> = self
-            .picked
+            .used_sets
             .iter()
             .flat_map(|set| self.service_port.backends(*set))
             .copied()
             .collect();
-        let memories: BTreeMap<Backend<F>, AffinitySet> = match self.service_port.affinity.timeout()
-        {
-            None => BTreeMap::new(),
-            Some(seconds) => used
-                .iter()
-                .map(|backend| {
-                    let parts = [self.id(), &backend.to_string()];
-                    (*backend, AffinitySet::new::<F>(&parts, seconds, used.len()))
-                })
-                .collect(),
+        let timeout = self.service_port.affinity.timeout();
+        let affinity_set = |backend: &Backend<F>| {
+            let parts = [self.id(), &backend.to_string()];
+            let set = AffinitySet::new::<F>(&parts, timeout?, used.len());
+            Some((*backend, set))
         };
-        let remembered =
+        let affinity_sets: BTreeMap<_, _> = used.iter().filter_map(affinity_set).collect();
+        let affinity_chain =
             |backend: &Backend<F>| names::chain("B", &[self.id(), &backend.to_string()]);
-        for (backend, memory) in &memories {
+        for (backend, affinity_set) in &affinity_sets {
             let to_backend = dnat(self.service_port.protocol, "", backend);
-            let rules = vec![memory.remember(), to_backend];
-            to.chains.push(Chain::new(remembered(backend), rules));
+            let rules = vec![affinity_set.add_client(), to_backend];
+            to.chains.push(Chain::new(affinity_chain(backend), rules));
         }
-        for set in &self.picked {
+        for set in &self.used_sets {
             let backends = self.service_port.backends(*set);
             let mut rules: Vec<String> = backends
                 .iter()
-                .filter_map(|backend| Some((backend, memories.get(backend)?)))
-                .map(|(backend, memory)| {
-                    format!("{} -g {}", memory.remembers(), remembered(backend))
+                .filter_map(|backend| Some((backend, affinity_sets.get(backend)?)))
+                .map(|(backend, affinity_set)| {
+                    format!(
+                        "{} -g {}",
+                        affinity_set.matches_client(),
+                        affinity_chain(backend)
+                    )
                 })
                 .collect();
-            if self.picked.len() > 1 {
+            if self.used_sets.len() > 1 {
                 // Another frontend may have led the client to a backend that this one has not (AFF-5).
-                rules.extend(memories.values().map(AffinitySet::forget));
+                rules.extend(affinity_sets.values().map(AffinitySet::delete_client));
             }
             for (n_before, backend) in backends.iter().enumerate() {
                 let chance = match backends.len() - n_before {
                     1 => String::new(),
                     n => format!("{} ", one_in(n)),
                 };
-                rules.push(if memories.is_empty() {
+                rules.push(if affinity_sets.is_empty() {
                     dnat(self.service_port.protocol, &chance, backend)
                 } else {
-                    format!("{chance}-g {}", remembered(backend))
+                    format!("{chance}-g {}", affinity_chain(backend))
                 });
             }
-            let name = names::chain(pick_kind(*set), &[self.id()]);
+            let name = names::chain(backend_chain_prefix(*set), &[self.id()]);
             to.chains.push(Chain::new(name, rules));
         }
-        to.memories.extend(memories.into_values());
+        to.affinity_sets.extend(affinity_sets.into_values());
     }
 }
 
-const fn pick_kind(set: BackendSet) -> &'static str {
+const fn backend_chain_prefix(set: BackendSet) -> &'static str {
     match set {
         BackendSet::Cluster => "C",
         BackendSet::Local => "L",

@@ -223,7 +223,7 @@ fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
     }
 }
 
-/// A memory's set that the kernel still holds goes as soon as it may.
+/// An affinity set that the kernel still holds is destroyed as soon as that is possible.
 #[test]
 fn sync_11_memories_of_gone_backends_go() {
     for (flavour, _) in FLAVOURS {
@@ -256,14 +256,14 @@ fn affinity_beyond_the_budget_is_none_and_nobody_else_suffers() {
         let old = state([too_greedy, service_port(3, 3, 0b1000_0000)]);
         let new = state([greedy, service_port(3, 3, 0b1000_0000)]);
         datapath.resync(&old).unwrap();
-        let memories = || {
+        let elements = || {
             shell("ipset list -n | grep -c PROXYD4-A-; true")
                 .trim()
                 .to_owned()
         };
-        assert_eq!(memories(), "3");
+        assert_eq!(elements(), "3");
         sync_or_resync(&mut datapath, &old, &new);
-        assert_eq!(memories(), "5003");
+        assert_eq!(elements(), "5003");
         sync_or_resync(&mut datapath, &new, &old);
         assert_eq!(
             Iptables::open(Flavour::Nft).unwrap().resync(&old).unwrap(),

@@ -59,8 +59,8 @@ fn sets<F: Family>(rendered: &Rendered<F>, drop_invalid: bool) -> String {
     for id in SetId::used(drop_invalid) {
         lines.push(format_args!("{}", id.declaration::<F>()));
     }
-    for memory in &rendered.memories {
-        lines.push(format_args!("{}", memory.declaration(&memory.name)));
+    for set in &rendered.affinity_sets {
+        lines.push(format_args!("{}", set.declaration(&set.name)));
     }
     let cluster_ips: BTreeSet<F::Addr> = rendered.cluster_ips.iter().copied().collect();
     let cluster_ips = cluster_ips.iter().map(ToString::to_string);

@@ -31,7 +31,7 @@ pub(crate) struct Tree<F: Family> {
 
 /// What a change of frontends means for the chains.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Turn {
+pub(crate) struct ChainChanges {
     /// To be written, branches before the chains that lead to them.
     pub(crate) written: Vec<Chain>,
     /// No longer used.
@@ -55,7 +55,11 @@ impl<F: Family> Tree<F> {
     }
 
     /// Takes and adds frontends, and says which chains become different by that.
-    pub(crate) fn change(&mut self, removed: &[Bits], added: Vec<(Bits, Vec<String>)>) -> Turn {
+    pub(crate) fn change(
+        &mut self,
+        removed: &[Bits],
+        added: Vec<(Bits, Vec<String>)>,
+    ) -> ChainChanges {
         let touched: BTreeSet<Bits> = removed
             .iter()
             .copied()
@@ -80,7 +84,7 @@ impl<F: Family> Tree<F> {
             .filter(|prefix| !after.contains_key(prefix))
             .map(|prefix| self.name(*prefix))
             .collect();
-        Turn { written, removed }
+        ChainChanges { written, removed }
     }
 
     /// Hands out every chain, branches before the chains that lead to them.
@@ -206,12 +210,12 @@ mod tests {
                     toggled.iter().partition(|number| numbers.contains(*number));
                 numbers = &numbers ^ &toggled;
                 let removed: Vec<Bits> = gone.into_iter().map(|number| entry(number).0).collect();
-                let turn = tree.change(&removed, new.into_iter().map(entry).collect());
-                for chain in turn.written {
+                let changes = tree.change(&removed, new.into_iter().map(entry).collect());
+                for chain in changes.written {
                     prop_assert_ne!(kernel.get(&chain.name), Some(&chain.rules), "written for nothing");
                     kernel.insert(chain.name, chain.rules);
                 }
-                for name in turn.removed {
+                for name in changes.removed {
                     prop_assert!(kernel.remove(&name).is_some(), "{} is not there", name);
                 }
                 let mut fresh = Tree::<V4>::new("ROOT", true);

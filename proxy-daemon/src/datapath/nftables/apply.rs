@@ -84,15 +84,15 @@ impl<F: Family> Installed<F> {
         let mut change = Shared::default();
         change.count(&old, -1);
         change.count(&new, 1);
-        let turns = self.shared.turns(&change);
-        old.elements.append(turns.removed);
-        new.elements.append(turns.added);
+        let delta = self.shared.delta(&change);
+        old.elements.append(delta.removed);
+        new.elements.append(delta.added);
         old.elements.sort();
         new.elements.sort();
 
         let mut transaction = transaction::<F>(None);
         let mut report = SyncReport::default();
-        let chains: Vec<Chain> = turns
+        let chains: Vec<Chain> = delta
             .chains_added
             .iter()
             .map(|chain| chain.render(&desired.globals))
@@ -126,7 +126,7 @@ impl<F: Family> Installed<F> {
                 }
             }
         }
-        for chain in &turns.chains_removed {
+        for chain in &delta.chains_removed {
             transaction.delete_chain(&chain.name());
             report.n_removed += 1;
         }

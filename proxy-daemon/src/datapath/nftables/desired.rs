@@ -58,9 +58,9 @@ impl<F: Family> Desired<F> {
         render_spared::<F>(spared, &mut rendered.elements);
         let mut shared = Shared::default();
         shared.count(&rendered, 1);
-        let turns = Shared::default().turns(&shared);
+        let delta = Shared::default().delta(&shared);
         let mut elements = rendered.elements;
-        elements.append(turns.added);
+        elements.append(delta.added);
         let mut sets = declarations::<F>();
         for (set, (id, elements)) in sets.iter_mut().zip(elements.sets()) {
             set.size = id.size_for(elements.len()).or(set.size);
@@ -117,10 +117,10 @@ pub(super) fn has_element<F: Family>(
     render_service_port(service_port, &mut rendered);
     let mut shared = Shared::default();
     shared.count(&rendered, 1);
-    let turns = Shared::default().turns(&shared);
+    let delta = Shared::default().delta(&shared);
     let holds = |elements: &Elements| {
         let mut sets = elements.sets().filter(|(id, _)| id.name() == set);
         sets.any(|(_, elements)| elements.iter().any(|element| element.bytes() == bytes))
     };
-    holds(&rendered.elements) || holds(&turns.added)
+    holds(&rendered.elements) || holds(&delta.added)
 }

@@ -34,7 +34,7 @@ impl<F: Family> Default for Shared<F> {
 
 /// What a change of use means for the kernel.
 #[derive(Debug, Default)]
-pub(crate) struct Turns {
+pub(crate) struct SharedDelta {
     /// Chains to make before elements are added.
     pub(crate) chains_added: Vec<BackendChain>,
     /// Chains to remove after elements were removed.
@@ -71,26 +71,26 @@ impl<F: Family> Shared<F> {
     }
 
     /// What begins and ceases to be used if `change` is added.
-    pub(crate) fn turns(&self, change: &Self) -> Turns {
-        let mut turns = Turns::default();
-        (turns.chains_added, turns.chains_removed) =
-            self.backend_chains.turns(&change.backend_chains);
-        let (begin, cease) = self.actions.turns(&change.actions);
-        for (actions, to) in [(cease, &mut turns.removed), (begin, &mut turns.added)] {
+    pub(crate) fn delta(&self, change: &Self) -> SharedDelta {
+        let mut delta = SharedDelta::default();
+        (delta.chains_added, delta.chains_removed) =
+            self.backend_chains.delta(&change.backend_chains);
+        let (begin, cease) = self.actions.delta(&change.actions);
+        for (actions, to) in [(cease, &mut delta.removed), (begin, &mut delta.added)] {
             for (set, action) in actions {
                 let key = action.code().to_ne_bytes();
                 to.push(set, Key::Exact(&key), Data::Verdict(&action.verdict()), "");
             }
         }
-        let (begin, cease) = self.backends.turns(&change.backends);
-        for (backends, to) in [(cease, &mut turns.removed), (begin, &mut turns.added)] {
+        let (begin, cease) = self.backends.delta(&change.backends);
+        for (backends, to) in [(cease, &mut delta.removed), (begin, &mut delta.added)] {
             for (protocol, backend) in backends {
                 let key = hairpin_key(protocol, &backend);
                 to.push(SetId::Backends, Key::Exact(&key), Data::None, "");
             }
         }
-        let (begin, cease) = self.cluster_ips.turns(&change.cluster_ips);
-        for (addresses, to) in [(cease, &mut turns.removed), (begin, &mut turns.added)] {
+        let (begin, cease) = self.cluster_ips.delta(&change.cluster_ips);
+        for (addresses, to) in [(cease, &mut delta.removed), (begin, &mut delta.added)] {
             for address in addresses {
                 to.push(
                     SetId::ClusterIps,
@@ -100,7 +100,7 @@ impl<F: Family> Shared<F> {
                 );
             }
         }
-        turns
+        delta
     }
 
     /// Adds a change that the kernel has taken.

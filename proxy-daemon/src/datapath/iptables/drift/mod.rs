@@ -156,7 +156,7 @@ impl DriftCheck {
     ///
     /// # Errors
     /// [`DatapathError::Refused`] if the kernel could not be asked.
-    pub(crate) fn is_disturbed(&mut self, tools: &Tools) -> Result<bool, DatapathError> {
+    pub(crate) fn has_drifted(&mut self, tools: &Tools) -> Result<bool, DatapathError> {
         let rules = match self.rules_differ(tools.family()) {
             Ok(difference) => {
                 self.n_spoilt = 0;

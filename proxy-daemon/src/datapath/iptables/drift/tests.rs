@@ -53,8 +53,8 @@ fn written(tools: &Tools) -> DriftCheck {
     drift
 }
 
-fn is_disturbed(drift: &mut DriftCheck, tools: &Tools) -> bool {
-    drift.is_disturbed(tools).expect("it can be asked")
+fn has_drifted(drift: &mut DriftCheck, tools: &Tools) -> bool {
+    drift.has_drifted(tools).expect("it can be asked")
 }
 
 /// A namespace with our rules and sets, for each family and flavour.
@@ -106,12 +106,12 @@ fn sync_9_damage_is_noticed_whenever_it_was_done() {
             for n_before in [0, 1, 2] {
                 let mut drift = written(tools);
                 for _ in 0..n_before {
-                    assert!(!is_disturbed(&mut drift, tools));
+                    assert!(!has_drifted(&mut drift, tools));
                 }
                 iptables(tools, damage);
                 for _ in 0..2 {
                     assert!(
-                        is_disturbed(&mut drift, tools),
+                        has_drifted(&mut drift, tools),
                         "{damage} after {n_before} questions, {tools:?}"
                     );
                 }
@@ -127,13 +127,13 @@ fn sync_9_damage_beside_a_change_of_others_is_noticed() {
     each(|tools| {
         for damage in DAMAGE {
             let mut drift = written(tools);
-            assert!(!is_disturbed(&mut drift, tools));
+            assert!(!has_drifted(&mut drift, tools));
             for table in ["nat", "filter"] {
                 iptables(tools, &format!("-t {table} -A OUTPUT -p tcp -j RETURN"));
             }
             iptables(tools, damage);
             // Of legacy the entries are looked at now and then while the size is the same.
-            let is_noticed = (0..=UNSEEN).any(|_| is_disturbed(&mut drift, tools));
+            let is_noticed = (0..=UNSEEN).any(|_| has_drifted(&mut drift, tools));
             assert!(is_noticed, "{damage}, {tools:?}");
             repair(tools);
         }
@@ -147,7 +147,7 @@ fn sync_9_damage_beside_our_own_writes_is_noticed() {
         for damage in DAMAGE {
             for is_damaged_first in [false, true] {
                 let mut drift = written(tools);
-                assert!(!is_disturbed(&mut drift, tools));
+                assert!(!has_drifted(&mut drift, tools));
                 if is_damaged_first {
                     iptables(tools, damage);
                 }
@@ -161,7 +161,7 @@ fn sync_9_damage_beside_our_own_writes_is_noticed() {
                     iptables(tools, damage);
                 }
                 // Of legacy the entries are looked at now and then while the size is as computed.
-                let is_noticed = (0..=UNSEEN).any(|_| is_disturbed(&mut drift, tools));
+                let is_noticed = (0..=UNSEEN).any(|_| has_drifted(&mut drift, tools));
                 assert!(is_noticed, "{damage}, {is_damaged_first}, {tools:?}");
                 iptables(tools, "-t nat -F PROXYD-OTHER");
                 iptables(tools, "-t nat -X PROXYD-OTHER");
@@ -178,14 +178,14 @@ fn sync_9_a_chain_in_the_place_of_another_is_noticed() {
             return;
         }
         let mut drift = written(tools);
-        assert!(!is_disturbed(&mut drift, tools));
+        assert!(!has_drifted(&mut drift, tools));
         restore(
             tools,
             "*nat\n-F PROXYD-SERVICES\n-F PROXYD-DEEP\n-X PROXYD-DEEP\n:PROXYD-DEEP - [0:0]\n\
              -A PROXYD-DEEP -j ACCEPT\n-A PROXYD-DEEP -j ACCEPT\n-A PROXYD-SERVICES -j PROXYD-DEEP\nCOMMIT\n",
         )
         .expect("it is valid");
-        assert!(is_disturbed(&mut drift, tools));
+        assert!(has_drifted(&mut drift, tools));
     });
 }
 
@@ -211,10 +211,10 @@ fn sync_9_a_table_that_is_gone_or_switched_off_is_noticed() {
                 restore(tools, FILTER).expect("it is valid");
                 let mut drift = written(tools);
                 for _ in 0..n_before {
-                    assert!(!is_disturbed(&mut drift, tools));
+                    assert!(!has_drifted(&mut drift, tools));
                 }
                 shell(&damage);
-                assert!(is_disturbed(&mut drift, tools), "{damage}");
+                assert!(has_drifted(&mut drift, tools), "{damage}");
                 shell(&repair);
                 shell("nft flush ruleset");
             }
@@ -226,8 +226,8 @@ fn sync_9_a_table_that_is_gone_or_switched_off_is_noticed() {
 fn what_others_do_to_theirs_is_not_ours() {
     each(|tools| {
         let mut drift = written(tools);
-        let mut is_disturbed = || is_disturbed(&mut drift, tools);
-        assert!(!is_disturbed());
+        let mut has_drifted = || has_drifted(&mut drift, tools);
+        assert!(!has_drifted());
         for table in ["nat", "mangle", "filter"] {
             for change in [
                 "-N OTHER",
@@ -236,13 +236,13 @@ fn what_others_do_to_theirs_is_not_ours() {
                 "-F OTHER",
             ] {
                 iptables(tools, &format!("-t {table} {change}"));
-                assert!(!is_disturbed(), "{table} {change}");
+                assert!(!has_drifted(), "{table} {change}");
             }
         }
         shell(
             "ipset create OTHER hash:ip; ipset add OTHER 10.0.0.1; ipset add PROXYD4-a 10.0.0.1,tcp:80 -exist",
         );
-        assert!(!is_disturbed());
+        assert!(!has_drifted());
     });
 }
 
@@ -251,7 +251,7 @@ fn what_we_write_and_note_is_no_disturbance() {
     each(|tools| {
         let mut drift = written(tools);
         for n in 0..2 {
-            assert!(!is_disturbed(&mut drift, tools));
+            assert!(!has_drifted(&mut drift, tools));
             restore(
                 tools,
                 "*nat\n:PROXYD-NEW - [0:0]\n-A PROXYD-NEW -j PROXYD-DEEP\n\
@@ -261,7 +261,7 @@ fn what_we_write_and_note_is_no_disturbance() {
             drift.put(Table::Nat, &chain("NEW", &["-j PROXYD-DEEP"]));
             drift.put(Table::Nat, &chain("SERVICES", &["-p tcp -g PROXYD-NEW"]));
             for _ in 0..UNSEEN + 2 {
-                assert!(!is_disturbed(&mut drift, tools), "{n} {tools:?}");
+                assert!(!has_drifted(&mut drift, tools), "{n} {tools:?}");
             }
             restore(
                 tools,
@@ -272,12 +272,12 @@ fn what_we_write_and_note_is_no_disturbance() {
             drift.put(Table::Nat, &chain("SERVICES", &["-j PROXYD-DEEP"]));
             drift.remove(Table::Nat, "PROXYD-NEW");
         }
-        assert!(!is_disturbed(&mut drift, tools));
+        assert!(!has_drifted(&mut drift, tools));
         ipset(tools, "add PROXYD4-a 10.0.0.3,tcp:1\nadd PROXYD4-b 10.0.0.0/8\ndel PROXYD4-a 10.0.0.1,tcp:80\ndel PROXYD4-a 10.0.0.2,udp:80\n").expect("it is valid");
-        assert!(is_disturbed(&mut drift, tools));
+        assert!(has_drifted(&mut drift, tools));
         drift.wrote_set("PROXYD4-a", 1, 2);
         drift.wrote_set("PROXYD4-b", 1, 0);
-        assert!(!is_disturbed(&mut drift, tools));
+        assert!(!has_drifted(&mut drift, tools));
     });
 }
 
@@ -293,10 +293,10 @@ fn sync_9_a_set_that_is_flushed_or_gone_is_noticed() {
             for n_before in [0, 1] {
                 let mut drift = written(tools);
                 for _ in 0..n_before {
-                    assert!(!is_disturbed(&mut drift, tools));
+                    assert!(!has_drifted(&mut drift, tools));
                 }
                 shell(&format!("ipset {damage}"));
-                assert!(is_disturbed(&mut drift, tools), "{damage}");
+                assert!(has_drifted(&mut drift, tools), "{damage}");
                 shell("ipset flush");
                 ipset(tools, SETS).expect("it is valid");
             }
@@ -309,7 +309,7 @@ fn asking_creates_and_writes_nothing() {
     for tools in all_tools() {
         in_netns(move || {
             let mut drift = DriftCheck::new(&tools);
-            assert!(!is_disturbed(&mut drift, &tools));
+            assert!(!has_drifted(&mut drift, &tools));
             let names = "cat /proc/self/net/ip_tables_names /proc/self/net/ip6_tables_names; nft list ruleset";
             assert_eq!(shell(names), "");
             assert_eq!(shell("ipset list -n"), "");
@@ -320,7 +320,7 @@ fn asking_creates_and_writes_nothing() {
         let before = shell("nft list ruleset");
         for _ in 0..3 {
             let generation = nft::generation().expect("it can be asked");
-            assert!(!is_disturbed(&mut drift, tools));
+            assert!(!has_drifted(&mut drift, tools));
             assert_eq!(nft::generation().expect("it can be asked"), generation);
         }
         assert_eq!(shell("nft list ruleset"), before);

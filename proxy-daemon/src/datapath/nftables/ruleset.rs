@@ -1,4 +1,4 @@
-//! Which words does the nftables datapath have for what it writes?
+//! Which types describe what the nftables datapath writes?
 //!
 //! Tables, sets and maps, chains, rules and their expressions, as far as we use them. Invariants:
 //! nothing here knows a Service or does I/O; `codec` turns these types into netlink and back.
@@ -68,15 +68,14 @@ pub(crate) enum Value {
 pub(crate) struct Set {
     /// Its name.
     pub(crate) name: &'static str,
-    /// What it is for, as `nft list` shows it.
+    /// As `nft list` shows it.
     pub(crate) comment: &'static str,
     /// The key, one type or several concatenated.
     pub(crate) key: &'static [DataType],
-    /// What it holds for each key.
+    /// The type of the values.
     pub(crate) value: Value,
-    /// How keys are found.
     pub(crate) kind: SetKind,
-    /// Elements at most, for which the kernel makes room at once; `None`: no limit, and room that grows.
+    /// Maximum number of elements, allocated at once; `None`: no limit, the table grows.
     pub(crate) size: Option<u32>,
 }
 
@@ -87,14 +86,14 @@ pub(crate) enum SetKind {
     Exact,
     /// Elements are ranges.
     Interval,
-    /// Rules add elements, which go after a time.
+    /// Rules add elements, which expire.
     Dynamic,
 }
 
-/// What the kernel does with a packet.
+/// A verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Silence.
+    /// Drop silently.
     Drop,
     /// No more rules of this base chain.
     Accept,
@@ -104,7 +103,7 @@ pub(crate) enum Verdict {
     Goto(Cow<'static, str>),
 }
 
-/// Where the checksum is that covers a port.
+/// Which checksum covers a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Checksum {
     /// TCP's.
@@ -117,186 +116,86 @@ pub(crate) enum Checksum {
     None,
 }
 
-/// One step of a rule.
+/// One step of a rule. Offsets and lengths are in bytes; a key or data begins at its register.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Expr {
     /// Loads bytes of the network header.
-    Network {
-        /// Offset in bytes.
-        offset: u32,
-        /// Bytes.
-        len: u32,
-        /// Where to.
-        to: Reg,
-    },
+    Network { offset: u32, len: u32, to: Reg },
     /// Loads the transport header's source port.
-    SourcePort {
-        /// Where to.
-        to: Reg,
-    },
+    SourcePort { to: Reg },
     /// Loads the transport header's destination port.
-    DestinationPort {
-        /// Where to.
-        to: Reg,
-    },
+    DestinationPort { to: Reg },
     /// Loads the transport protocol's number.
-    L4Proto {
-        /// Where to.
-        to: Reg,
-    },
+    L4Proto { to: Reg },
     /// Loads the packet mark.
-    Mark {
-        /// Where to.
-        to: Reg,
-    },
+    Mark { to: Reg },
     /// Writes the packet mark.
-    SetMark {
-        /// Where from.
-        from: Reg,
-    },
+    SetMark { from: Reg },
     /// Loads the packet's priority.
-    Priority {
-        /// Where to.
-        to: Reg,
-    },
+    Priority { to: Reg },
     /// Writes the packet's priority.
-    SetPriority {
-        /// Where from.
-        from: Reg,
-    },
+    SetPriority { from: Reg },
     /// Loads zero.
-    Zero {
-        /// Where to.
-        to: Reg,
-    },
+    Zero { to: Reg },
     /// Loads the checksum of a UDP packet.
-    UdpChecksum {
-        /// Where to.
-        to: Reg,
-    },
-    /// Writes the destination address into the packet, and mends the checksums.
-    SetDestination {
-        /// Where from.
-        from: Reg,
-    },
-    /// Writes the destination port into the packet, and mends the checksum.
-    SetDestinationPort {
-        /// Where from.
-        from: Reg,
-        /// Which checksum there is.
-        checksum: Checksum,
-    },
+    UdpChecksum { to: Reg },
+    /// Writes the destination address into the packet, and updates the checksums.
+    SetDestination { from: Reg },
+    /// Writes the destination port into the packet, and updates the checksum.
+    SetDestinationPort { from: Reg, checksum: Checksum },
     /// Loads the name of the interface that the packet came in by.
-    InterfaceName {
-        /// Where to.
-        to: Reg,
-    },
+    InterfaceName { to: Reg },
     /// Loads the conntrack state.
-    CtState {
-        /// Where to.
-        to: Reg,
-    },
+    CtState { to: Reg },
     /// Loads the conntrack status.
-    CtStatus {
-        /// Where to.
-        to: Reg,
-    },
+    CtStatus { to: Reg },
     /// Loads the routing type of the source address.
-    SourceAddressType {
-        /// Where to.
-        to: Reg,
-    },
+    SourceAddressType { to: Reg },
     /// `register = (register & mask) ^ xor`, bytes as they lie in the register.
     Bitwise {
-        /// Which register.
         reg: Reg,
-        /// The mask.
         mask: Vec<u8>,
-        /// What is flipped after masking.
         xor: Vec<u8>,
     },
     /// Goes on only if the register holds this.
-    Equal {
-        /// Which register.
-        reg: Reg,
-        /// The bytes.
-        to: Vec<u8>,
-    },
+    Equal { reg: Reg, to: Vec<u8> },
     /// Goes on only if the register holds anything else.
-    NotEqual {
-        /// Which register.
-        reg: Reg,
-        /// The bytes.
-        to: Vec<u8>,
-    },
+    NotEqual { reg: Reg, to: Vec<u8> },
     /// Goes on only if the key is in the set.
-    In {
-        /// The set.
-        set: &'static str,
-        /// Where the key begins.
-        key: Reg,
-    },
+    In { set: &'static str, key: Reg },
     /// Goes on only if the key is not in the set.
-    NotIn {
-        /// The set.
-        set: &'static str,
-        /// Where the key begins.
-        key: Reg,
-    },
-    /// Loads what the map holds; goes on only if it has the key.
+    NotIn { set: &'static str, key: Reg },
+    /// Loads the value of the key; goes on only if the map has the key.
     Map {
-        /// The map.
         set: &'static str,
-        /// Where the key begins.
         key: Reg,
-        /// Where to.
         to: Reg,
     },
-    /// Follows the verdict that the map holds; goes on if it has none.
-    VerdictMap {
-        /// The map.
-        set: &'static str,
-        /// Where the key begins.
-        key: Reg,
-    },
-    /// Loads a random number.
-    Random {
-        /// It is below this.
-        below: u32,
-        /// Where to.
-        to: Reg,
-    },
+    /// Follows the verdict of the key; goes on if the map does not have the key.
+    VerdictMap { set: &'static str, key: Reg },
+    /// Loads a random number below `below`.
+    Random { below: u32, to: Reg },
     /// Ends the rule.
     Verdict(Verdict),
     /// Sends the flow to an address and port.
-    Dnat {
-        /// Where the address is.
-        address: Reg,
-        /// Where the port is.
-        port: Reg,
-    },
+    Dnat { address: Reg, port: Reg },
     /// Gives the flow this node's address, with a random port.
     Masquerade,
     /// Answers that the port is unreachable.
     Reject,
-    /// Adds an element, or renews its time if the key is there already.
+    /// Adds an element, or restarts its timeout if the key exists.
     Update {
-        /// The map.
         set: &'static str,
-        /// Where the key begins.
         key: Reg,
-        /// Where the data begins.
         data: Reg,
-        /// For how long, in seconds.
+        /// The timeout.
         seconds: u32,
     },
-    /// Removes an element if it is there.
+    /// Removes an element if it exists.
     Delete {
-        /// The map.
         set: &'static str,
-        /// Where the key begins.
         key: Reg,
-        /// Any register that was loaded; the kernel asks for one.
+        /// Any loaded register; the kernel requires one.
         data: Reg,
     },
 }
@@ -306,12 +205,12 @@ pub(crate) enum Expr {
 pub(crate) struct Rule {
     /// The expressions.
     pub(crate) exprs: Vec<Expr>,
-    /// Why it is there, as `nft list` shows it.
+    /// As `nft list` shows it.
     pub(crate) comment: Option<&'static str>,
 }
 
 impl Rule {
-    /// Whether it looks into this set, or changes it.
+    /// Whether it reads or updates this set.
     pub(crate) fn uses(&self, name: &str) -> bool {
         self.exprs.iter().any(|expr| {
             if let Expr::In { set, .. }
@@ -345,7 +244,7 @@ pub(crate) struct Hook {
 pub(crate) struct Chain {
     /// Its name.
     pub(crate) name: Cow<'static, str>,
-    /// What it is for, as `nft list` shows it.
+    /// As `nft list` shows it.
     pub(crate) comment: &'static str,
     /// Set for base chains.
     pub(crate) hook: Option<Hook>,

@@ -6,8 +6,8 @@ use std::borrow::Cow;
 use std::num::NonZeroU32;
 
 use super::layout::{
-    SetId, chains, from_pod, load_frontend, load_node_port, load_source, mark_for_masquerade, rule,
-    words,
+    BackendMaps, SetId, chains, from_pod, load_frontend, load_node_port, load_source,
+    mark_for_masquerade, rule, words,
 };
 use super::ruleset::{Chain, Checksum, Expr, Reg, Rule, Verdict};
 pub(crate) use crate::datapath::common::Masquerade;
@@ -166,18 +166,6 @@ impl BackendChain {
         u32::try_from(hash >> 32).unwrap_or(0)
     }
 
-    /// The maps number → backend, number → code, and code → backend.
-    const fn sets(&self) -> (SetId, SetId, SetId) {
-        match self.set {
-            BackendSet::Cluster => (
-                SetId::ClusterBackends,
-                SetId::ClusterCodes,
-                SetId::ClusterByCode,
-            ),
-            BackendSet::Local => (SetId::LocalBackends, SetId::LocalCodes, SetId::LocalByCode),
-        }
-    }
-
     /// Its rules.
     pub(crate) fn render<F: Family>(&self, globals: &Globals<F>) -> Chain {
         let clear = rule([vec![
@@ -276,8 +264,8 @@ impl BackendChain {
 
     /// Sends the flow to a random backend.
     fn select_random<F: Family>(&self) -> Rule {
-        let (by_number, _, _) = self.sets();
-        rule([self.load_random::<F>(by_number), dnat::<F>()])
+        let map = BackendMaps::of(self.set).by_number;
+        rule([self.load_random::<F>(map), dnat::<F>()])
     }
 
     /// Loads the value of `map` for a random backend number of the ServicePort.
@@ -297,7 +285,7 @@ impl BackendChain {
 
     /// Spec: AFF-1 to AFF-5. The code of a backend is in the packet's priority.
     fn affinity_rules<F: Family>(&self, seconds: u32) -> Vec<Rule> {
-        let (_, codes, by_code) = self.sets();
+        let BackendMaps { codes, by_code, .. } = BackendMaps::of(self.set);
         let set = SetId::Affinity.name();
         let (key, client) = (Reg(0), words::<F>() + 2);
         // After the client, at a multiple of four as `nft` aligns it.

@@ -21,7 +21,7 @@
 use std::borrow::Cow;
 
 use super::ruleset::{Chain, Expr, Hook, Reg, Rule, Verdict};
-pub(crate) use super::sets::SetId;
+pub(crate) use super::sets::{BackendMaps, SetId};
 use crate::forwarding::{Detector, Globals, SourceClass};
 use crate::net::{Family, IpFamily};
 
@@ -362,34 +362,39 @@ fn by_source<F: Family>(globals: &Globals<F>, node_port: bool) -> Vec<Rule> {
     rules
 }
 
+fn to_node_port_address<F: Family>() -> Vec<Expr> {
+    let mut exprs = vec![load_destination::<F>(Reg(0))];
+    exprs.extend(is_in(SetId::NodePortAddresses));
+    exprs
+}
+
 fn services<F: Family>() -> Vec<Rule> {
-    let to_node = [
-        vec![load_destination::<F>(Reg(0))],
-        is_in(SetId::NodePortAddresses),
-    ]
-    .concat();
     vec![
         rule([
             load_frontend::<F>(0),
             apply_action(SetId::Frontends, SetId::FrontendActions),
         ]),
         rule([
-            to_node,
+            to_node_port_address::<F>(),
             load_node_port(0),
             apply_action(SetId::NodePorts, SetId::FrontendActions),
         ]),
     ]
 }
 
+fn reject_no_endpoints<F: Family>() -> Rule {
+    rule([
+        load_frontend::<F>(0),
+        is_in(SetId::NoEndpoints),
+        goto(chains::REJECT),
+    ])
+}
+
 fn unserved<F: Family>() -> Vec<Rule> {
     let destination = || vec![load_destination::<F>(Reg(0))];
     let drop = || verdict(Verdict::Drop);
     vec![
-        rule([
-            load_frontend::<F>(0),
-            is_in(SetId::NoEndpoints),
-            goto(chains::REJECT),
-        ]),
+        reject_no_endpoints::<F>(),
         // INVALID, or of a flow that is older than the frontend: silence rather than a leak (XM-10).
         rule([
             load_frontend::<F>(0),
@@ -463,19 +468,10 @@ fn base_chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
 }
 
 fn unserved_input<F: Family>() -> Vec<Rule> {
-    let to_node = [
-        vec![load_destination::<F>(Reg(0))],
-        is_in(SetId::NodePortAddresses),
-    ]
-    .concat();
     vec![
+        reject_no_endpoints::<F>(),
         rule([
-            load_frontend::<F>(0),
-            is_in(SetId::NoEndpoints),
-            goto(chains::REJECT),
-        ]),
-        rule([
-            to_node,
+            to_node_port_address::<F>(),
             load_node_port(0),
             is_in(SetId::NoEndpointNodePorts),
             goto(chains::REJECT),

@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use super::action::{Action, BackendChain, Lookup};
 use super::codec::{Data, Key};
 use super::elements::Elements;
-use super::layout::SetId;
+use super::layout::{BackendMaps, SetId};
 use crate::datapath::common::common_forward;
 use crate::forwarding::{
     Backend, BackendSet, Exposure, Frontend, FrontendAddress, FrontendKey, Globals, Route, Routes,
@@ -193,13 +193,13 @@ pub(crate) fn render_spared<'a, F: Family>(
 /// Renders a ServicePort.
 pub(crate) fn render_service_port<F: Family>(service_port: &ServicePort<F>, to: &mut Rendered<F>) {
     let ServicePort {
-        id,
+        id: _,
         protocol,
         cluster_ip,
         affinity,
-        cluster,
-        local,
-        // Whose UDP flows are kept is for conntrack.
+        cluster: _,
+        local: _,
+        // Only conntrack needs it.
         live: _,
         frontends,
     } = service_port;
@@ -208,11 +208,8 @@ pub(crate) fn render_service_port<F: Family>(service_port: &ServicePort<F>, to: 
         return;
     };
     let mut view = View {
-        comment: id.as_str(),
+        service_port,
         owner,
-        affinity: affinity.timeout(),
-        n_cluster: size(cluster),
-        n_local: size(local),
         uses: BTreeSet::new(),
     };
     for (key, frontend) in frontends.iter() {
@@ -220,44 +217,20 @@ pub(crate) fn render_service_port<F: Family>(service_port: &ServicePort<F>, to: 
     }
     let codes = affinity.timeout().map(|_| backend_codes(service_port));
     for (owner, set) in view.uses {
-        match set {
-            BackendSet::Cluster => {
-                render_backends((&owner, *protocol), cluster, codes.as_ref(), &CLUSTER, to);
-            }
-            BackendSet::Local => {
-                render_backends((&owner, *protocol), local, codes.as_ref(), &LOCAL, to);
-            }
-        }
+        let backends = service_port.backends(set);
+        render_backends((&owner, *protocol), backends, codes.as_ref(), set, to);
     }
 }
-
-/// The maps that hold a set of backends.
-struct BackendMaps {
-    by_number: SetId,
-    codes: SetId,
-    by_code: SetId,
-}
-
-const CLUSTER: BackendMaps = BackendMaps {
-    by_number: SetId::ClusterBackends,
-    codes: SetId::ClusterCodes,
-    by_code: SetId::ClusterByCode,
-};
-
-const LOCAL: BackendMaps = BackendMaps {
-    by_number: SetId::LocalBackends,
-    codes: SetId::LocalCodes,
-    by_code: SetId::LocalByCode,
-};
 
 /// Renders a set of backends under the key of the frontend that names the ServicePort.
 fn render_backends<F: Family>(
     (owner, protocol): (&[u8], L4Proto),
     backends: &[Backend<F>],
     codes: Option<&BTreeMap<Backend<F>, u32>>,
-    maps: &BackendMaps,
+    set: BackendSet,
     to: &mut Rendered<F>,
 ) {
+    let maps = BackendMaps::of(set);
     let mut key = Vec::with_capacity(owner.len() + 4);
     for (backend, number) in backends.iter().zip(0_u32..) {
         let bytes = backend_key(backend);
@@ -282,17 +255,10 @@ fn render_backends<F: Family>(
     }
 }
 
-fn size<F: Family>(backends: &[Backend<F>]) -> u32 {
-    u32::try_from(backends.len()).unwrap_or(u32::MAX)
-}
-
-/// What the frontends of a ServicePort have in common.
+/// A ServicePort whose frontends are rendered.
 struct View<'a, F: Family> {
-    comment: &'a str,
+    service_port: &'a ServicePort<F>,
     owner: FrontendKey<F>,
-    affinity: Option<u32>,
-    n_cluster: u32,
-    n_local: u32,
     /// Which sets are in use, each under the key by which frontends find it.
     uses: BTreeSet<(Vec<u8>, BackendSet)>,
 }
@@ -309,13 +275,17 @@ const fn actions_of(set: SetId) -> SetId {
 }
 
 impl<F: Family> View<'_, F> {
+    fn comment(&self) -> &str {
+        self.service_port.id.as_str()
+    }
+
     /// Sets the action of `key` in `set`.
     fn push_action(&self, set: SetId, key: &[u8], action: Action, to: &mut Rendered<F>) {
         to.elements.push(
             set,
             Key::Exact(key),
             Data::Bytes(&action.code().to_ne_bytes()),
-            self.comment,
+            self.comment(),
         );
         to.actions.push((actions_of(set), action));
     }
@@ -368,7 +338,7 @@ impl<F: Family> View<'_, F> {
                 SetId::SourceRanges,
                 Key::Range(&from, &until),
                 Data::None,
-                self.comment,
+                self.comment(),
             );
         }
     }
@@ -390,7 +360,7 @@ impl<F: Family> View<'_, F> {
                 SetId::NoEndpoints
             };
             to.elements
-                .push(set, Key::Exact(key), Data::None, self.comment);
+                .push(set, Key::Exact(key), Data::None, self.comment());
         }
         match exposure {
             Exposure::ExternalIp | Exposure::LoadBalancer { .. } => {
@@ -398,7 +368,7 @@ impl<F: Family> View<'_, F> {
                     SetId::ExternalFrontends,
                     Key::Exact(key),
                     Data::None,
-                    self.comment,
+                    self.comment(),
                 );
             }
             Exposure::ClusterIp | Exposure::NodePort => {}
@@ -467,7 +437,7 @@ impl<F: Family> View<'_, F> {
             .extend(sets.into_iter().map(|set| (owner.clone(), set)));
         let mut lead = |map, data: &[u8]| {
             to.elements
-                .push(map, Key::Exact(key), Data::Bytes(data), self.comment);
+                .push(map, Key::Exact(key), Data::Bytes(data), self.comment());
         };
         let (address, rest) = owner.split_at_checked(F::ADDR_LEN).unwrap_or_default();
         match lookup {
@@ -491,10 +461,7 @@ impl<F: Family> View<'_, F> {
             _ => {}
         }
         let (set, masquerade) = common_forward(routes)?;
-        let n = match set {
-            BackendSet::Cluster => self.n_cluster,
-            BackendSet::Local => self.n_local,
-        };
+        let n = u32::try_from(self.service_port.backends(set).len()).unwrap_or(u32::MAX);
         // The contract says that a set in use is not empty; if it were, silence is the safe answer.
         Some(NonZeroU32::new(n).map_or(Action::Drop, |n| {
             Action::SelectBackend(BackendChain {
@@ -502,7 +469,7 @@ impl<F: Family> View<'_, F> {
                 set,
                 n,
                 masquerade,
-                affinity: self.affinity,
+                affinity: self.service_port.affinity.timeout(),
             })
         }))
     }

@@ -3,7 +3,7 @@
 //! Invariant: their number is constant; Services and endpoints are elements.
 
 use super::ruleset::{DataType, Set, SetKind, Value};
-use crate::forwarding::SourceClass;
+use crate::forwarding::{BackendSet, SourceClass};
 use crate::net::IpFamily;
 
 /// Clients that session affinity remembers at most, over all ServicePorts.
@@ -96,6 +96,36 @@ sets! {
     ServiceCidrs = "service-cidrs",
     /// Addresses in these networks that are not dropped.
     Spared = "spared",
+}
+
+/// The maps of one of a ServicePort's sets of backends.
+#[derive(Clone, Copy)]
+pub(crate) struct BackendMaps {
+    /// Number to backend.
+    pub(crate) by_number: SetId,
+    /// Number to code.
+    pub(crate) codes: SetId,
+    /// Code to backend.
+    pub(crate) by_code: SetId,
+}
+
+impl BackendMaps {
+    /// The maps of this set.
+    pub(crate) const fn of(set: BackendSet) -> Self {
+        let (by_number, codes, by_code) = match set {
+            BackendSet::Cluster => (
+                SetId::ClusterBackends,
+                SetId::ClusterCodes,
+                SetId::ClusterByCode,
+            ),
+            BackendSet::Local => (SetId::LocalBackends, SetId::LocalCodes, SetId::LocalByCode),
+        };
+        Self {
+            by_number,
+            codes,
+            by_code,
+        }
+    }
 }
 
 impl SetId {

@@ -1,10 +1,10 @@
-//! What do several ServicePorts share in the kernel, and when does the last of them let go?
+//! How often is each kernel object used that several ServicePorts share?
 //!
-//! Invariant: a thing is in the kernel as long as its count is above zero.
+//! Invariant: an object is in the kernel as long as its count is above zero.
 
 use std::collections::BTreeMap;
 
-/// How often each thing is used; or by how much that changes.
+/// Use counts, or changes of them.
 #[derive(Debug)]
 pub(crate) struct Counts<T>(BTreeMap<T, i64>);
 
@@ -15,9 +15,9 @@ impl<T> Default for Counts<T> {
 }
 
 impl<T: Ord + Copy> Counts<T> {
-    /// Counts each of the things `by` times more.
-    pub(crate) fn add(&mut self, things: &[T], by: i64) {
-        for thing in things {
+    /// Adds `by` to the count of each.
+    pub(crate) fn add(&mut self, used: &[T], by: i64) {
+        for thing in used {
             *self.0.entry(*thing).or_insert(0) += by;
         }
     }
@@ -26,7 +26,7 @@ impl<T: Ord + Copy> Counts<T> {
         self.0.get(thing).copied().unwrap_or(0)
     }
 
-    /// Which things begin and cease to be used if `change` is added.
+    /// What begins and what ceases to be used if `change` is added.
     pub(crate) fn delta(&self, change: &Self) -> (Vec<T>, Vec<T>) {
         let (mut begin, mut cease) = (Vec::new(), Vec::new());
         for (thing, by) in &change.0 {
@@ -40,6 +40,16 @@ impl<T: Ord + Copy> Counts<T> {
         (begin, cease)
     }
 
+    /// Counts `old` once less and `new` once more; answers which begin and which cease to be used.
+    pub(crate) fn replace(&mut self, old: &[T], new: &[T]) -> (Vec<T>, Vec<T>) {
+        let mut change = Self::default();
+        change.add(old, -1);
+        change.add(new, 1);
+        let delta = self.delta(&change);
+        self.merge(change);
+        delta
+    }
+
     /// Adds a change.
     pub(crate) fn merge(&mut self, change: Self) {
         for (thing, by) in change.0 {
@@ -51,7 +61,7 @@ impl<T: Ord + Copy> Counts<T> {
         }
     }
 
-    /// The things in use.
+    /// Everything in use.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &T> {
         self.0.keys()
     }

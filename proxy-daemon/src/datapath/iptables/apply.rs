@@ -201,19 +201,12 @@ impl<F: Family> Installed<F> {
             return Ok(SyncReport::default());
         }
         let (mut old, mut new) = (Rendered::default(), Rendered::default());
-        for service_port in changes
-            .service_ports
-            .values()
-            .filter_map(|c| c.old.as_deref())
-        {
-            render_service_port(service_port, &desired.globals, &mut old);
-        }
-        for service_port in changes
-            .service_ports
-            .values()
-            .filter_map(|c| c.new.as_deref())
-        {
-            render_service_port(service_port, &desired.globals, &mut new);
+        for change in changes.service_ports.values() {
+            for (service_port, to) in [(&change.old, &mut old), (&change.new, &mut new)] {
+                if let Some(service_port) = service_port {
+                    render_service_port(service_port, &desired.globals, to);
+                }
+            }
         }
         if self.globals != desired.globals {
             render_globals(&self.globals, &mut old.elements);
@@ -290,18 +283,10 @@ impl<F: Family> Installed<F> {
                 added.insert(element.clone());
             }
         }
-        let mut cluster_ips = Counts::default();
-        cluster_ips.add(&old.cluster_ips, -1);
-        cluster_ips.add(&new.cluster_ips, 1);
-        let (begin, cease) = self.cluster_ips.delta(&cluster_ips);
-        self.cluster_ips.merge(cluster_ips);
+        let (begin, cease) = self.cluster_ips.replace(&old.cluster_ips, &new.cluster_ips);
         added.extend(begin.iter().map(cluster_ip_element::<F>));
         removed.extend(cease.iter().map(cluster_ip_element::<F>));
-        let mut backends = Counts::default();
-        backends.add(&old.backends, -1);
-        backends.add(&new.backends, 1);
-        let (begin, cease) = self.backends.delta(&backends);
-        self.backends.merge(backends);
+        let (begin, cease) = self.backends.replace(&old.backends, &new.backends);
         if self.globals.netfilter.drop_invalid {
             plan.backends::<F>(&begin, &cease);
         }

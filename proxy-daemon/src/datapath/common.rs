@@ -1,20 +1,20 @@
-//! What do the rules of all netfilter datapaths have in common?
+//! Which decisions do all netfilter datapaths share?
 
 use crate::forwarding::{BackendSet, Changes, Globals, Route};
 use crate::net::Family;
 
-/// Whose source becomes this node's.
+/// For which source classes the source address becomes this node's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Masquerade {
-    /// Nobody's.
+    /// None.
     Never,
-    /// All but POD's.
+    /// All but POD.
     UnlessPod,
-    /// Everybody's.
+    /// All.
     Always,
 }
 
-/// Where POD, HOST and EXTN go if one rule can say it: all to the same set of backends.
+/// The set of backends and masquerading for POD, HOST and EXTN, if one rule can serve all three.
 pub(crate) fn common_forward(routes: [Route; 3]) -> Option<(BackendSet, Masquerade)> {
     let forward = |route| match route {
         Route::Forward { to, masquerade } => Some((to, masquerade)),
@@ -34,7 +34,7 @@ pub(crate) fn common_forward(routes: [Route; 3]) -> Option<(BackendSet, Masquera
     Some((to, masquerade))
 }
 
-/// Whether these globals differ by elements of sets at most, and not by rules.
+/// Whether these globals give the same rules; elements of sets may differ.
 pub(crate) fn have_same_rules<F: Family>(one: &Globals<F>, other: &Globals<F>) -> bool {
     let Globals {
         detector,
@@ -48,7 +48,7 @@ pub(crate) fn have_same_rules<F: Family>(one: &Globals<F>, other: &Globals<F>) -
 
 /// Whether these globals, which have the same rules, have the same elements too.
 ///
-/// Which addresses are the node's own, the kernel knows better (`fib`, `addrtype`).
+/// The node's own addresses do not count: the kernel knows them (`fib`, `addrtype`).
 pub(crate) fn have_same_elements<F: Family>(one: &Globals<F>, other: &Globals<F>) -> bool {
     let Globals {
         detector: _,
@@ -60,7 +60,7 @@ pub(crate) fn have_same_elements<F: Family>(one: &Globals<F>, other: &Globals<F>
     one.node_port_addresses == *node_port_addresses && one.service_cidrs == *service_cidrs
 }
 
-/// Whether these changes, which lead to `now`, are none for netfilter.
+/// Whether these changes, which end in `now`, change nothing in netfilter.
 pub(crate) fn is_nothing<F: Family>(changes: &Changes<F>, now: &Globals<F>) -> bool {
     let Changes {
         globals,

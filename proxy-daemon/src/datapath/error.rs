@@ -1,13 +1,13 @@
-//! Why could a datapath not do what it was asked?
+//! Why did a datapath operation fail?
 
 use std::io;
 
 use nix::errno::Errno;
 
-/// A datapath could not do what it was asked.
+/// A datapath operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
-    /// The kernel lacks something, or we lack a privilege; trying again does not help.
+    /// The kernel lacks a feature, or we lack a privilege; a retry does not help.
     #[error("{operation}: {advice}")]
     Unusable {
         /// What was tried.
@@ -18,7 +18,7 @@ pub enum DatapathError {
         #[source]
         source: io::Error,
     },
-    /// Another program has reserved an object of our name for itself; nobody else may write to it.
+    /// Another program owns an object of our name exclusively.
     #[error(
         "{object} is reserved by another program (netlink port {port}, usually its process id); \
         stop that program"
@@ -43,7 +43,7 @@ pub enum DatapathError {
 }
 
 impl DatapathError {
-    /// Whether a lock or a program was waited for until the time was up.
+    /// Whether waiting for a lock or a program timed out.
     pub fn is_late(&self) -> bool {
         match self {
             Self::Unusable { source, .. } | Self::Refused { source, .. } => {
@@ -53,7 +53,7 @@ impl DatapathError {
         }
     }
 
-    /// [`DatapathError::Unusable`], unless only descriptors or memory are short, which may pass.
+    /// [`DatapathError::Unusable`], or [`DatapathError::Refused`] on a shortage of descriptors or memory.
     pub(super) fn lacking(
         operation: &'static str,
         advice: &'static str,
@@ -75,12 +75,12 @@ impl DatapathError {
         }
     }
 
-    /// Whether trying again can help.
+    /// Whether a retry can help.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Refused { .. })
     }
 
-    /// Whether it means that nothing of the datapath can be on this node: the kernel or a program is missing.
+    /// Whether nothing of the datapath can be on this node: the kernel or a program lacks support.
     pub fn means_absent(&self) -> bool {
         match self {
             Self::Unusable { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
@@ -89,7 +89,7 @@ impl DatapathError {
     }
 }
 
-/// Kernel: the errors that mean a shortage, or that another caller was faster.
+/// Kernel: the errors of a shortage, or of a race with another caller.
 fn is_shortage(error: &io::Error) -> bool {
     let shortages = [
         Errno::EMFILE,

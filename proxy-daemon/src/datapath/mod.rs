@@ -28,7 +28,7 @@ pub use kind::{Backend, DatapathChoice, DatapathKind, Descriptor, FailureCounter
 pub use plane::{Figure, Opener, Plane, PlaneFamily, PlaneOptions, Worker};
 
 impl DatapathKind {
-    /// The one that serves where nobody asks for another.
+    /// The default.
     pub const DEFAULT: Self = Self(&nftables::DESCRIPTOR);
 
     /// Every datapath, the default first and those of one mode side by side.

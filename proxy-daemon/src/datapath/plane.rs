@@ -17,7 +17,7 @@ use crate::sys::Interfaces;
 /// How a plane is opened.
 #[derive(Clone, Debug)]
 pub struct PlaneOptions {
-    /// The families whose tables will be asked for.
+    /// The families that will be opened.
     pub families: BTreeSet<IpFamily>,
 }
 
@@ -147,7 +147,7 @@ impl Opener {
 
     fn open<F: PlaneFamily>(&self) -> Result<Box<dyn Tables<F>>, DatapathError> {
         let plane = self.plane()?;
-        // In this order: that a program is missing says more than that a capability is.
+        // In this order: a missing program is the more useful error.
         let tables = F::tables(plane)?;
         self.kind.needs().check()?;
         let start = || plane.worker().and_then(WorkerThread::start);

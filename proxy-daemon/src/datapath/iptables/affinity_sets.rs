@@ -1,7 +1,7 @@
-//! Which affinity sets come, go, or keep their clients for another time?
+//! Which affinity sets are created, removed, or get another timeout?
 //!
-//! Invariants: a set is there before a rule names it; it is empty once no rule does, though the kernel
-//! may hold it for longer; a client's time goes on when the time of its ServicePort changes.
+//! Invariants: a set exists before a rule uses it; it is emptied once no rule does, though the kernel
+//! may hold it for longer; a client's age is kept when the timeout of its ServicePort changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use crate::net::Family;
 /// Suffix of a temporary set, before `ipset swap`; other names end in 16 letters and digits.
 const TEMPORARY: &str = "-new";
 
-/// What ipset is told about affinity sets.
+/// Changes of affinity sets, as input for ipset.
 #[derive(Debug, Default)]
 pub(crate) struct Updates {
     /// Lines before the rules are written.
@@ -29,7 +29,7 @@ pub(crate) struct Updates {
 impl Updates {
     /// Rescales remaining timeouts after the affinity timeout changed. Spec: AFF-8.
     ///
-    /// A client that comes between reading and writing is forgotten: its next flow may go elsewhere.
+    /// A client that is added between reading and writing loses its affinity.
     ///
     /// # Errors
     /// What the program could not do.
@@ -71,14 +71,14 @@ fn replace(set: &AffinitySet, clients: impl Iterator<Item = String>, to: &mut Li
 pub(crate) struct UnusedSets(BTreeSet<String>);
 
 impl UnusedSets {
-    /// What is to be done, given the affinity sets that there are, with their times in seconds.
+    /// The changes from the existing affinity sets, with their timeouts in seconds.
     pub(crate) fn updates(
         &mut self,
         mut old: BTreeMap<String, u32>,
         new: &[AffinitySet],
     ) -> Updates {
         let mut updates = Updates::default();
-        // No rule ever names them: an end of the daemon left them behind.
+        // Left behind by a daemon that ended; no rule uses them.
         old.retain(|name, _| {
             let is_temporary = name.ends_with(TEMPORARY);
             if is_temporary {
@@ -108,7 +108,7 @@ impl UnusedSets {
         updates
     }
 
-    /// Destroys those that the kernel has let go of.
+    /// Destroys those that the kernel no longer uses.
     ///
     /// # Errors
     /// What the program could not do.

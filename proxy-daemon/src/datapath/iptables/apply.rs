@@ -38,7 +38,7 @@ pub(crate) struct Installed<F: Family> {
     drift: DriftCheck,
 }
 
-/// How often, and after which pause, it is looked whether the kernel let go of sets.
+/// How often, and after which pause, a cleanup checks whether the kernel released sets.
 const RELEASE_ATTEMPTS: u32 = 20;
 const RELEASE_PAUSE: Duration = Duration::from_millis(10);
 
@@ -52,10 +52,10 @@ struct Plan {
     filter: Script,
     /// Lines for ipset, after the rules.
     after: Lines,
-    /// What goes when everything else is written.
+    /// To be removed after everything else is written.
     stale: Vec<Stale>,
     affinity_sets: affinity_sets::Updates,
-    /// How many elements come and go, by set.
+    /// Numbers of elements added and removed, by set.
     sizes: BTreeMap<SetId, (usize, usize)>,
 }
 
@@ -79,7 +79,7 @@ impl Plan {
         }
     }
 
-    /// Adds before, removes after; in orders in which elements may lean on others.
+    /// Adds before the rules and removes after them, in the order that [`SetId::ALL`] asks for.
     fn elements<F: Family>(&mut self, added: &Elements, removed: &Elements) {
         for (id, element) in added {
             self.element::<F>(true, *id, element);
@@ -103,7 +103,10 @@ impl Plan {
     }
 
     fn element<F: Family>(&mut self, is_added: bool, id: SetId, element: &dyn Display) {
-        let (name, element) = (id.name::<F>(), sets::spoken(&element.to_string()));
+        let (name, element) = (
+            id.name::<F>(),
+            sets::with_protocol_number(&element.to_string()),
+        );
         let (n_added, n_removed) = self.sizes.entry(id).or_default();
         let (verb, n) = if is_added {
             ("add", n_added)
@@ -111,7 +114,7 @@ impl Plan {
             ("del", n_removed)
         };
         *n += 1;
-        // No flow waits for the backends, of which there are most.
+        // The backends, which are most of the elements, delay no flow.
         let to = if is_added && id != SetId::Backends {
             &mut self.before
         } else {
@@ -120,7 +123,7 @@ impl Plan {
         to.push(format_args!("{verb} {name} {element}"));
     }
 
-    /// Answers what could not be removed, too, and why the last of it could not.
+    /// Returns the chains that could not be removed, too, and the last error.
     fn write(self, tools: &Tools) -> Result<(SyncReport, Remaining), DatapathError> {
         let Self {
             mut before,
@@ -133,7 +136,7 @@ impl Plan {
         } = self;
         before.append(&affinity_sets.before);
         after.append(&affinity_sets.after);
-        // Of what is said after the rules are written, only new backends are not taken away.
+        // The lines after the rules are removals, except for new backends.
         let n_late = sizes
             .get(&SetId::Backends)
             .map_or(0, |(n_added, _)| *n_added);
@@ -162,7 +165,7 @@ impl Plan {
     }
 }
 
-/// Chains of ours that nobody wants and that could not be removed.
+/// Unused chains of ours that could not be removed.
 #[derive(Debug, Default)]
 struct Remaining {
     chains: Vec<(Table, String)>,
@@ -266,7 +269,7 @@ impl<F: Family> Installed<F> {
         Ok(report)
     }
 
-    /// Whether others changed our rules or sets; does what the kernel had to be waited for, too.
+    /// Whether others changed our rules or sets; destroys sets that the kernel released, too.
     ///
     /// # Errors
     /// What the kernel or a program could not do.
@@ -398,7 +401,7 @@ pub(crate) fn resync<F: Family>(
     Ok((installed, report))
 }
 
-/// What cannot go does no harm, unless we took it for damage again and again.
+/// Chains that cannot be removed are harmless; the drift check must not report them again and again.
 fn tolerate(left: &Remaining, drift: &mut DriftCheck) {
     for (table, chain) in &left.chains {
         drift.tolerate(*table, chain);
@@ -407,12 +410,12 @@ fn tolerate(left: &Remaining, drift: &mut DriftCheck) {
         tracing::warn!(
             error = error as &dyn std::error::Error,
             n_chains = left.chains.len(),
-            "empty chains of ours that are not needed any more stay: rules of others go to them"
+            "cannot delete unused chains: rules of other programs jump to them"
         );
     }
 }
 
-/// Hooks our chains in, and removes what is ours and not wanted.
+/// Hooks our chains in, and removes the rest of ours.
 fn settle(table: Table, mut installed: InstalledTable, drift: &mut DriftCheck, plan: &mut Plan) {
     for hook in Hook::ALL.iter().filter(|hook| hook.table == table) {
         drift.hook(table, hook.target);
@@ -435,7 +438,7 @@ fn remove_rest(table: Table, mut installed: InstalledTable, plan: &mut Plan) {
     });
 }
 
-/// What sets must have, as far as it was not found in them yet, and what they have besides.
+/// Elements that are wanted and not found yet, found, and not wanted.
 struct SetComparison<F: Family> {
     wanted: Elements,
     wanted_backends: BTreeSet<Backend<F>>,
@@ -447,7 +450,7 @@ struct SetComparison<F: Family> {
 
 impl<F: Family> SetComparison<F> {
     fn take(&mut self, id: SetId, element: &str) {
-        // Not as text, since there may be a hundred thousand of them.
+        // Not as text: there may be a hundred thousand of them.
         if id == SetId::Backends
             && let Some(backend) = sets::read_backend(element)
         {
@@ -464,7 +467,7 @@ impl<F: Family> SetComparison<F> {
         }
     }
 
-    /// As if nothing had been found yet.
+    /// Forgets what was found.
     fn restart(&mut self) {
         self.wanted.append(&mut self.found);
         self.wanted_backends.append(&mut self.found_backends);
@@ -473,7 +476,7 @@ impl<F: Family> SetComparison<F> {
     }
 }
 
-/// Answers which other sets of ours there are, and for how many seconds elements stay in them.
+/// Plans the changes of sets; returns our other sets with their timeouts in seconds.
 fn compare_sets<F: Family>(
     tools: &Tools,
     wanted: Elements,
@@ -497,7 +500,7 @@ fn compare_sets<F: Family>(
             let error = &error as &dyn std::error::Error;
             tracing::warn!(
                 error,
-                "not all sets can be read; ours are read one by one: update ipset if it does not know a set of others"
+                "cannot list all sets, reading ours one by one; update ipset if it does not support a set of another program"
             );
             sets.restart();
             InstalledSets::read_one_by_one::<F>(tools, &mut |id, element| sets.take(id, element))?
@@ -513,7 +516,7 @@ fn compare_sets<F: Family>(
     Ok(installed.others)
 }
 
-/// Removes everything of ours; but for the sets that rules of the other flavour use, which go with these.
+/// Removes everything of ours, except sets that rules of the other flavour still use.
 ///
 /// # Errors
 /// What a program could not do.
@@ -541,7 +544,7 @@ pub(crate) fn cleanup<F: Family>(tools: &Tools) -> Result<(), DatapathError> {
     }
 }
 
-/// Removes our chains and what goes to them; answers how much went, and why something did not.
+/// Removes our chains and the jumps to them; returns the number of objects removed, and the last error.
 fn remove_chains(
     tools: &Tools,
     reading: Reading,

@@ -5,8 +5,8 @@
 //! Invariants:
 //! - packets of established flows meet no rule in nat chains and one of ours in each filter chain;
 //! - the rules of the filter chains are constant: whatever changes there is an element of a set. So a
-//!   VIP is refused before its translation goes, and no longer after it came (REJ-9);
-//! - what is right for others is left to others: we return, and do not accept, what is not ours.
+//!   VIP is rejected before its translation is removed, and no longer after it was added (REJ-9);
+//! - foreign packets are left to foreign rules: we return and do not accept them.
 
 use super::chain::{Chain, Table, comment, source_is_destination};
 use super::names;
@@ -14,7 +14,7 @@ use super::sets::SetId;
 use crate::forwarding::Globals;
 use crate::net::{Family, IpFamily};
 
-/// A built-in chain's rule that leads to a chain of ours.
+/// A rule in a built-in chain that jumps to a chain of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hook {
     /// The table.
@@ -92,7 +92,7 @@ fn nat<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
         Chain::new(
             names::SERVICES,
             vec![
-                // FW-8: it must not go on as if it were for a NodePort.
+                // FW-8: it must not be taken for a NodePort packet.
                 format!("{} -j ACCEPT", is_kept_out::<F>()),
                 format!("-j {}", names::VIPS),
                 format!(

@@ -1,7 +1,7 @@
 //! Who holds the lock of iptables-legacy?
 //!
 //! Every iptables-legacy takes it (`flock`) for a change, in whichever network namespace. Invariants:
-//! it is looked at and never taken here.
+//! it is only read here, never taken.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;

@@ -26,7 +26,7 @@
 //!  │    PROXYD-B-…: add the client to @A-…, DNAT
 //!  ├▶ PROXYD-cCl-… and the like, a letter each for pods, this node and others: ─▶ PROXYD-C-… or -L-…,
 //!  │    after a mark where the letter is a capital; x is ACCEPT
-//!  └▶ ACCEPT: the packet stays untranslated, and the filter chains answer
+//!  └▶ ACCEPT: the packet is not translated; the filter chains reject or drop it
 //!
 //! POSTROUTING ─▶ PROXYD-POSTROUTING
 //!    marked ─▶ PROXYD-MASQUERADE

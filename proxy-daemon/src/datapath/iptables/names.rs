@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::net::{Family, IpFamily};
 
-/// How the names of our chains begin, in every table.
+/// The prefix of our chains' names, in every table.
 pub(crate) const CHAIN_PREFIX: &str = "PROXYD-";
 
 /// Where the first packets of flows go from nat PREROUTING and OUTPUT.
@@ -32,10 +32,10 @@ pub(crate) const UNSERVED: &str = "PROXYD-UNSERVED";
 pub(crate) const UNSERVED_NODE: &str = "PROXYD-UNSERVED-NODE";
 /// Packets to ClusterIPs and their networks that were not translated.
 pub(crate) const UNKNOWN: &str = "PROXYD-UNKNOWN";
-/// Answers that the port is unreachable.
+/// Rejects with port-unreachable.
 pub(crate) const REFUSE: &str = "PROXYD-REFUSE";
 
-/// How the names of a family's sets begin: sets of both families share one space of names.
+/// The prefix of a family's set names: sets of both families share one namespace.
 pub(crate) const fn set_prefix<F: Family>() -> &'static str {
     match F::FAMILY {
         IpFamily::V4 => "PROXYD4-",
@@ -48,12 +48,12 @@ pub(crate) fn chain(kind: &str, parts: &[&str]) -> String {
     format!("{CHAIN_PREFIX}{kind}-{}", hash(parts))
 }
 
-/// The set in which a backend's clients are remembered.
+/// The affinity set of a backend.
 pub(crate) fn affinity_set<F: Family>(parts: &[&str]) -> String {
     format!("{}A-{}", set_prefix::<F>(), hash(parts))
 }
 
-/// 80 bits of SHA-256, so that nobody can make a Service whose chains are those of another.
+/// 80 bits of SHA-256: nobody can create a Service whose chain names collide with another's.
 fn hash(parts: &[&str]) -> String {
     const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let mut sha = Sha256::new();

@@ -1,6 +1,6 @@
 //! What of ours is in the kernel?
 //!
-//! Invariant: what others have is looked at only where it leads to ours.
+//! Invariant: foreign rules are read only where they jump to ours.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hasher as _};
@@ -23,7 +23,7 @@ pub(crate) struct InstalledTable {
     chains: BTreeMap<String, Option<Digest>>,
     /// Chain and rule of others that go to a chain of ours.
     pub(crate) hooks: Vec<(String, String)>,
-    /// Rules of others that go to a chain of ours, where nobody could print them.
+    /// Foreign rules that jump to a chain of ours, where no program could print them.
     pub(crate) jumps: Vec<Jump>,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct InstalledTable {
 pub(crate) enum Reading {
     /// With their rules, from what iptables-save prints; what it cannot print, from the kernel.
     Printed,
-    /// By their names alone, from the kernel, so that all of them are written anew.
+    /// Their names only, from the kernel; all of them are rewritten.
     Names,
 }
 
@@ -67,7 +67,7 @@ impl InstalledTable {
             let mut installed = Self::default();
             match tools.save(table.name(), &mut |line| installed.take(line)) {
                 Ok(()) => return Ok(installed),
-                // Rules of others are not at fault.
+                // Not caused by foreign rules.
                 Err(error) if error.is_late() => return Err(error),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
@@ -75,8 +75,8 @@ impl InstalledTable {
                         family = tools.family().name(),
                         table = table.name(),
                         error,
-                        "iptables cannot print the rules, most likely because others wrote some with nft that it does not know; \
-                         what is ours is found by its names: move those rules to a table of another name"
+                        "cannot print the rules with iptables, reading the names of our chains from the kernel; most likely \
+                         another program wrote rules with nft into this table: move them to another table"
                     );
                 }
             }
@@ -126,13 +126,13 @@ impl InstalledTable {
         }
     }
 
-    /// Takes a chain off the list, and answers whether it was there with these rules.
+    /// Takes a chain off the list; returns whether it had these rules.
     pub(crate) fn take_same(&mut self, chain: &Chain) -> bool {
         let installed = self.chains.remove(&chain.name).flatten();
         installed.is_some_and(|digest| digest.0.finish() == Digest::of(chain))
     }
 
-    /// Takes a hook off the list, and answers whether it was there.
+    /// Takes a hook off the list; returns whether it existed.
     pub(crate) fn take_hook(&mut self, hook: &Hook) -> bool {
         let wanted = hook.rule();
         let found = self
@@ -142,13 +142,13 @@ impl InstalledTable {
         found.map(|at| self.hooks.remove(at)).is_some()
     }
 
-    /// Takes the chains that are left off the list.
+    /// Takes the remaining chains off the list.
     pub(crate) fn take_names(&mut self) -> Vec<String> {
         std::mem::take(&mut self.chains).into_keys().collect()
     }
 }
 
-/// Whether a rule goes to a chain of ours; what it says in quotation marks does not count.
+/// Whether a rule jumps to a chain of ours; quoted text does not count.
 fn leads_to_ours(rule: &str) -> bool {
     let mut words = Vec::new();
     for (n, part) in rule.replace("\\\"", "").split('"').enumerate() {
@@ -167,9 +167,9 @@ fn leads_to_ours(rule: &str) -> bool {
 /// The sets of a family that are ours.
 #[derive(Debug, Default)]
 pub(crate) struct InstalledSets {
-    /// Those that are always there.
+    /// The constant ones.
     pub(crate) fixed: Vec<SetId>,
-    /// Others of ours by name, with the time that their elements stay, in seconds.
+    /// Our other sets by name, with their timeouts in seconds.
     pub(crate) others: BTreeMap<String, u32>,
 }
 
@@ -183,15 +183,15 @@ impl InstalledSets {
         element: &mut dyn FnMut(SetId, &str),
     ) -> Result<Self, DatapathError> {
         let mut sets = Self::default();
-        let mut strange = None;
+        let mut foreign = None;
         tools.ipset_save(None, &mut |line| {
-            strange = sets.take::<F>(line, element).or(strange.take());
+            foreign = sets.take::<F>(line, element).or(foreign.take());
         })?;
-        refuse_strange(strange)?;
+        check_types(foreign)?;
         Ok(sets)
     }
 
-    /// Reads ours one by one, because there is one among those of others that ipset cannot print.
+    /// Reads ours one by one: ipset cannot print one of the foreign sets.
     ///
     /// # Errors
     /// What the program could not do.
@@ -202,17 +202,17 @@ impl InstalledSets {
         let mut names = Vec::new();
         drift::sets_by_use(set_prefix::<F>(), |name, _| names.push(name.to_owned()))?;
         let mut sets = Self::default();
-        let mut strange = None;
+        let mut foreign = None;
         for name in &names {
             tools.ipset_save(Some(name), &mut |line| {
-                strange = sets.take::<F>(line, element).or(strange.take());
+                foreign = sets.take::<F>(line, element).or(foreign.take());
             })?;
         }
-        refuse_strange(strange)?;
+        check_types(foreign)?;
         Ok(sets)
     }
 
-    /// Takes a line; answers the name of the set that it declares if that is not what we would make it.
+    /// Takes a line; returns the name of the set that it declares with another type than ours.
     fn take<F: Family>(
         &mut self,
         line: &str,
@@ -224,8 +224,8 @@ impl InstalledSets {
         match (verb, SetId::of_suffix(suffix)) {
             (Some("create"), Some(id)) => {
                 self.fixed.push(id);
-                let is_strange = !is_declared_so(line, &id.declaration::<F>());
-                return is_strange.then(|| name.to_owned());
+                let is_foreign = !is_declared_so(line, &id.declaration::<F>());
+                return is_foreign.then(|| name.to_owned());
             }
             (Some("create"), None) => {
                 let timeout = words.skip_while(|word| **word != *"timeout").nth(1);
@@ -239,19 +239,19 @@ impl InstalledSets {
     }
 }
 
-fn refuse_strange(strange: Option<String>) -> Result<(), DatapathError> {
-    strange.map_or(Ok(()), |name| {
+fn check_types(foreign: Option<String>) -> Result<(), DatapathError> {
+    foreign.map_or(Ok(()), |name| {
         Err(DatapathError::Refused {
             operation: "reading",
             object: format!("the set {name}"),
             source: io::Error::other(
-                "it has our name, but not our type; run proxy-daemon --cleanup, or rename what is not ours",
+                "the set has our name but another type; run proxy-daemon --cleanup, or rename the foreign set",
             ),
         })
     })
 }
 
-/// Whether a set is what we would make it: all words of ours but those that ipset chooses itself are there.
+/// Whether a set has our declaration; words that ipset adds itself do not count.
 fn is_declared_so(printed: &str, wanted: &str) -> bool {
     let words: Vec<&str> = printed.split(' ').collect();
     wanted.split(' ').all(|word| words.contains(&word))
@@ -281,7 +281,7 @@ pub(crate) fn clients(tools: &Tools, wanted: &BTreeSet<&str>) -> Result<Clients,
     let mut found = Clients::new();
     let all = tools.ipset_save(None, &mut |line| take_client(line, wanted, &mut found));
     if all.is_err() {
-        // There may be a set among those of others that ipset cannot print.
+        // ipset may be unable to print a foreign set.
         found.clear();
         for name in wanted {
             tools.ipset_save(Some(name), &mut |line| {
@@ -315,8 +315,8 @@ pub(crate) fn read_printed_rules(text: &str) {
 pub(crate) fn read_printed_sets(text: &str) {
     let (mut sets, mut found) = (InstalledSets::default(), Clients::new());
     for line in text.lines() {
-        let _strange = sets.take::<crate::net::V4>(line, &mut |_, _| {});
-        let _strange = sets.take::<crate::net::V6>(line, &mut |_, _| {});
+        let _foreign = sets.take::<crate::net::V4>(line, &mut |_, _| {});
+        let _foreign = sets.take::<crate::net::V6>(line, &mut |_, _| {});
         let names: Vec<String> = sets.others.keys().cloned().collect();
         let names = names.iter().map(String::as_str).collect();
         take_client(line, &names, &mut found);

@@ -2,7 +2,7 @@
 //!
 //! Invariants: pure; decides nothing that the forwarding state leaves open; the same ServicePort gives
 //! the same objects, whatever else there is. What several ServicePorts share (backends, `ClusterIP`s) is
-//! only named here, and counted by `apply`.
+//! only listed here, and counted by `apply`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -121,7 +121,7 @@ pub(crate) fn render_service_port<F: Family>(
     to.cluster_ips.push(service_port.cluster_ip);
 }
 
-/// What the filter chains must know of a frontend.
+/// Renders a frontend's elements for the filter chains.
 fn render_filter<F: Family>(key: &FrontendKey<F>, frontend: &Frontend<F>, to: &mut Rendered<F>) {
     let Frontend {
         exposure,

@@ -1,8 +1,8 @@
-//! What are `iptables-restore` and `ipset restore` told?
+//! What is the input of `iptables-restore` and `ipset restore`?
 //!
 //! Invariants: a chain is written with all its rules in one piece, so that no packet sees half of it;
-//! what others go to comes before them, and what nobody goes to any more goes last, so that the input
-//! may be cut between any two pieces.
+//! targets come before the chains that jump to them, and unused chains are removed last, so that the
+//! input may be cut between any two pieces.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use super::chain::{Chain, Table};
 use super::flavour::Flavour;
 use crate::datapath::SyncReport;
 
-/// What ipset is told.
+/// Input for ipset.
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
     text: String,
@@ -125,7 +125,7 @@ impl Script {
     /// The input; `None` if there is nothing to do.
     pub(crate) fn finish(mut self) -> Option<String> {
         let removed = std::mem::take(&mut self.removed);
-        // They may name each other: all are emptied before one goes.
+        // They may refer to each other: all are flushed before the first is deleted.
         self.empty(&removed);
         self.delete(&removed);
         if self.text.is_empty() {

@@ -1,7 +1,6 @@
 //! Which sets does a family always have, and what are their elements?
 //!
-//! Sets hold what need not lead anywhere: a change of an element costs neither flavour a look at its
-//! rules. Invariants: the number of these sets is constant; elements are written as `ipset save`
+//! Sets hold what needs no target of its own: no flavour reads its rules to change an element. Invariants: the number of these sets is constant; elements are written as `ipset save`
 //! prints them; in the order of [`SetId::ALL`], an element may be added before those after it and
 //! removed after them without harm.
 
@@ -38,7 +37,7 @@ pub(crate) enum SetId {
     Backends,
 }
 
-/// Elements are limited to so many, which nobody reaches.
+/// The limit of elements, which is never reached.
 const MAX_ELEMENTS: u32 = 1 << 28;
 
 impl SetId {
@@ -125,8 +124,8 @@ impl SetId {
     }
 }
 
-/// An element as `ipset restore` reads it fast: it looks a protocol's name up in a file, each time anew.
-pub(crate) fn spoken(element: &str) -> String {
+/// An element with its protocol as a number: `ipset restore` looks up each name in a file.
+pub(crate) fn with_protocol_number(element: &str) -> String {
     L4Proto::ALL
         .into_iter()
         .find_map(|protocol| {

@@ -1,8 +1,8 @@
-//! How do chains of ours go that nobody wants any more, and what if they cannot?
+//! How are unused chains of ours removed, and what if that fails?
 //!
-//! Invariants: this comes after what is wanted was written, and apart from it, so that what is in the way
-//! of the one is not in the way of the other; rules of others go only where they lead to ours; what stays
-//! is empty, so that packets that are led to it come back.
+//! Invariants: removal comes after the wanted rules are written and is separate, so that a failure of one
+//! does not stop the other; foreign rules are removed only if they jump to ours; a chain that remains is
+//! empty, so that packets return from it.
 
 use super::chain::Table;
 use super::drift::{Jump, remove_jump};
@@ -10,22 +10,22 @@ use super::script::Script;
 use super::tool::Tools;
 use crate::datapath::{DatapathError, SyncReport};
 
-/// So many chains are tried one by one if they cannot go together.
+/// Up to this number, chains are deleted one by one if they cannot be deleted together.
 const ONE_BY_ONE: usize = 64;
 
-/// What is to go of one table.
+/// What is to be removed from one table.
 #[derive(Debug)]
 pub(crate) struct Stale {
     /// The table.
     pub(crate) table: Table,
-    /// Rules in chains of others that go to chains of ours.
+    /// Foreign rules that jump to chains of ours.
     pub(crate) jumps: Vec<Jump>,
     /// Chains of ours.
     pub(crate) chains: Vec<String>,
 }
 
 impl Stale {
-    /// Removes it, and answers which chains stay, because of what.
+    /// Removes it; returns the chains that remain, and the last error.
     pub(crate) fn remove(
         self,
         tools: &Tools,
@@ -54,7 +54,7 @@ impl Stale {
         match all {
             Ok(()) => chains.clear(),
             Err(error) => {
-                // Who holds the lock, or a program that hangs, is waited for once and not for each chain.
+                // Wait for a lock or a hanging program once, not for each chain.
                 let mut is_late = error.is_late();
                 result = Err(error);
                 if n <= ONE_BY_ONE {

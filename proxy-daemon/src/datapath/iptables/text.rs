@@ -1,4 +1,4 @@
-//! What would the programs be told of a state, on a node that has nothing of ours?
+//! What is the programs' input for a state, on a node that has nothing of ours?
 //!
 //! Input for `ipset restore`, then for `iptables-restore --noflush`. Both flavours take the same: they
 //! differ only in how many lines are committed at once. Invariants: pure; equal states give equal text.

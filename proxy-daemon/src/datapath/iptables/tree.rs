@@ -4,7 +4,7 @@
 //! that a packet meets some twenty rules among 10,000 Services, and as many for the last as for the
 //! first. A branch fixes all bits that its frontends have in common, not only the next two.
 //!
-//! Invariants: the chains are a function of the frontends, not of the way there; branches exclude each
+//! Invariants: the chains are a function of the frontends, not of their history; branches exclude each
 //! other, and a packet that goes into one (`-g`) does not come back.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,7 @@ pub(crate) struct Tree<F: Family> {
     family: PhantomData<F>,
 }
 
-/// What a change of frontends means for the chains.
+/// How the chains change with the frontends.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct ChainChanges {
     /// To be written, branches before the chains that lead to them.
@@ -54,7 +54,7 @@ impl<F: Family> Tree<F> {
         self.entries.insert(bits, rules.into());
     }
 
-    /// Takes and adds frontends, and says which chains become different by that.
+    /// Removes and adds frontends; returns the chains that change.
     pub(crate) fn change(
         &mut self,
         removed: &[Bits],
@@ -144,10 +144,10 @@ impl<F: Family> Tree<F> {
         rules
     }
 
-    /// The chains on the ways to these frontends and those that branch off from there, and their rules.
+    /// The chains on the paths to these frontends and their direct branches, with rules.
     ///
-    /// A frontend that comes or goes can make its way longer or shorter, so that what branches off
-    /// becomes a chain or is none any more; what is behind that stays what it is.
+    /// A frontend can make its path longer or shorter, which adds or removes direct branches; chains below
+    /// them do not change.
     fn along(&self, touched: &BTreeSet<Bits>) -> BTreeMap<Prefix, Vec<String>> {
         let mut found = BTreeMap::new();
         for bits in touched {
@@ -180,7 +180,7 @@ mod tests {
     use crate::forwarding::{FrontendAddress, FrontendKey};
     use crate::net::{L4Proto, Port, V4};
 
-    /// A frontend among few, so that ways are shared, and its rule.
+    /// A frontend among few, so that paths are shared, and its rule.
     fn entry(number: u16) -> (Bits, Vec<String>) {
         let [high, low] = (number / 16).to_be_bytes();
         let key = FrontendKey::<V4> {

@@ -32,7 +32,7 @@ const HEAD: &[u8] = b"ERROR";
 /// `struct xt_entry_target`: the length of the name, and where its data begins.
 const TARGET_NAME: std::ops::Range<usize> = 2..31;
 const TARGET_DATA: usize = 32;
-/// How often the entries are asked for anew because somebody wrote meanwhile.
+/// How often the entries are read again because another program wrote meanwhile.
 const ATTEMPTS: usize = 5;
 
 /// What the kernel says about a table: hooks, number and size of the entries.

@@ -178,7 +178,7 @@ impl DriftCheck {
             tracing::warn!(
                 family,
                 difference,
-                "our rules or sets were changed by others"
+                "another program changed our rules or sets"
             );
         }
         Ok(difference.is_some())
@@ -344,7 +344,7 @@ pub(crate) fn wake(tools: &Tools) -> Result<usize, DatapathError> {
                 tracing::warn!(
                     family = family.name(),
                     table = name,
-                    "table is dormant, set by others; activating it, as Services need it"
+                    "activating a dormant table: another program deactivated it"
                 );
                 nft::wake(family, table)?;
                 n_woken += 1;
@@ -366,7 +366,7 @@ pub(crate) fn wake(tools: &Tools) -> Result<usize, DatapathError> {
 /// [`DatapathError`] if the kernel could not be asked.
 pub(crate) fn sets_by_use(prefix: &str, each: impl FnMut(&str, bool)) -> Result<(), DatapathError> {
     sets::uses(prefix, each).map_err(|source| {
-        // Kernel: `nfnetlink_rcv_msg()` answers so if nobody serves the subsystem.
+        // Kernel: the answer of `nfnetlink_rcv_msg()` without the subsystem.
         if source.kind() == io::ErrorKind::InvalidInput {
             DatapathError::Unusable {
                 operation: "asking for sets",

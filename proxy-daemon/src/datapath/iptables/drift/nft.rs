@@ -36,7 +36,7 @@ const NFTA_IMMEDIATE_DATA: u16 = 2;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CHAIN: u16 = 2;
 
-/// How often things are listed anew because somebody wrote meanwhile.
+/// How often a listing is repeated because another program wrote meanwhile.
 const LISTINGS: usize = 5;
 
 fn is_ours(chain: &str) -> bool {
@@ -118,7 +118,7 @@ fn all_chains(
     })
 }
 
-/// A rule of a chain of others that goes to a chain of ours.
+/// A rule in a foreign chain that jumps to a chain of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Jump {
     /// The chain that it is in.

@@ -1,12 +1,11 @@
-//! Which remembered clients must be forgotten, or remembered for another time?
+//! Which clients must be removed from the affinity map, or get another timeout?
 //!
-//! The kernel adds to the memory with each new flow; we only take away from it and change times.
-//! Invariants: this runs after the rules are in force, which ignore clients whose backend is not in
-//! the set of their frontend, so a client that is remembered meanwhile does no harm; what expires by
-//! itself soon is left alone.
+//! The kernel adds clients with each new flow; we only remove them and change timeouts. Invariants: this
+//! runs after the rules are active, which ignore clients whose backend is not in the set of their
+//! frontend, so a client that is added meanwhile does no harm; clients that expire soon are left alone.
 //!
 //! Spec: AFF-6 to AFF-10. The kernel keeps at most a fixed number of clients over all ServicePorts,
-//! forgets none for another, and lets flows of clients it cannot remember through to a random backend.
+//! evicts none for another, and sends flows of clients beyond that to a random backend.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -23,7 +22,7 @@ const SOON: u64 = 1000;
 /// A packet or the clock may remove a client between our reading and our writing.
 const ATTEMPTS: u32 = 5;
 
-/// What holds for the clients of one ServicePort.
+/// The affinity of one ServicePort.
 #[derive(Debug, Default)]
 struct Policy {
     /// Unit: milliseconds.
@@ -32,12 +31,12 @@ struct Policy {
     backends: BTreeSet<u32>,
 }
 
-/// What is to be checked in the memory.
+/// What is to be checked in the affinity map.
 #[derive(Debug, Default)]
 pub(crate) struct Check {
-    /// By the ServicePort's name in the kernel; `None`: forget all its clients.
+    /// By the ServicePort's key in the kernel; `None`: remove all its clients.
     policies: BTreeMap<Vec<u8>, Option<Policy>>,
-    /// Whether clients of ServicePorts that are not named here are forgotten too.
+    /// Whether clients of other ServicePorts are removed too.
     forget_others: bool,
 }
 
@@ -97,10 +96,10 @@ impl Check {
         }
     }
 
-    /// Reads the memory and corrects it.
+    /// Reads the affinity map and corrects it.
     ///
     /// # Errors
-    /// What the kernel refused; the memory is as it was then.
+    /// What the kernel refused; the map is unchanged then.
     pub(crate) fn apply<F: Family>(
         &self,
         kernel: &mut Kernel,
@@ -197,7 +196,7 @@ impl Check {
     }
 }
 
-/// A client to remove, and with which times to add it again.
+/// A client to remove, and the timeout and remaining time to add it again with.
 #[derive(Debug)]
 struct Correction {
     key: Vec<u8>,

@@ -54,7 +54,7 @@ impl<F: Family> Installed<F> {
         have_same_rules(&self.globals, &desired.globals) && self.left_out.iter().all(is_written)
     }
 
-    /// Applies changes to what is installed; `None` if a set is too small for them, and nothing was done.
+    /// Applies changes to the kernel; `None` if a set is too small for them, and nothing was done.
     ///
     /// # Errors
     /// What the kernel refused; `self` is to be thrown away then.
@@ -115,7 +115,7 @@ impl<F: Family> Installed<F> {
                 self.n_elements.get_mut(*id as usize),
                 self.sets.get(*id as usize),
             ) {
-                // Kernel: an element that goes counts until the transaction is committed.
+                // Kernel: a removed element counts until the transaction is committed.
                 let most = *n + difference.added.len();
                 *n = most.saturating_sub(difference.removed.len());
                 if set
@@ -144,7 +144,7 @@ impl<F: Family> Installed<F> {
 
     /// Whether the table's sets, chains and rules are still as we wrote them.
     ///
-    /// Where the kernel says how many elements a set has, a wrong number counts as damage too.
+    /// A wrong number of elements counts as damage too, where the kernel tells it.
     pub(crate) fn is_intact(&self, kernel: &mut Kernel) -> Result<bool, DatapathError> {
         let Some(table) = kernel.table()? else {
             return Ok(false);
@@ -195,8 +195,8 @@ impl<F: Family> Installed<F> {
     }
 }
 
-/// Whether it says something that a set has so many elements: packets fill the memory, and intervals are
-/// compared one by one.
+/// Whether the number of elements is checked: packets fill the affinity map, and intervals are compared one
+/// by one.
 fn is_counted(id: SetId) -> bool {
     id != SetId::Affinity && !id.is_written_whole()
 }

@@ -1,9 +1,9 @@
-//! Which elements are in the way of a probe (see [`super::repair::Reading`]), and left over behind it?
+//! Which elements make a probe (see [`super::repair::Reading`]) fail, or are left over after it?
 //!
 //! A probe writes large sets without reading them. If the kernel holds another value for a key, it rejects
 //! the probe and names that element. Then we ask for the numbered backends of that one ServicePort, key by
-//! key, instead of dumping the set. Invariant: what is found is removed in the transaction of the next
-//! probe, which is made for a generation, so that an answer that is outdated does no harm.
+//! key, instead of dumping the set. Invariant: these are removed in the transaction of the next probe, which
+//! is bound to a generation, so that an outdated answer does no harm.
 
 use std::collections::BTreeSet;
 
@@ -13,14 +13,14 @@ use super::layout::SetId;
 use crate::datapath::DatapathError;
 use crate::net::Family;
 
-/// For so many ServicePorts keys are asked for one by one; beyond that, all sets are read.
+/// Up to this number of ServicePorts, keys are read one by one; beyond that, all sets are read.
 const MAX_OWNERS: usize = 32;
 
 /// Keys to remove before the next probe.
 #[derive(Debug, Default)]
 pub(super) struct Clashes {
     keys: BTreeSet<(SetId, Vec<u8>)>,
-    /// Sets and owners that were asked for.
+    /// Sets and owners whose keys were read.
     asked: BTreeSet<(SetId, Vec<u8>)>,
 }
 
@@ -38,10 +38,10 @@ impl Clashes {
         keys.map(|(_, key)| &**key)
     }
 
-    /// Finds what is in the way of a rejected element; answers whether that can help.
+    /// Finds what clashes with a rejected element; returns whether a retry can help.
     ///
     /// # Errors
-    /// What the kernel could not be asked.
+    /// What the kernel refused.
     pub(super) fn explain<F: Family>(
         &mut self,
         kernel: &mut Kernel,
@@ -57,10 +57,10 @@ impl Clashes {
         }
     }
 
-    /// Finds what a ServicePort left behind whose frontend is not wanted any more.
+    /// Finds what a ServicePort without its frontend left behind.
     ///
     /// # Errors
-    /// What the kernel could not be asked.
+    /// What the kernel refused.
     pub(super) fn frontend_is_gone<F: Family>(
         &mut self,
         kernel: &mut Kernel,
@@ -74,7 +74,7 @@ impl Clashes {
         self.drop_unwanted(kernel, wanted, SetId::ClusterIps, address)
     }
 
-    /// Asks for the numbered backends of a ServicePort; answers whether that was not done before.
+    /// Reads the numbered backends of a ServicePort; `false` if that was done before.
     fn ask<F: Family>(
         &mut self,
         kernel: &mut Kernel,
@@ -112,7 +112,7 @@ impl Clashes {
         Ok(true)
     }
 
-    /// Removes an element that is there and not wanted.
+    /// Removes an element that exists and is not wanted.
     fn drop_unwanted(
         &mut self,
         kernel: &mut Kernel,

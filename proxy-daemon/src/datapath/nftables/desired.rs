@@ -1,6 +1,6 @@
-//! What is the whole of our table for a forwarding state?
+//! What is our whole table for a forwarding state?
 //!
-//! Invariants: pure; what is left out is left out of everything.
+//! Invariants: pure; a ServicePort that is left out has no object at all.
 
 use std::collections::BTreeSet;
 
@@ -79,7 +79,7 @@ impl<F: Family> Desired<F> {
         for set in &self.sets {
             transaction.create_set(set);
         }
-        // A rule may name any chain, a map's element too: all chains come first.
+        // Rules and map elements may refer to any chain: all chains come first.
         let unhooked = || self.chains.iter().filter(|chain| chain.hook.is_none());
         for chain in unhooked() {
             transaction.create_chain(chain);
@@ -96,7 +96,7 @@ impl<F: Family> Desired<F> {
         }
     }
 
-    /// How many objects a table made from nothing has.
+    /// The number of objects in a new table.
     pub(super) fn n_objects(&self) -> usize {
         let n_rules: usize = self.chains.iter().map(|chain| chain.rules.len()).sum();
         1 + self.sets.len() + self.chains.len() + n_rules + self.elements.n_elements()
@@ -107,7 +107,7 @@ pub(super) fn transaction<F: Family>(generation: Option<u32>) -> Transaction {
     Transaction::new(F::FAMILY, TABLE, generation)
 }
 
-/// Whether this is an element that the ServicePort has, alone or among others.
+/// Whether the ServicePort has this element, alone or shared.
 pub(super) fn has_element<F: Family>(
     service_port: &ServicePort<F>,
     set: &str,

@@ -83,7 +83,7 @@ impl Elements {
 }
 
 impl SetElements {
-    /// Adds an element that `write` writes; it answers the length of the key.
+    /// Adds an element that `write` writes; `write` returns the length of the key.
     pub(crate) fn push(&mut self, write: impl FnOnce(&mut Writer) -> usize) {
         let start = self.w.len();
         let key_len = write(&mut self.w);
@@ -158,7 +158,7 @@ impl<'a> Element<'a> {
     }
 }
 
-/// What must go and what must come, for one set.
+/// Elements to remove and to add, for one set.
 #[derive(Debug, Default)]
 pub(crate) struct Difference<'a> {
     /// Keys to remove, first.
@@ -206,7 +206,7 @@ pub(crate) fn difference<'a>(old: &'a SetElements, new: &'a SetElements) -> Diff
     }
 }
 
-/// What the kernel's print of a set lacks and has too much, compared with what is wanted.
+/// Missing and surplus elements of a set in the kernel.
 ///
 /// The wanted elements must be sorted. Elements are fed in one by one, in any order, and not kept.
 #[derive(Debug)]

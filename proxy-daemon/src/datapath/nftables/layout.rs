@@ -15,8 +15,8 @@
 //!   ServicePort written into its first packet just before dnat. conntrack knows the packet by what it
 //!   was before, so replies come from where the client sent to;
 //! - packets of flows that conntrack knows meet no rule in nat chains and one in filter chains;
-//! - what is added to the nat chains must end in a verdict for each frontend: a packet that was for a
-//!   VIP must not go on as if it were for a NodePort (FW-8).
+//! - every frontend must get a verdict in the nat chains: a packet to a VIP must not be taken for a
+//!   NodePort packet (FW-8).
 
 use std::borrow::Cow;
 
@@ -27,10 +27,10 @@ use crate::net::{Family, IpFamily};
 
 /// Our table's name, in both families.
 pub(crate) const TABLE: &str = "proxy-daemon";
-/// What `nft list` says of it.
+/// Its comment in `nft list`.
 pub(crate) const TABLE_COMMENT: &str =
     "Kubernetes Services; written by proxy-daemon, which repairs changes by others";
-/// Chains that other chains go to by name.
+/// Names of chains that other chains jump to.
 pub(crate) mod chains {
     /// Frontends with source ranges.
     pub(crate) const FIREWALL: &str = "firewall";
@@ -38,11 +38,11 @@ pub(crate) mod chains {
     pub(crate) const BY_SOURCE: &str = "by-source";
     /// NodePort frontends that distinguish sources.
     pub(crate) const BY_SOURCE_NODE_PORT: &str = "by-source-node-port";
-    /// Where translated flows are chosen.
+    /// First packets of flows.
     pub(super) const SERVICES: &str = "services";
-    /// What a base chain does with packets that were not translated.
+    /// Packets that were not translated.
     pub(super) const UNSERVED: &str = "unserved";
-    /// Answers that the port is unreachable.
+    /// Rejects with port-unreachable.
     pub(super) const REJECT: &str = "refuse";
     /// Gives marked flows this node's address.
     pub(super) const MASQUERADE: &str = "masquerade-marked";
@@ -103,7 +103,7 @@ pub(crate) fn load_frontend<F: Family>(to: u8) -> Vec<Expr> {
     exprs
 }
 
-/// A rule of several runs of expressions.
+/// A rule of concatenated expressions.
 pub(crate) fn rule(parts: impl IntoIterator<Item = Vec<Expr>>) -> Rule {
     Rule {
         exprs: parts.into_iter().flatten().collect(),
@@ -173,7 +173,7 @@ fn change_mark(mask: u32, xor: u32) -> Vec<Expr> {
     ]
 }
 
-/// Asks for masquerading. Other bits of the mark stay. Spec: SRC-10.
+/// Marks for masquerading; other bits of the mark are kept. Spec: SRC-10.
 pub(crate) fn mark_for_masquerade<F: Family>(globals: &Globals<F>) -> Vec<Expr> {
     let bit = globals.netfilter.masquerade_bit.mask();
     change_mark(!bit, bit)
@@ -395,7 +395,7 @@ fn unserved<F: Family>() -> Vec<Rule> {
     let drop = || verdict(Verdict::Drop);
     vec![
         reject_no_endpoints::<F>(),
-        // INVALID, or of a flow that is older than the frontend: silence rather than a leak (XM-10).
+        // INVALID, or of a flow that is older than the frontend: drop rather than leak it (XM-10).
         rule([
             load_frontend::<F>(0),
             is_in(SetId::ExternalFrontends),
@@ -431,7 +431,7 @@ fn base_chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
         }),
         rules,
     };
-    // Before the host's firewall at 0, so that its default policy does not turn a reject into silence.
+    // Before the host's firewall at 0: its default policy would drop what we reject.
     let filter = |name, number, rules| base(name, "filter", number, -10, rules);
     let to_services = || vec![rule([jump(chains::SERVICES)])];
     let served = |states| {

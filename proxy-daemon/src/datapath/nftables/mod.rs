@@ -1,8 +1,8 @@
 //! How do `nf_tables` carry a forwarding state?
 //!
 //! One table per family, `ip proxy-daemon` and `ip6 proxy-daemon`, written over netlink. How do we
-//! recognise our objects after a restart or an upgrade? What is in the table of that name is ours;
-//! what is there and not wanted goes, and nothing outside is touched. `layout` has the chains that are
+//! recognise our objects after a restart or an upgrade? Everything in the table of that name is ours;
+//! unwanted objects in it are removed, and nothing outside is touched. `layout` has the chains that are
 //! always there, `action` those that depend on the Services, `render` turns a ServicePort into elements,
 //! `apply` writes.
 //!
@@ -30,7 +30,7 @@
 //!  │         else random number ─▶ @cluster-codes or @local-codes ─▶ code, put into @affinity ─▶ dnat
 //!  │    random number ─▶ @cluster-backends or @local-backends ─▶ dnat
 //!  ├▶ drop: no endpoint on this node, and the policy is Local
-//!  └▶ accept: no endpoint at all, which the filter chains answer
+//!  └▶ accept: no endpoint at all; the filter chains reject it
 //!
 //! postrouting (nat, 100) ─▶ nat-postrouting
 //!    marked ─▶ masquerade-marked

@@ -2,7 +2,7 @@
 //!
 //! Invariants: pure; decides nothing that the forwarding state leaves open; the same ServicePort gives
 //! the same elements, whatever else there is. What several ServicePorts share (actions, backends,
-//! ClusterIPs) is only named here, and counted by `apply`.
+//! ClusterIPs) is only listed here, and counted by `apply`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -91,7 +91,7 @@ pub(crate) fn owner<F: Family>(service_port: &ServicePort<F>) -> Option<Frontend
     cluster_ip.or_else(|| frontends.keys().next()).copied()
 }
 
-/// The name of a ServicePort in the kernel, as its clients are remembered by.
+/// The key of a ServicePort in the affinity map.
 pub(crate) fn owner_key<F: Family>(service_port: &ServicePort<F>) -> Option<Vec<u8>> {
     owner(service_port).map(|key| frontend_key(&key))
 }
@@ -115,7 +115,7 @@ pub(crate) fn hairpin_key<F: Family>(protocol: L4Proto, backend: &Backend<F>) ->
     bytes
 }
 
-/// The codes by which clients remember the backends of a ServicePort; by both sets of backends.
+/// The codes of a ServicePort's backends in the affinity map, for both sets of backends.
 ///
 /// A code is a hash of address and port, so that it outlives changes of the other backends and a restart.
 /// Of two backends with the same hash, which is one in 268 million, the second has the next number.
@@ -259,7 +259,7 @@ fn render_backends<F: Family>(
 struct View<'a, F: Family> {
     service_port: &'a ServicePort<F>,
     owner: FrontendKey<F>,
-    /// Which sets are in use, each under the key by which frontends find it.
+    /// Sets of backends in use, each with the key by which frontends look it up.
     uses: BTreeSet<(Vec<u8>, BackendSet)>,
 }
 
@@ -343,7 +343,7 @@ impl<F: Family> View<'_, F> {
         }
     }
 
-    /// What the filter hooks must know of a frontend.
+    /// Renders a frontend's elements for the filter hooks.
     fn render_filter(
         &self,
         exposure: &Exposure<F>,
@@ -419,7 +419,7 @@ impl<F: Family> View<'_, F> {
         }
     }
 
-    /// Notes which backends are in use, and where they are found from this frontend.
+    /// Notes the sets of backends in use, and renders the lookup from this frontend to them.
     fn note_use(&mut self, routes: [Route; 3], lookup: Lookup, key: &[u8], to: &mut Rendered<F>) {
         let owner = match lookup {
             Lookup::Direct => key.to_vec(),
@@ -462,7 +462,7 @@ impl<F: Family> View<'_, F> {
         }
         let (set, masquerade) = common_forward(routes)?;
         let n = u32::try_from(self.service_port.backends(set).len()).unwrap_or(u32::MAX);
-        // The contract says that a set in use is not empty; if it were, silence is the safe answer.
+        // A set in use is never empty; if it were, dropping is safe.
         Some(NonZeroU32::new(n).map_or(Action::Drop, |n| {
             Action::SelectBackend(BackendChain {
                 lookup,

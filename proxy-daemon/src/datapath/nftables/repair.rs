@@ -1,8 +1,8 @@
 //! How is the whole table written: built, repaired, or replaced?
 //!
 //! Invariants: a table that is not there is built unreachable, in bounded transactions, and hooked in
-//! by the last one; a repair is one transaction, made for what was read, and writes nothing that is
-//! right already; a replacement is one transaction too, and takes nothing for granted.
+//! by the last one; a repair is one transaction, bound to the generation that was read, and writes only
+//! differences; a replacement is one transaction too, and relies on nothing in the kernel.
 
 use super::clashes::Clashes;
 use super::codec::{
@@ -19,15 +19,15 @@ use crate::net::Family;
 /// A transaction of a table that is not live yet has about this many bytes.
 const BOUNDED: usize = 4 << 20;
 
-/// How the elements that are there are found out.
+/// How existing elements are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// Large sets are not read but written once more, and counted before and after.
+    /// Large sets are not read but written again, and counted before and after.
     ///
     /// Kernel: reading a set takes time that grows with the square of its size, since a dump walks
     /// from the beginning for each 32 KiB (`nf_tables_dump_set()`: 10 s for 600,000 elements). Adding
-    /// an element that is there changes nothing. If all were there the generation stays, and if there
-    /// are as many as there should be none is too many.
+    /// an existing element changes nothing: if all exist, the generation does not change, and if their
+    /// number is right, there is no surplus.
     Probe,
     /// All sets are read.
     Everything,
@@ -74,7 +74,7 @@ pub(super) fn create<F: Family>(
 
 /// Changes a table that is there, in one transaction.
 ///
-/// Answers whether all is as desired now; if not, a set that was probed has too many elements.
+/// Returns whether all is as desired now; if not, a probed set has surplus elements.
 pub(super) fn repair<F: Family>(
     kernel: &mut Kernel,
     desired: &mut Desired<F>,
@@ -127,7 +127,7 @@ pub(super) fn repair<F: Family>(
         .collect();
     write_differences(&differences, &mut transaction, &mut report);
 
-    // Unknown objects may name each other: rules go first, then chains, then sets.
+    // Unknown objects may refer to each other: delete rules first, then chains, then sets.
     let unknown = |chain: &&PrintedChain| {
         !desired
             .chains
@@ -141,7 +141,7 @@ pub(super) fn repair<F: Family>(
         transaction.delete_chain(&chain.name);
         report.n_removed += 1;
     }
-    // A set that is part of a rule went with it.
+    // An anonymous set is deleted with its rule.
     let is_unknown = |set: &&PrintedSet| set.is_same.is_none() && !set.is_anonymous;
     for set in sets.iter().filter(is_unknown) {
         transaction.delete_set(&set.name);
@@ -152,7 +152,7 @@ pub(super) fn repair<F: Family>(
     Ok((report, is_complete))
 }
 
-/// Corrects the report by what was there already, and answers whether nothing else is there.
+/// Subtracts existing elements from the report; returns whether there are no surplus elements.
 fn count_probed<F: Family>(
     kernel: &mut Kernel,
     desired: &Desired<F>,
@@ -186,9 +186,9 @@ fn count_probed<F: Family>(
     Ok(is_complete)
 }
 
-/// Makes what is missing of sets and chains, replaces sets of another size, and gives chains their rules.
+/// Creates missing sets and chains, replaces sets of another size, and rewrites rules that differ.
 ///
-/// `sets` are those that stay.
+/// `sets` are those that are kept.
 fn repair_sets_and_chains<F: Family>(
     desired: &Desired<F>,
     sets: &[PrintedSet],
@@ -213,7 +213,7 @@ fn repair_sets_and_chains<F: Family>(
             report.n_removed += printed.n_rules();
         }
     }
-    // Kernel: a set goes when no rule of the next generation uses it, and its name is free at once.
+    // Kernel: a set is deleted when no rule of the next generation uses it; its name is free at once.
     for id in resized {
         transaction.delete_set(id.name());
         report.n_removed += 1;
@@ -240,7 +240,7 @@ fn find_chain<'a>(chains: &'a [PrintedChain], chain: &Chain) -> Option<&'a Print
     chains.iter().find(|printed| printed.name == chain.name)
 }
 
-/// Keeps the sizes of sets that fit, and answers which sets must be replaced by others of another size.
+/// Keeps the sizes of sets that fit; returns the sets that must be replaced because of their size.
 fn keep_sizes<F: Family>(desired: &mut Desired<F>, printed: &[PrintedSet]) -> Vec<SetId> {
     let mut resized = Vec::new();
     for (set, (id, elements)) in desired.sets.iter_mut().zip(desired.elements.sets()) {
@@ -257,9 +257,9 @@ pub(super) fn find_set(sets: &[PrintedSet], id: SetId) -> Option<&PrintedSet> {
     sets.iter().find(|set| set.name == id.name())
 }
 
-/// Reads every set that the kernel has, except the affinity memory, which is the packets' own.
+/// Reads every set in the kernel except the affinity map, which packets fill.
 ///
-/// For those that are probed, `clashes` says what is to be removed.
+/// For probed sets, `clashes` has what is to be removed.
 fn compare<F: Family>(
     kernel: &mut Kernel,
     elements: &Elements,
@@ -322,12 +322,12 @@ pub(super) fn has_other_objects(
         .is_some_and(|n| n != sets.len() + chains.len())
 }
 
-/// The clients that are remembered, to be taken along into a new table.
+/// The clients in the affinity map, to be copied into a new table.
 #[derive(Debug, Default)]
 pub(super) struct RememberedClients(Vec<Vec<u8>>);
 
 impl RememberedClients {
-    /// Reads it from a set that is ours; what cannot be read is not taken along.
+    /// Reads them if the map is ours; a map that cannot be read counts as empty.
     pub(super) fn read(kernel: &mut Kernel, sets: &[PrintedSet]) -> Self {
         let is_ours = find_set(sets, SetId::Affinity).is_some_and(|set| set.is_same == Some(true));
         if !is_ours {
@@ -347,15 +347,14 @@ impl RememberedClients {
     }
 }
 
-/// Puts a new table in the place of whatever has our name, in one transaction that takes nothing for
-/// granted.
+/// Replaces whatever has our table's name by a new table, in one transaction.
 pub(super) fn replace<F: Family>(
     kernel: &mut Kernel,
     desired: &Desired<F>,
     remembered: &RememberedClients,
 ) -> Result<SyncReport, DatapathError> {
     let mut transaction = transaction::<F>(None);
-    // A table can be removed only if there is one.
+    // Only an existing table can be deleted.
     transaction.ensure_table();
     transaction.delete_table();
     desired.create_unhooked(&mut transaction);
@@ -375,7 +374,7 @@ pub(super) fn replace<F: Family>(
     })
 }
 
-/// Removes first: an element that moves to another ServicePort, or gets another value, has the same key.
+/// Removes first: an element with another ServicePort or value keeps its key.
 pub(super) fn write_differences(
     differences: &[(SetId, Difference<'_>)],
     transaction: &mut Transaction,

@@ -15,20 +15,20 @@ use crate::datapath::{DatapathError, SyncReport};
 use crate::forwarding::{ForwardingState, ServicePortId};
 use crate::net::Family;
 
-/// How often a repair is begun anew because others wrote meanwhile.
+/// How often a repair is repeated because another program wrote meanwhile.
 const REPAIR_ATTEMPTS: u32 = 10;
-/// How many ServicePorts may have the rejected element, and how many are left out at most.
+/// Maximum number of ServicePorts with the rejected element, and of those that are left out.
 ///
-/// Beyond these limits the fault is not theirs, and the sync fails: the previous table stays in force.
+/// Beyond these limits the cause is another, and the sync fails: the previous table stays active.
 const MAX_OWNERS: usize = 8;
 const MAX_LEFT_OUT: usize = 64;
 
 /// What an attempt relies on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Approach {
-    /// The table that is there: it is read and repaired.
+    /// The existing table: it is read and repaired.
     Repair(Reading),
-    /// Nothing: a new table takes the place of the old one.
+    /// Nothing: a new table replaces the old one.
     Replace,
 }
 
@@ -44,7 +44,7 @@ impl Approach {
 /// Makes the kernel match `state`, whatever it holds.
 ///
 /// # Errors
-/// What the kernel refuses of a table written anew, or [`DatapathError::Held`].
+/// What the kernel refuses of a new table, or [`DatapathError::Held`].
 pub(crate) fn resync<F: Family>(
     kernel: &mut Kernel,
     state: &ForwardingState<F>,
@@ -123,7 +123,7 @@ pub(crate) fn resync<F: Family>(
     Ok((installed, report))
 }
 
-/// Answers whether all is as desired now.
+/// Returns whether all is as desired now.
 fn attempt<F: Family>(
     kernel: &mut Kernel,
     desired: &mut Desired<F>,
@@ -133,7 +133,7 @@ fn attempt<F: Family>(
     let reading = match approach {
         Approach::Repair(reading) => reading,
         Approach::Replace => {
-            // Sets that cannot be read are not carried over.
+            // Sets that cannot be read are not copied.
             let sets = kernel.sets(&desired.sets).unwrap_or_default();
             let clients = RememberedClients::read(kernel, &sets);
             return replace(kernel, desired, &clients)
@@ -146,7 +146,7 @@ fn attempt<F: Family>(
         desired.elements.sort();
         repair(kernel, desired, &table, generation, reading, clashes)
     } else {
-        // What is not found may also be what others removed between the transactions; a replacement is one.
+        // Not mapped by `lacking`: another program may have removed the table between our transactions.
         create(kernel, desired).map(|report| (report, true))
     }
 }
@@ -172,7 +172,7 @@ fn is_outdated(error: &DatapathError) -> bool {
     matches!(error, DatapathError::Refused { source, .. } if source.raw_os_error() == Some(ERESTART))
 }
 
-/// Kernel: what it has no expression or chain type for is answered as if it were not found.
+/// Kernel: a missing expression or chain type is answered by `ENOENT`.
 fn lacking(error: DatapathError) -> DatapathError {
     match error {
         DatapathError::Refused {

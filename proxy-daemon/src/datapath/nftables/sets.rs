@@ -6,7 +6,7 @@ use super::ruleset::{DataType, Set, SetKind, Value};
 use crate::forwarding::{BackendSet, SourceClass};
 use crate::net::IpFamily;
 
-/// Clients that session affinity remembers at most, over all ServicePorts.
+/// Maximum number of clients with session affinity, over all ServicePorts.
 ///
 /// Kernel: a set with a size gets its hash table at once, here 4 MiB.
 const AFFINITY_SIZE: u32 = 1 << 18;
@@ -78,7 +78,7 @@ sets! {
     ClusterByCode = "cluster-by-code",
     /// With session affinity: backends of the set L by code.
     LocalByCode = "local-by-code",
-    /// The code of the backend that a client of a ServicePort had last.
+    /// The code of the last backend of a ServicePort's client.
     Affinity = "affinity",
     /// Addresses of this node that accept NodePort traffic.
     NodePortAddresses = "node-port-addresses",
@@ -288,9 +288,9 @@ impl SetId {
         self.is_sized().then_some(size)
     }
 
-    /// Whether a set of this size, declared for another number of elements, may hold `n` and stay.
+    /// Whether a set of this size can be kept for `n` elements.
     ///
-    /// One that is nearly full, or eight times as large as it would be, is replaced.
+    /// It is replaced if it is nearly full, or eight times as large as a new one.
     pub(crate) fn fits(self, size: Option<u32>, n: usize) -> bool {
         match (size, self.size_for(n)) {
             (Some(size), Some(wanted)) => {

@@ -12,7 +12,7 @@ use crate::datapath::counts::Counts;
 use crate::forwarding::Backend;
 use crate::net::{Family, L4Proto};
 
-/// How often each shared thing is used; or by how much that changes.
+/// Use counts of shared objects, or changes of them.
 #[derive(Debug)]
 pub(crate) struct Shared<F: Family> {
     actions: Counts<(SetId, Action)>,
@@ -32,10 +32,10 @@ impl<F: Family> Default for Shared<F> {
     }
 }
 
-/// What a change of use means for the kernel.
+/// The kernel objects that a change of use counts adds and removes.
 #[derive(Debug, Default)]
 pub(crate) struct SharedDelta {
-    /// Chains to make before elements are added.
+    /// Chains to create before elements are added.
     pub(crate) chains_added: Vec<BackendChain>,
     /// Chains to remove after elements were removed.
     pub(crate) chains_removed: Vec<BackendChain>,

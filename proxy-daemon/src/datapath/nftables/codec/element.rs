@@ -157,7 +157,7 @@ impl<'a> Printed<'a> {
         self.value(DATA)
     }
 
-    /// For how long it was remembered, and for how long it still will be, in milliseconds.
+    /// Timeout and remaining time. Unit: milliseconds.
     pub(crate) fn timeout(self) -> Option<(u64, u64)> {
         let number = |kind| self.0.get(kind)?.u64();
         Some((number(TIMEOUT)?, number(EXPIRATION)?))
@@ -204,7 +204,7 @@ impl<'a> Printed<'a> {
     }
 }
 
-/// Writes an element that goes after a time, with the time that is left; both in milliseconds.
+/// Writes an element with its timeout and remaining time, in milliseconds.
 pub(crate) fn write_timed(
     w: &mut Writer,
     key: &[u8],

@@ -144,7 +144,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Which element the last transaction was refused for, if it was and the kernel said so.
+    /// The element for which the last transaction was refused, if the kernel named it.
     pub(crate) const fn take_refused(&mut self) -> Option<Refused> {
         self.refused.take()
     }
@@ -318,7 +318,7 @@ fn message(kind: libc::c_int) -> u16 {
 
 const READING: &str = "reading";
 
-/// Says what a person can do about an answer of the kernel, where that is known.
+/// Adds advice to a known error of the kernel.
 fn error(operation: &'static str, object: &str, source: io::Error) -> DatapathError {
     // Kernel: a write to a table that another program owns is not permitted either, and that passes.
     let is_denied = source.kind() == io::ErrorKind::PermissionDenied && operation == READING;

@@ -165,7 +165,7 @@ pub(crate) struct PrintedSet {
     pub(crate) name: String,
     /// Whether it is declared as we would; `None` if we would not have it at all.
     pub(crate) is_same: Option<bool>,
-    /// Whether it is part of a rule, and goes with it.
+    /// Whether it belongs to a rule, and is deleted with it.
     pub(crate) is_anonymous: bool,
     /// How many elements it may have.
     pub(crate) size: Option<u32>,

@@ -209,84 +209,52 @@ pub struct V4;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct V6;
 
-impl Family for V4 {
-    type Addr = Ipv4Addr;
-    type Net = Ipv4Net;
-    const FAMILY: IpFamily = IpFamily::V4;
-    const ADDR_LEN: usize = 4;
+macro_rules! family {
+    ($family:ident, $addr:ty, $net:ty, $len:literal) => {
+        impl Family for $family {
+            type Addr = $addr;
+            type Net = $net;
+            const FAMILY: IpFamily = IpFamily::$family;
+            const ADDR_LEN: usize = $len;
 
-    fn addr(address: IpAddr) -> Option<Ipv4Addr> {
-        match address {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
+            fn addr(address: IpAddr) -> Option<$addr> {
+                if let IpAddr::$family(address) = address {
+                    Some(address)
+                } else {
+                    None
+                }
+            }
+
+            fn net(network: IpNet) -> Option<$net> {
+                if let IpNet::$family(network) = network {
+                    Some(network)
+                } else {
+                    None
+                }
+            }
+
+            fn host_net(address: $addr) -> $net {
+                <$net>::from(address)
+            }
+
+            fn contains(network: &$net, address: $addr) -> bool {
+                network.contains(&address)
+            }
+
+            fn prefix(network: &$net) -> ($addr, u8) {
+                (network.network(), network.prefix_len())
+            }
+
+            fn write_addr(address: $addr, to: &mut Vec<u8>) {
+                to.extend_from_slice(&address.octets());
+            }
+
+            fn read_addr(bytes: &[u8]) -> Option<$addr> {
+                <[u8; $len]>::try_from(bytes).ok().map(<$addr>::from)
+            }
         }
-    }
-
-    fn net(network: IpNet) -> Option<Ipv4Net> {
-        match network {
-            IpNet::V4(network) => Some(network),
-            IpNet::V6(_) => None,
-        }
-    }
-
-    fn host_net(address: Ipv4Addr) -> Ipv4Net {
-        Ipv4Net::from(address)
-    }
-
-    fn contains(network: &Ipv4Net, address: Ipv4Addr) -> bool {
-        network.contains(&address)
-    }
-
-    fn prefix(network: &Ipv4Net) -> (Ipv4Addr, u8) {
-        (network.network(), network.prefix_len())
-    }
-
-    fn write_addr(address: Ipv4Addr, to: &mut Vec<u8>) {
-        to.extend_from_slice(&address.octets());
-    }
-
-    fn read_addr(bytes: &[u8]) -> Option<Ipv4Addr> {
-        <[u8; 4]>::try_from(bytes).ok().map(Ipv4Addr::from)
-    }
+    };
 }
 
-impl Family for V6 {
-    type Addr = Ipv6Addr;
-    type Net = Ipv6Net;
-    const FAMILY: IpFamily = IpFamily::V6;
-    const ADDR_LEN: usize = 16;
-
-    fn addr(address: IpAddr) -> Option<Ipv6Addr> {
-        match address {
-            IpAddr::V4(_) => None,
-            IpAddr::V6(address) => Some(address),
-        }
-    }
-
-    fn net(network: IpNet) -> Option<Ipv6Net> {
-        match network {
-            IpNet::V4(_) => None,
-            IpNet::V6(network) => Some(network),
-        }
-    }
-
-    fn host_net(address: Ipv6Addr) -> Ipv6Net {
-        Ipv6Net::from(address)
-    }
-
-    fn contains(network: &Ipv6Net, address: Ipv6Addr) -> bool {
-        network.contains(&address)
-    }
-
-    fn prefix(network: &Ipv6Net) -> (Ipv6Addr, u8) {
-        (network.network(), network.prefix_len())
-    }
-
-    fn write_addr(address: Ipv6Addr, to: &mut Vec<u8>) {
-        to.extend_from_slice(&address.octets());
-    }
-
-    fn read_addr(bytes: &[u8]) -> Option<Ipv6Addr> {
-        <[u8; 16]>::try_from(bytes).ok().map(Ipv6Addr::from)
-    }
-}
+family!(V4, Ipv4Addr, Ipv4Net, 4);
+family!(V6, Ipv6Addr, Ipv6Net, 16);

@@ -1,13 +1,13 @@
-//! Which ServicePorts get the session affinity that they ask for, where memory for it is limited?
+//! Which ServicePorts get the requested session affinity, where memory for it is limited?
 //!
-//! Packets cannot make the kernel's memory for clients grow, so that a mode such as iptables sets it
-//! aside; without a limit, one author of Services could take all of it on every node. ServicePorts are
+//! Packets cannot make the kernel's memory for clients grow, so that a mode such as iptables reserves it;
+//! without a limit, one author of Services could use up all of it on every node. ServicePorts are
 //! served in a fixed order until the first for which there is not enough left: small ones before large
-//! ones, so that one with thousands of endpoints costs nobody else anything; of those that take about
-//! the same, the older first, so that a new Service takes nothing from one that has it.
+//! ones, so that one with thousands of endpoints takes nothing from others; of about equal ones the older
+//! first, so that a new Service takes nothing from an existing one.
 //!
-//! Invariants: who is served depends on the ServicePorts alone, and not on the way there; a change costs
-//! a look-up, and as much again for each ServicePort that it moves across the limit.
+//! Invariants: the result depends on the ServicePorts alone, and not on their history; a change costs a
+//! look-up, and another for each ServicePort that it moves across the limit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -37,12 +37,12 @@ impl Place {
 #[derive(Debug)]
 pub(super) struct AffinityBudget {
     limit: Option<AffinityLimit>,
-    /// What each takes. Unit: KiB.
+    /// The cost of each. Unit: KiB.
     costs: BTreeMap<Place, usize>,
     places: BTreeMap<ServicePortId, Place>,
-    /// What those that are served take together. Unit: KiB.
+    /// The sum over those that are served. Unit: KiB.
     used: usize,
-    /// All from here on are not served.
+    /// The first that is not served; all after it are not served either.
     first_refused: Option<Place>,
 }
 
@@ -61,8 +61,7 @@ impl AffinityBudget {
         self.limit
     }
 
-    /// Takes in a ServicePort as it is now, if it is there, and answers which others are served now and
-    /// were not, or the other way round.
+    /// Updates or removes a ServicePort; returns the others that got or lost affinity by that.
     pub(super) fn put<F: Family>(
         &mut self,
         id: &ServicePortId,

@@ -1,6 +1,6 @@
 //! Which ServicePort gets a frontend that several claim?
 //!
-//! Spec: SVC-14. Invariants: the winner depends on the claims alone, not on who came first to us.
+//! Spec: SVC-14. Invariant: the winner depends on the claims alone, not on the order of events.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;

@@ -80,12 +80,12 @@ impl<F: Family> FamilyCompiler<F> {
         self.state
     }
 
-    /// Whether every Service must be compiled anew in this environment.
+    /// Whether every Service must be recompiled in this environment.
     pub(super) fn needs_all(&self, environment: &Environment) -> bool {
         Context::new(environment) != self.context || self.unallocated.differs(environment)
     }
 
-    /// Takes in Services, and the environment if it is another one.
+    /// Updates Services, and the environment if it changed.
     pub(super) fn apply(
         &mut self,
         services: &Services,
@@ -140,7 +140,7 @@ impl<F: Family> FamilyCompiler<F> {
         std::mem::take(&mut self.changed_findings)
     }
 
-    /// What there is to tell about a Service.
+    /// The findings about a Service.
     pub(super) fn findings(&self, service: &ServiceName) -> Vec<Finding> {
         let ids = self.ids.get(service).into_iter().flatten();
         let n = ids.filter(|id| self.affinity.refuses(id)).count();
@@ -271,7 +271,7 @@ impl<F: Family> FamilyCompiler<F> {
         changes
     }
 
-    /// Notes if a ServicePort is about to get or lose the affinity that it asks for.
+    /// Records if a ServicePort gets or loses its requested affinity.
     fn note_affinity(&mut self, id: &ServicePortId) {
         let state = self.state.service_ports.get(id);
         let was_refused = state.is_some_and(|port| port.affinity == Affinity::OverLimit);
@@ -299,7 +299,7 @@ impl<F: Family> FamilyCompiler<F> {
     }
 }
 
-/// What one [`FamilyCompiler::apply`] has to look at again.
+/// What one [`FamilyCompiler::apply`] must recompute.
 #[derive(Debug)]
 struct Touched<F: Family> {
     ids: BTreeSet<ServicePortId>,

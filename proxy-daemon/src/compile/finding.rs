@@ -1,4 +1,4 @@
-//! What does compiling find that somebody should know?
+//! Which findings does compiling report to the operator?
 
 use ipnet::IpNet;
 
@@ -6,25 +6,25 @@ use crate::forwarding::ServicePortId;
 use crate::model::{Diagnostic, ServiceName};
 use crate::net::IpFamily;
 
-/// One thing that is not as an object asks for.
+/// A request of an object that is not fulfilled.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Finding {
     /// Another ServicePort has a frontend. Spec: SVC-14.
     FrontendLost {
         /// The frontend.
         frontend: String,
-        /// Who does not get it.
+        /// The ServicePort that does not get it.
         loser: ServicePortId,
-        /// Who has it.
+        /// The ServicePort that has it.
         winner: ServicePortId,
     },
-    /// Others have further frontends of a Service. Spec: SVC-14.
+    /// Further frontends of a Service belong to others. Spec: SVC-14.
     MoreFrontendsLost {
         /// The Service.
         service: ServiceName,
         /// The family that the frontends are of.
         family: IpFamily,
-        /// How many.
+        /// The number of frontends.
         n: usize,
     },
     /// A Service has session affinity for some of its ports only, or for none.
@@ -33,7 +33,7 @@ pub enum Finding {
         service: ServiceName,
         /// The family.
         family: IpFamily,
-        /// How many of its ports have none.
+        /// The number of ports without affinity.
         n: usize,
     },
     /// A ServiceCIDR holds a network of others. Spec: REJ-6.
@@ -53,7 +53,7 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// The same as text.
+    /// As text.
     pub fn diagnostic(&self) -> Diagnostic {
         let (object, field, message) = match self {
             Self::FrontendLost {
@@ -79,8 +79,8 @@ impl Finding {
                 format!("Service {service}"),
                 "spec.sessionAffinity",
                 format!(
-                    "session affinity is disabled for {n} of its {family} ports: the memory that this \
-                     mode has for it is used up"
+                    "session affinity is disabled for {n} of its {family} ports: the memory limit of this \
+                     mode is reached"
                 ),
             ),
             Self::CidrHolds { cidr, other } => (

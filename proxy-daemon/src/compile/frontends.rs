@@ -119,7 +119,7 @@ fn external_routes<F: Family>(service: &Service, sets: &Sets<F>, context: &Conte
     }
 }
 
-/// C is empty only if ANY is false, which refuses; an empty L with ANY is silence (M2).
+/// C is empty only if ANY is false: reject; an empty L with ANY: drop (M2).
 fn route<F: Family>(sets: &Sets<F>, to: BackendSet, masquerade: bool) -> Route {
     let is_empty = match to {
         BackendSet::Cluster => sets.cluster.is_empty(),
@@ -149,7 +149,7 @@ fn uses_local(routes: Routes) -> bool {
         .any(is_local)
 }
 
-/// Who may use the LoadBalancer addresses; `None` is everyone. Spec: FW-2 to FW-5.
+/// The sources that may use the LoadBalancer addresses; `None`: all. Spec: FW-2 to FW-5.
 fn compile_source_ranges<F: Family>(
     service: &Service,
     context: &Context<F>,

@@ -1,7 +1,7 @@
-//! Which frontends does a Service want and not get, and who has them?
+//! Which frontends does a Service claim and not get, and which ServicePorts have them?
 //!
-//! Spec: SVC-14. Invariants: holds the losses of now and nothing of the past; a change costs the losses
-//! that changed; what is told of one Service is bounded.
+//! Spec: SVC-14. Invariants: holds current losses only; a change costs the losses that changed; the
+//! findings of one Service are bounded.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use crate::forwarding::{FrontendKey, ServicePortId};
 use crate::model::ServiceName;
 use crate::net::Family;
 
-/// How many lost frontends of one Service and family are told one by one.
-const MAX_TOLD: usize = 16;
+/// How many lost frontends of one Service and family are reported one by one.
+const MAX_REPORTED: usize = 16;
 
-/// A frontend and who wants it.
+/// A frontend and a ServicePort that claims it.
 type Loss<F> = (FrontendKey<F>, ServicePortId);
 
 /// The lost frontends of every Service, each with the ServicePort that has it.
@@ -29,12 +29,12 @@ impl<F: Family> Lost<F> {
         }
     }
 
-    /// Whether nobody lost anything.
+    /// Whether no frontend is lost.
     pub(super) fn is_empty(&self) -> bool {
         self.of.is_empty()
     }
 
-    /// Notes that a Service's port does not get a frontend; whether that is news.
+    /// Records that a ServicePort does not get a frontend; returns whether that is new.
     pub(super) fn put(
         &mut self,
         service: &ServiceName,
@@ -47,8 +47,7 @@ impl<F: Family> Lost<F> {
         old.as_ref() != Some(winner)
     }
 
-    /// Notes that a Service's port gets a frontend, or does not want it any longer; whether that is
-    /// news.
+    /// Records that a ServicePort gets a frontend or no longer claims it; returns whether that is new.
     pub(super) fn remove(
         &mut self,
         service: &ServiceName,
@@ -65,23 +64,23 @@ impl<F: Family> Lost<F> {
         is_news
     }
 
-    /// What to tell about a Service, for as many of its losses as are told.
+    /// The findings about a Service.
     pub(super) fn findings(&self, service: &ServiceName) -> Vec<Finding> {
         let Some(losses) = self.of.get(service) else {
             return Vec::new();
         };
-        let told = losses.iter().take(MAX_TOLD);
-        let told = told.map(|((key, loser), winner)| Finding::FrontendLost {
+        let reported = losses.iter().take(MAX_REPORTED);
+        let reported = reported.map(|((key, loser), winner)| Finding::FrontendLost {
             frontend: key.to_string(),
             loser: loser.clone(),
             winner: winner.clone(),
         });
-        let n_more = losses.len().saturating_sub(MAX_TOLD);
+        let n_more = losses.len().saturating_sub(MAX_REPORTED);
         let more = (n_more > 0).then(|| Finding::MoreFrontendsLost {
             service: service.clone(),
             family: F::FAMILY,
             n: n_more,
         });
-        told.chain(more).collect()
+        reported.chain(more).collect()
     }
 }

@@ -124,7 +124,7 @@ impl Compiler {
         changed.append(&mut self.v6.take_changed_findings());
         let of_services = changed.into_iter().map(|name| {
             let mut found = [self.v4.findings(&name), self.v6.findings(&name)].concat();
-            // What holds in both families is told once.
+            // A finding of both families is reported once.
             found.sort();
             found.dedup();
             (Subject::Service(name), found)

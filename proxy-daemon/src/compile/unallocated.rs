@@ -14,7 +14,7 @@ use super::{Environment, Finding};
 use crate::model::{ServiceInput, ServiceName};
 use crate::net::{Family, Networks};
 
-/// What is dropped, and the addresses in there that are not.
+/// The dropped networks, and the addresses in them that are not dropped.
 #[derive(Debug)]
 pub(super) struct Unallocated<F: Family> {
     /// The ServiceCIDRs and the networks that others have, from which the rest was computed.
@@ -61,13 +61,13 @@ impl<F: Family> Unallocated<F> {
         }
     }
 
-    /// Whether other networks are dropped in this environment, so that all Services must be counted anew.
+    /// Whether other networks are dropped in this environment; if so, all Services must be counted again.
     pub(super) fn differs(&self, environment: &Environment) -> bool {
         let from = sources::<F>(environment);
         from != self.from && networks::<F>(&from) != self.networks
     }
 
-    /// Takes in another environment; if it [differs](Self::differs), every Service must be counted next.
+    /// Sets the environment; if it [differs](Self::differs), every Service must be counted next.
     pub(super) fn set_environment(&mut self, environment: &Environment) {
         let from = sources::<F>(environment);
         if from != self.from {
@@ -111,7 +111,7 @@ impl<F: Family> Unallocated<F> {
         self.of_services.keys()
     }
 
-    /// Brings the addresses in these networks that are not dropped up to date; which came, and which went.
+    /// Updates the addresses in these networks that are not dropped; returns those added and removed.
     pub(super) fn settle(
         &mut self,
         spared: &mut BTreeSet<F::Addr>,
@@ -129,12 +129,12 @@ impl<F: Family> Unallocated<F> {
         (added, removed)
     }
 
-    /// Whether networks changed since the last call, so that there may be something else to tell.
+    /// Whether networks changed since the last call, and so the findings may have changed.
     pub(super) const fn take_news(&mut self) -> bool {
         std::mem::replace(&mut self.is_news, false)
     }
 
-    /// What there is to tell about ServiceCIDRs that overlap other networks.
+    /// The findings about ServiceCIDRs that overlap other networks.
     pub(super) fn findings(&self) -> Vec<Finding> {
         let (cidrs, others) = &self.from;
         let found = overlaps(cidrs, others).into_iter();

@@ -1,4 +1,4 @@
-//! What was the daemon asked to do?
+//! What is the daemon configured to do?
 //!
 //! Flags and a `KubeProxyConfiguration` file become one [`raw::KubeProxyConfiguration`]; [`resolve()`]
 //! turns it into a [`Config`] or into every fault it has. Invariants: nothing here touches the kernel

@@ -7,9 +7,9 @@ use crate::forwarding::{AffinityLimit, InterfaceName, MarkBit, Netfilter};
 /// The settings that `compile` reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Who counts as POD. Spec: §5.2.
+    /// How sources are classified as POD. Spec: §5.2.
     pub detect_local: DetectLocal,
-    /// The cluster's pod networks (`clusterCIDR`), also where something else tells who counts as POD.
+    /// The cluster's pod networks (`clusterCIDR`), also with another detector.
     /// Spec: REJ-6.
     pub cluster_cidrs: Box<[IpNet]>,
     /// Whether every ClusterIP connection is masqueraded. Spec: SRC-4.
@@ -18,14 +18,14 @@ pub struct Policy {
     pub node_port_addresses: NodePortAddresses,
     /// The feature gate `AllowServiceExternalIPs`. Spec: EXT-4.
     pub allow_external_ips: bool,
-    /// What the mode sets aside for session affinity; `None` is without limit.
+    /// The memory that the mode reserves for session affinity; `None`: unlimited.
     pub affinity_limit: Option<AffinityLimit>,
-    /// What only datapaths of netfilter need.
+    /// Settings of netfilter datapaths.
     pub netfilter: Netfilter,
 }
 
 impl Default for Policy {
-    /// What holds without any flag.
+    /// The defaults without any flag.
     fn default() -> Self {
         Self {
             detect_local: DetectLocal::ClusterCidr { v4: None, v6: None },
@@ -42,7 +42,7 @@ impl Default for Policy {
     }
 }
 
-/// How pods' packets are told from others'.
+/// How packets from pods are detected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DetectLocal {
     /// By the cluster's pod network; a family without one has no detector. Spec: DL-1, DL-5.

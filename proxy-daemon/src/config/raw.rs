@@ -160,7 +160,7 @@ pub enum FileError {
     Parse {
         /// Which file.
         path: String,
-        /// What is wrong, and where.
+        /// The fault and its position.
         #[source]
         source: Box<serde_saphyr::Error>,
     },
@@ -171,7 +171,7 @@ pub enum FileError {
         path: String,
         /// `kind` or `apiVersion`.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         found: String,
         /// What it should say.
         expected: &'static str,

@@ -1,4 +1,4 @@
-//! What was asked for, checked and complete?
+//! Which settings does the daemon run with, after checks and defaults?
 //!
 //! Invariants: a [`Config`] can be acted on without asking again; it holds no default that still
 //! depends on something, but the node's own addresses.
@@ -66,7 +66,7 @@ pub struct Periods {
 }
 
 impl Periods {
-    /// What holds when nobody says otherwise.
+    /// The defaults.
     ///
     /// `min_sync` is 10 ms where kube-proxy waits 1 s: a sync of ours costs what changed, not what
     /// exists, so that merging changes for longer buys little and delays each of them. At 100 changes a

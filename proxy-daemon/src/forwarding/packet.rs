@@ -42,7 +42,7 @@ pub enum Verdict<F: Family> {
 /// A backend, and whether the packet reaches it with a source address of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hop<F: Family> {
-    /// Where it goes.
+    /// Its destination.
     pub backend: Backend<F>,
     /// Whether its source is rewritten.
     pub masquerade: bool,

@@ -31,7 +31,7 @@ pub struct ForwardingState<F: Family> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", bound = "")]
 pub struct Globals<F: Family> {
-    /// Who counts as POD; `None` if there is no detector, and so no POD. Spec: DL-5.
+    /// How sources are classified as POD; `None`: none is. Spec: DL-5.
     pub detector: Option<Detector<F>>,
     /// Every address of this node, loopback too: the sources that count as HOST.
     pub local_addresses: BTreeSet<F::Addr>,
@@ -112,7 +112,7 @@ pub struct ServicePort<F: Family> {
     pub local: Box<[Backend<F>]>,
     /// Endpoints whose UDP flows are kept: serving or ready ones, sorted; empty unless UDP. Spec: CT-2.
     pub live: Box<[Backend<F>]>,
-    /// Where it answers, without the frontends that another ServicePort won.
+    /// Its frontends, without those that another ServicePort won.
     pub frontends: Frontends<F>,
 }
 
@@ -130,11 +130,11 @@ impl<F: Family> ServicePort<F> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(into = "AffinityText")]
 pub enum Affinity {
-    /// No: nobody asked for it.
+    /// Not requested.
     Off,
     /// For so long after the last new connection. Unit: seconds. Spec: AFF-1.
     Seconds(u32),
-    /// No, although it was asked for: others take all memory that the mode has for it.
+    /// Requested, but disabled: the memory limit of the mode is reached.
     OverLimit,
 }
 
@@ -284,7 +284,7 @@ impl<F: Family> fmt::Display for Exposure<F> {
 /// Spec: §0, source classes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SourceClass {
-    /// The detector says so.
+    /// By the detector.
     Pod,
     /// Its source address is one of this node's.
     Host,
@@ -336,7 +336,7 @@ pub enum Route {
     },
     /// No endpoint anywhere: refuse at once, so that clients fail fast.
     Reject,
-    /// `Local` policy without a local endpoint: silence, so that the load balancer looks elsewhere.
+    /// `Local` policy without a local endpoint: dropped, so that the load balancer uses another node.
     Drop,
 }
 

@@ -1,4 +1,4 @@
-//! How is input that cannot be used told to people?
+//! How is unusable input reported?
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ pub struct Diagnostic {
     pub object: String,
     /// The field, as a path such as `spec.ports[1].port`; empty for the whole object.
     pub field: String,
-    /// What is wrong and what we do instead, as a sentence without a full stop.
+    /// The fault and its effect, as a sentence without a full stop.
     pub message: String,
 }
 

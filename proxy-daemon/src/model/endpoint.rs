@@ -51,7 +51,7 @@ pub struct Endpoint {
     pub hints: Option<Box<Hints>>,
 }
 
-/// For whom an endpoint is meant.
+/// Which nodes or zones an endpoint is meant for.
 ///
 /// Spec: TOPO-2, TOPO-3.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Which addresses can be no Service's and no endpoint's?
 //!
 //! The API server refuses most of these; a manifest file and the status of a load balancer can hold them.
-//! A frontend on loopback would take over what the node says to itself, and so none of them reaches a
+//! A frontend on loopback would take over the node's traffic to itself, and so none of them reaches a
 //! datapath. Source: `ValidateNonSpecialIP` of Kubernetes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

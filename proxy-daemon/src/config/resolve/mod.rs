@@ -1,7 +1,7 @@
-//! Is what was asked for possible, and what does it mean where nothing was said?
+//! Is the configuration valid, and what are the defaults of missing fields?
 //!
-//! Invariants: pure; every fault is found in one go and named by its field; what is accepted but has no
-//! effect is named once. Spec: CFG-1, CFG-5, CFG-7, CFG-8.
+//! Invariants: pure; all faults are found at once and named by field; a setting without effect gives one
+//! warning. Spec: CFG-1, CFG-5, CFG-7, CFG-8.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,8 +20,7 @@ use crate::datapath::{DatapathChoice, DatapathKind};
 use crate::forwarding::{InterfaceName, MarkBit, Netfilter};
 use crate::net::{parse_address, parse_network};
 
-/// Gates of kube-proxy that are no reason for a warning: the first decides something here, what the
-/// others switch is here as they say, or never. Spec: CFG-5.
+/// Gates of kube-proxy without a warning: the first is implemented, the behaviour of the others is fixed. Spec: CFG-5.
 const KNOWN_GATES: [&str; 4] = [
     "AllowServiceExternalIPs",
     "KubeProxyIPVS",
@@ -29,7 +28,7 @@ const KNOWN_GATES: [&str; 4] = [
     "NFTablesNetlink",
 ];
 
-/// What a configuration has no field for.
+/// Settings without a field in the configuration file.
 #[derive(Clone, Debug, Default)]
 pub struct ExtraSettings {
     /// `--manifests`.
@@ -50,12 +49,12 @@ pub struct ExtraSettings {
     pub tcp_is_liberal: bool,
 }
 
-/// One thing that is wrong with a configuration.
+/// A fault in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The field, as the configuration file spells it.
     pub field: Cow<'static, str>,
-    /// What is wrong and what would be right.
+    /// The fault and the accepted values.
     pub message: String,
 }
 
@@ -65,16 +64,16 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What was resolved, and what about it a person should know.
+/// A resolved configuration and its warnings.
 #[derive(Clone, Debug)]
 pub struct Resolved {
-    /// What to do.
+    /// The configuration.
     pub config: Config,
-    /// What was accepted and has no effect, or may surprise.
+    /// Settings without effect, or with a surprising one.
     pub warnings: Vec<String>,
 }
 
-/// Turns what is written into what is done.
+/// Checks a configuration and fills in defaults.
 ///
 /// # Errors
 /// Every [`Fault`] there is; never an empty list.
@@ -192,7 +191,7 @@ impl Resolver {
         self.fault(
             "mode",
             match mode {
-                "ebpf" => format!("the ebpf mode is not there yet; use one of {known}"),
+                "ebpf" => format!("the ebpf mode is not implemented yet; use one of {known}"),
                 "ipvs" | "kernelspace" => {
                     format!("there is no {mode} mode; use {default}, which scales as well")
                 }
@@ -246,7 +245,7 @@ impl Resolver {
         if let Some(directory) = &extra.manifests {
             if kubeconfig.is_some() || master.is_some() {
                 self.warnings
-                    .push("--manifests is set, so that no API server is asked".to_owned());
+                    .push("--manifests is set: the API server is not used".to_owned());
             }
             return Source::Manifests(directory.clone());
         }
@@ -414,7 +413,7 @@ impl Resolver {
         }
         let mut primary = false;
         let mut networks: Vec<IpNet> = Vec::new();
-        // A word speaks for both families, so that silence about one of them opens nothing (NP-4).
+        // A word is for both families: a family that is not mentioned accepts nothing (NP-4).
         let mut has_word = false;
         let mut names_loopback = false;
         for text in texts.iter().map(|text| text.trim()) {

@@ -9,7 +9,7 @@ use std::fmt;
 use super::field::Field;
 use crate::model::Diagnostic;
 
-/// How many faults of one object are told one by one.
+/// How many faults of one object are reported one by one.
 pub(crate) const MAX_FAULTS: usize = 16;
 
 /// How much of a foreign text is quoted.

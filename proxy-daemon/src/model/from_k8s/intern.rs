@@ -1,7 +1,7 @@
 //! How do many objects share one copy of a name?
 //!
 //! Node names, zones, port names and namespaces occur in every endpoint of a cluster. Invariants: equal
-//! text is one allocation as long as anybody uses it; what nobody uses any more is forgotten.
+//! text is one allocation as long as it is used; unused text is freed.
 
 #[expect(
     clippy::disallowed_types,
@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Below so many names nothing is ever forgotten.
+/// Below this number of names, none is freed.
 const FEW: usize = 1024;
 
 /// Names that were seen.

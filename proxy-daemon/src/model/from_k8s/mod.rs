@@ -156,18 +156,18 @@ impl Update {
 /// An object that was decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decoded {
-    /// What it says; `None` if its name is missing or not allowed.
+    /// The object; `None` if its name is missing or not allowed.
     pub update: Option<Update>,
     /// What in it could not be used.
     pub diagnostics: Vec<Diagnostic>,
 }
 
-/// Who wrote the objects.
+/// The author of the objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Author {
     /// The API server, which has filled in defaults.
     ApiServer,
-    /// A person or a tool, so that the defaults of the API hold for what is missing.
+    /// A person or a tool: missing fields have the API's defaults.
     File,
 }
 

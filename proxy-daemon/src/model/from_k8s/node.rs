@@ -16,7 +16,7 @@ use super::wire::{Object, Spec, Status};
 use crate::model::{Node, ServiceCidr};
 use crate::net::{holds_loopback, never_unicast, parse_network};
 
-/// A taint that says that the node is about to go. Source: cluster-autoscaler.
+/// The taint of a node that is about to be removed. Source: cluster-autoscaler.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// Reads a Node.
@@ -34,7 +34,7 @@ pub(super) fn read_node(
     let status = faults
         .value(&object.status, format_args!("status"))
         .unwrap_or(&no_status);
-    // Once for both types, so that a fault is told once.
+    // Once for both types, so that a fault is reported once.
     faults.list(&status.addresses, "status.addresses");
     let metadata = object.metadata.value();
     let zone = metadata

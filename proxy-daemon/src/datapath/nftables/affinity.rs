@@ -63,22 +63,15 @@ impl Check {
         }
     }
 
-    /// What changed: affinity went, its time changed, or a backend went.
+    /// Only what changed: affinity was removed, its timeout changed, or a backend was removed.
     pub(crate) fn of_changes<F: Family>(changes: &Changes<F>) -> Self {
         let mut policies: BTreeMap<Vec<u8>, Option<Policy>> = BTreeMap::new();
         for change in changes.service_ports.values() {
-            let old = change
-                .old
-                .as_deref()
-                .and_then(|sp| Some((owner_key(sp)?, policy(sp)?)));
-            let Some((old_key, old_policy)) = old else {
+            let keyed = |sp: &ServicePort<F>| Some((owner_key(sp)?, policy(sp)?));
+            let Some((old_key, old_policy)) = change.old.as_deref().and_then(keyed) else {
                 continue;
             };
-            let new = change
-                .new
-                .as_deref()
-                .and_then(|sp| Some((owner_key(sp)?, policy(sp)?)));
-            match new {
+            match change.new.as_deref().and_then(keyed) {
                 Some((key, policy)) if key == old_key => {
                     let keeps = old_policy.backends.is_subset(&policy.backends);
                     if !keeps || old_policy.timeout != policy.timeout {

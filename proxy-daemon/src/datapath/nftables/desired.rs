@@ -96,6 +96,10 @@ impl<F: Family> Desired<F> {
         }
     }
 
+    pub(super) fn chain(&self, name: &str) -> Option<&Chain> {
+        self.chains.iter().find(|chain| chain.name == name)
+    }
+
     /// The number of objects in a new table.
     pub(super) fn n_objects(&self) -> usize {
         let n_rules: usize = self.chains.iter().map(|chain| chain.rules.len()).sum();

@@ -87,10 +87,7 @@ pub(super) fn repair<F: Family>(
     let chains = kernel.chains()?;
     let table_is = table.is(TABLE_COMMENT);
     let is_another = |chain: &PrintedChain| {
-        let wanted = desired
-            .chains
-            .iter()
-            .find(|wanted| wanted.name == chain.name);
+        let wanted = desired.chain(&chain.name);
         wanted.is_some_and(|wanted| !chain.is_declared_as(wanted))
     };
     if table_is == TableIs::Other
@@ -128,12 +125,7 @@ pub(super) fn repair<F: Family>(
     write_differences(&differences, &mut transaction, &mut report);
 
     // Unknown objects may refer to each other: delete rules first, then chains, then sets.
-    let unknown = |chain: &&PrintedChain| {
-        !desired
-            .chains
-            .iter()
-            .any(|wanted| wanted.name == chain.name)
-    };
+    let unknown = |chain: &&PrintedChain| desired.chain(&chain.name).is_none();
     for chain in chains.iter().filter(unknown) {
         transaction.flush_chain(&chain.name);
     }

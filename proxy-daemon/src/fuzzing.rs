@@ -6,6 +6,7 @@
 use crate::datapath::iptables::readback;
 use crate::model::from_k8s::wire::Object;
 use crate::model::from_k8s::{Author, Decoder, ObjectKind};
+use crate::sys::netfilter::attributes::Attrs;
 use crate::watch::{kubernetes, manifests};
 
 /// A parser, by the name of its target and corpus.
@@ -19,6 +20,7 @@ pub const TARGETS: &[Target] = &[
     ("manifests", manifests),
     ("iptables_save", iptables_save),
     ("ipset_save", ipset_save),
+    ("netlink", netlink),
 ];
 
 /// JSON of a Service, EndpointSlice, Node or ServiceCIDR; each is also read as what it is not.
@@ -72,6 +74,20 @@ pub fn iptables_save(bytes: &[u8]) {
 /// What `ipset save` prints.
 pub fn ipset_save(bytes: &[u8]) {
     readback::read_printed_sets(&String::from_utf8_lossy(bytes));
+}
+
+/// Attributes of a netlink message, each also read as what it is not, and as attributes in an attribute.
+pub fn netlink(bytes: &[u8]) {
+    fn walk(attributes: Attrs<'_>, depth: u32) {
+        for attribute in attributes {
+            let _number = (attribute.u32(), attribute.u64());
+            let _text = attribute.str();
+            if depth > 0 {
+                walk(Attrs(attribute.payload), depth - 1);
+            }
+        }
+    }
+    walk(Attrs(bytes), 8);
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use proxy_daemon::watch::Kind;
+use proxy_daemon::watch::ObjectKind;
 use proxy_tests::address::{HOST, P1, P2, R, R2, Site, VIP, VIP2, VIP3, X};
 use proxy_tests::case;
-use proxy_tests::fake_api::{Ask, FakeApi, Fault, Streaming};
+use proxy_tests::fake_api::{FakeApi, Fault, RequestKind, Streaming};
 use proxy_tests::flow::{flow, kept};
 use proxy_tests::matrix::{Case, Test};
 use proxy_tests::sniff::Seen;
@@ -70,9 +70,11 @@ fn follow(t: &mut Test, api: &FakeApi) {
 }
 
 /// Waits until the server was asked so often.
-fn until_asked(t: &Test, api: &FakeApi, kind: Kind, n_times: usize) {
+fn until_asked(t: &Test, api: &FakeApi, kind: ObjectKind, n_times: usize) {
     let deadline = std::time::Instant::now() + SOON;
-    let asked = || api.n_requests(kind, Ask::List) + api.n_requests(kind, Ask::StreamingList);
+    let asked = || {
+        api.n_requests(kind, RequestKind::List) + api.n_requests(kind, RequestKind::StreamingList)
+    };
     while asked() < n_times {
         assert!(
             std::time::Instant::now() < deadline,
@@ -168,16 +170,16 @@ fn sync_12_nothing_is_written_before_every_kind_is_listed(t: &mut Test) {
     t.check(works());
     let before = rules(t);
     let api = api_server(t);
-    for ask in [Ask::List, Ask::StreamingList] {
-        api.faults(Kind::EndpointSlice, ask, Fault::Withhold, u32::MAX);
+    for ask in [RequestKind::List, RequestKind::StreamingList] {
+        api.faults(ObjectKind::EndpointSlice, ask, Fault::Withhold, u32::MAX);
     }
     t.delete_service("web");
     t.service("new").cluster_ip(VIP2).port(80);
     t.endpoints("new").ready(P2);
     publish(t, &api);
     follow(t, &api);
-    until_asked(t, &api, Kind::Service, 1);
-    until_asked(t, &api, Kind::EndpointSlice, 1);
+    until_asked(t, &api, ObjectKind::Service, 1);
+    until_asked(t, &api, ObjectKind::EndpointSlice, 1);
     // The Services are there within milliseconds; what must not happen has no end to wait for.
     std::thread::sleep(Duration::from_secs(1));
     t.observe(works());
@@ -195,7 +197,7 @@ fn sync_12_nothing_is_written_before_every_kind_is_listed(t: &mut Test) {
 
 fn rej_7_forbidden_service_cidrs_hold_up_nothing(t: &mut Test) {
     let api = api_server(t);
-    api.faults(Kind::ServiceCidr, None, Fault::Status(403, None), 3);
+    api.faults(ObjectKind::ServiceCidr, None, Fault::Status(403, None), 3);
     web(t);
     publish(t, &api);
     follow(t, &api);
@@ -208,5 +210,5 @@ fn rej_7_forbidden_service_cidrs_hold_up_nothing(t: &mut Test) {
             flow(X, VIP3, 80).is_dropped(),
         ],
     );
-    until_asked(t, &api, Kind::ServiceCidr, 4);
+    until_asked(t, &api, ObjectKind::ServiceCidr, 4);
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use proxy_tests::address::{P1, R, R2, VIP2, VIP3};
 use proxy_tests::case;
-use proxy_tests::damage::{self, Kind};
+use proxy_tests::damage::{self, DamageKind};
 use proxy_tests::dice::{self, Dice};
 use proxy_tests::flow::flow;
 use proxy_tests::matrix::{Case, Test};
@@ -111,7 +111,7 @@ impl Drop for Churn {
 }
 
 /// Damages the kernel; a kind of several steps takes its time. Whether any of it could be done.
-fn inflict(t: &Test, kind: Kind, dice: &mut Dice) -> bool {
+fn inflict(t: &Test, kind: DamageKind, dice: &mut Dice) -> bool {
     let steps = kind.draw(t.datapath(), t.node_ns(), &mut |n| dice.below(n));
     let pause = SLOWLY / u32::try_from(steps.len().max(1)).unwrap();
     let mut is_done = false;

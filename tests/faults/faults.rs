@@ -25,7 +25,7 @@ type Inflict = fn(&mut Scene<'_>) -> Result<()>;
 #[derive(Clone, Copy)]
 pub(crate) enum What {
     /// Others damage the rules: answers may be missing until they are repaired.
-    Damage(damage::Kind),
+    Damage(damage::DamageKind),
     /// Anything else: no answer may be missing.
     Other(Inflict),
 }

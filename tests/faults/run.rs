@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::Signal;
 use proxy_tests::address::Site;
-use proxy_tests::bed::{Bed, Kind};
+use proxy_tests::bed::{Bed, BedSpec};
 use proxy_tests::daemon::{Daemon, http};
 use proxy_tests::damage;
 use proxy_tests::datapath::Datapath;
@@ -104,7 +104,7 @@ fn set_up(settings: &Settings) -> Result<()> {
     let mut dice = Dice::new(seed);
     let pause = dice.pick(&["0s", "1s"]);
     let flags = [format!("--iptables-min-sync-period={pause}")].to_vec();
-    let kind = Kind {
+    let kind = BedSpec {
         mode: datapath.name(),
         pods: Pods::PointToPoint,
         flags: flags.clone(),
@@ -248,7 +248,7 @@ impl Scene<'_> {
     }
 
     /// Others damage the rules: while the daemon looks, while it cannot, around its end, or while it has no API server.
-    fn damage(&mut self, kind: damage::Kind) -> Result<()> {
+    fn damage(&mut self, kind: damage::DamageKind) -> Result<()> {
         match self.dice.below(8) {
             0 => {
                 self.say("while the daemon is stopped");
@@ -281,7 +281,7 @@ impl Scene<'_> {
         }
     }
 
-    fn do_damage(&mut self, kind: damage::Kind) -> Result<()> {
+    fn do_damage(&mut self, kind: damage::DamageKind) -> Result<()> {
         // What was drawn may be gone before it is damaged: the cluster changes.
         for _ in 0..5 {
             let steps = kind.draw(self.datapath, self.node, &mut |n| self.dice.below(n));

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
-use proxy_tests::fake_api::{Ahead, Ask, Fault as Wrong, Streaming};
+use proxy_tests::fake_api::{Ahead, Fault as Wrong, RequestKind, Streaming};
 
 use crate::faults::{Fault, fault};
 use crate::run::{LIFE_3, Scene};
@@ -34,7 +34,7 @@ pub(crate) fn all() -> Vec<Fault> {
 }
 
 /// Makes every answer of a kind go wrong for a while; all connections begin anew before and after it.
-fn for_a_while(scene: &mut Scene<'_>, asks: &[Ask], wrong: &Wrong) {
+fn for_a_while(scene: &mut Scene<'_>, asks: &[RequestKind], wrong: &Wrong) {
     scene.say(&format!("{asks:?}: {wrong:?}"));
     for ask in asks {
         scene.api.faults(None, *ask, wrong.clone(), u32::MAX);
@@ -45,8 +45,13 @@ fn for_a_while(scene: &mut Scene<'_>, asks: &[Ask], wrong: &Wrong) {
     scene.api.cut();
 }
 
-const ALL: [Ask; 4] = [Ask::List, Ask::Page, Ask::Watch, Ask::StreamingList];
-const WATCHES: [Ask; 2] = [Ask::Watch, Ask::StreamingList];
+const ALL: [RequestKind; 4] = [
+    RequestKind::List,
+    RequestKind::Page,
+    RequestKind::Watch,
+    RequestKind::StreamingList,
+];
+const WATCHES: [RequestKind; 2] = [RequestKind::Watch, RequestKind::StreamingList];
 
 fn watches_cut(scene: &mut Scene<'_>) -> Result<()> {
     for _ in 0..scene.dice.below(8) {
@@ -74,12 +79,12 @@ fn history_rewritten(scene: &mut Scene<'_>) -> Result<()> {
 }
 
 fn watches_told_410(scene: &mut Scene<'_>) -> Result<()> {
-    for_a_while(scene, &[Ask::Watch], &Wrong::ErrorEvent(410));
+    for_a_while(scene, &[RequestKind::Watch], &Wrong::ErrorEvent(410));
     Ok(())
 }
 
 fn watches_end(scene: &mut Scene<'_>) -> Result<()> {
-    for_a_while(scene, &[Ask::Watch], &Wrong::OneBookmark);
+    for_a_while(scene, &[RequestKind::Watch], &Wrong::OneBookmark);
     Ok(())
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use proxy_daemon::watch::Kind;
+use proxy_daemon::watch::ObjectKind;
 use proxy_daemon::watch::kubernetes::Timing;
-use proxy_tests::fake_api::{Ask, FakeApi, Fault, Streaming};
+use proxy_tests::fake_api::{FakeApi, Fault, RequestKind, Streaming};
 use serde_json::json;
 
 use crate::follow::{
@@ -57,7 +57,7 @@ fn life_3_what_happened_while_the_server_was_away_arrives_soon_after() {
         api.down();
         api.put(service("a", 9));
         api.put(service("c", 3));
-        api.delete(Kind::Service, "default/b");
+        api.delete(ObjectKind::Service, "default/b");
         tokio::time::timeout(Duration::from_secs(3), std::future::pending::<()>())
             .await
             .unwrap_err();
@@ -91,8 +91,8 @@ fn life_4_a_relist_removes_what_is_gone_and_touches_nothing_else() {
                 .await;
             followed.drain();
             api.down();
-            api.delete(Kind::Service, "default/b");
-            api.delete(Kind::EndpointSlice, "default/b-1");
+            api.delete(ObjectKind::Service, "default/b");
+            api.delete(ObjectKind::EndpointSlice, "default/b-1");
             api.compact();
             api.up();
             followed
@@ -121,11 +121,11 @@ fn life_4_versions_that_are_gone_while_watching_are_listed_again() {
         let (api, followed) = follow_small(Streaming::On).await;
         followed.drain();
         for fault in [Fault::ErrorEvent(410), Fault::Status(410, None)] {
-            api.fault(Kind::Service, Ask::Watch, fault);
+            api.fault(ObjectKind::Service, RequestKind::Watch, fault);
             api.clear_requests();
             api.cut();
             until_asked(&api, "a list", |api| {
-                api.n_requests(Kind::Service, Ask::StreamingList) > 0
+                api.n_requests(ObjectKind::Service, RequestKind::StreamingList) > 0
             })
             .await;
         }
@@ -142,15 +142,15 @@ fn life_3_an_answer_that_breaks_off_is_asked_for_again() {
                 let api = small();
                 api.set_streaming(streaming);
                 api.put_all((0..20).map(|i| service(&format!("s{i}"), 1)));
-                for ask in [Ask::List, Ask::StreamingList] {
-                    api.faults(Kind::Service, ask, Fault::Cut(n_bytes), 2);
+                for ask in [RequestKind::List, RequestKind::StreamingList] {
+                    api.faults(ObjectKind::Service, ask, Fault::Cut(n_bytes), 2);
                 }
                 let followed = Followed::start(&api).await;
                 followed.complete().await;
                 followed
                     .shared
                     .with(|store| assert_eq!(store.service_names().count(), 22));
-                api.fault(Kind::Service, Ask::Watch, Fault::Cut(n_bytes));
+                api.fault(ObjectKind::Service, RequestKind::Watch, Fault::Cut(n_bytes));
                 api.cut();
                 check_alive(&api, &followed).await;
                 followed
@@ -165,11 +165,16 @@ fn life_3_an_answer_that_breaks_off_is_asked_for_again() {
 fn life_3_a_streaming_list_that_never_ends_gives_way_to_pages() {
     run(async {
         let api = small();
-        api.faults(Kind::Service, Ask::StreamingList, Fault::Cut(200), u32::MAX);
+        api.faults(
+            ObjectKind::Service,
+            RequestKind::StreamingList,
+            Fault::Cut(200),
+            u32::MAX,
+        );
         let followed = Followed::start(&api).await;
         followed.complete().await;
         check_alive(&api, &followed).await;
-        assert!(api.n_requests(Kind::Service, Ask::List) > 0);
+        assert!(api.n_requests(ObjectKind::Service, RequestKind::List) > 0);
     });
 }
 
@@ -203,8 +208,8 @@ fn life_3_garbage_is_survived() {
             "{\"type\":\"NEW\",\"object\":{}}\n",
         ] {
             let (api, followed) = follow_small(Streaming::On).await;
-            for ask in [Ask::Watch, Ask::StreamingList] {
-                api.fault(Kind::Service, ask, Fault::Before(garbage.to_owned()));
+            for ask in [RequestKind::Watch, RequestKind::StreamingList] {
+                api.fault(ObjectKind::Service, ask, Fault::Before(garbage.to_owned()));
             }
             api.cut();
             check_alive(&api, &followed).await;
@@ -228,15 +233,15 @@ fn life_3_what_is_no_list_removes_nothing() {
             let (api, followed) = follow_small(Streaming::Refused).await;
             followed.drain();
             api.faults(
-                Kind::Service,
-                Ask::List,
+                ObjectKind::Service,
+                RequestKind::List,
                 Fault::Instead(answer.to_owned()),
                 3,
             );
             api.clear_requests();
             api.compact();
             until_asked(&api, "lists", |api| {
-                api.n_requests(Kind::Service, Ask::List) >= 4
+                api.n_requests(ObjectKind::Service, RequestKind::List) >= 4
             })
             .await;
             check_alive(&api, &followed).await;
@@ -251,8 +256,8 @@ fn life_3_an_object_that_cannot_be_read_holds_up_no_other() {
         let (api, followed) = follow_small(Streaming::On).await;
         // Twice the same field: no JSON object of ours, and the watch meets it again at every attempt.
         let twice = "{\"type\":\"ADDED\",\"object\":{\"metadata\":{\"name\":\"x\"},\"metadata\":{\"name\":\"y\"}}}\n";
-        for ask in [Ask::Watch, Ask::StreamingList] {
-            api.faults(Kind::Service, ask, Fault::Before(twice.to_owned()), 6);
+        for ask in [RequestKind::Watch, RequestKind::StreamingList] {
+            api.faults(ObjectKind::Service, ask, Fault::Before(twice.to_owned()), 6);
         }
         api.cut();
         check_alive(&api, &followed).await;
@@ -280,7 +285,7 @@ fn bad_fields_are_told_and_forgotten_when_mended() {
             .await;
         assert_eq!(followed.faults(), Vec::<String>::new());
         api.put(bad);
-        api.delete(Kind::Service, "default/a");
+        api.delete(ObjectKind::Service, "default/a");
         followed.until("gone", |s| get(s, "a").is_none()).await;
         assert_eq!(followed.faults(), Vec::<String>::new());
     });
@@ -290,15 +295,15 @@ fn bad_fields_are_told_and_forgotten_when_mended() {
 fn sync_12_a_withheld_list_keeps_the_store_incomplete() {
     run(async {
         let api = small();
-        for ask in [Ask::List, Ask::StreamingList] {
-            api.faults(Kind::EndpointSlice, ask, Fault::Withhold, u32::MAX);
+        for ask in [RequestKind::List, RequestKind::StreamingList] {
+            api.faults(ObjectKind::EndpointSlice, ask, Fault::Withhold, u32::MAX);
         }
         let followed = Followed::start(&api).await;
         followed
-            .until("Services", |store| store.is_listed(Kind::Service))
+            .until("Services", |store| store.is_listed(ObjectKind::Service))
             .await;
         until_asked(&api, "slices", |api| {
-            api.n_requests(Kind::EndpointSlice, Ask::StreamingList) > 0
+            api.n_requests(ObjectKind::EndpointSlice, RequestKind::StreamingList) > 0
         })
         .await;
         followed.shared.with(|store| assert!(!store.is_complete()));

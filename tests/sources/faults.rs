@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use proxy_daemon::watch::Kind;
+use proxy_daemon::watch::ObjectKind;
 use proxy_tests::fake_api::{FakeApi, Streaming};
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use crate::follow::{Followed, NODE, follow_small, node, run, service, service_ci
 
 /// An object with one fault, and the same object without.
 struct Case {
-    kind: Kind,
+    kind: ObjectKind,
     key: &'static str,
     bad: Value,
     /// `None` where the fault is the name, which no update mends.
@@ -39,7 +39,7 @@ fn cases() -> Vec<Case> {
         ("/spec/ports/0/port", json!(0)),
         ("/spec/ports", json!("none")),
     ] {
-        cases.push(of(Kind::Service, "default/web", web(), path, value));
+        cases.push(of(ObjectKind::Service, "default/web", web(), path, value));
     }
     for (path, value) in [
         ("/endpoints/0/addresses/0", json!("127.0.0.1")),
@@ -48,7 +48,7 @@ fn cases() -> Vec<Case> {
         ("/metadata/labels", json!({})),
     ] {
         cases.push(of(
-            Kind::EndpointSlice,
+            ObjectKind::EndpointSlice,
             "default/web-1",
             web_1(),
             path,
@@ -57,7 +57,7 @@ fn cases() -> Vec<Case> {
     }
     let address = "/status/addresses/0/address";
     cases.push(of(
-        Kind::Node,
+        ObjectKind::Node,
         NODE,
         node(NODE, "zone-a"),
         address,
@@ -66,17 +66,23 @@ fn cases() -> Vec<Case> {
     for network in ["nonsense", "127.0.0.0/8"] {
         let cidr = service_cidr("more", "10.97.0.0/16");
         let path = "/spec/cidrs/0";
-        cases.push(of(Kind::ServiceCidr, "more", cidr, path, json!(network)));
+        cases.push(of(
+            ObjectKind::ServiceCidr,
+            "more",
+            cidr,
+            path,
+            json!(network),
+        ));
     }
     for (kind, key, bad) in [
-        (Kind::Service, "default/-web", service("-web", 7)),
+        (ObjectKind::Service, "default/-web", service("-web", 7)),
         (
-            Kind::EndpointSlice,
+            ObjectKind::EndpointSlice,
             "default/-web",
             slice("-web", "web", 17),
         ),
         (
-            Kind::ServiceCidr,
+            ObjectKind::ServiceCidr,
             "-more",
             service_cidr("-more", "10.97.0.0/16"),
         ),
@@ -149,7 +155,7 @@ async fn try_case(api: &FakeApi, followed: &Followed, case: &Case) {
     api.compact();
     api.up();
     until_faults(followed, 0, &what).await;
-    if *kind == Kind::Node {
+    if *kind == ObjectKind::Node {
         api.put(node(NODE, "zone-a"));
     }
 }

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use proxy_daemon::watch::Kind;
+use proxy_daemon::watch::ObjectKind;
 use proxy_daemon::watch::kubernetes::Timing;
-use proxy_tests::fake_api::{Ahead, Ask, FakeApi, Fault, Streaming};
+use proxy_tests::fake_api::{Ahead, FakeApi, Fault, RequestKind, Streaming};
 
 use crate::failures::check_alive;
 use crate::follow::{
@@ -16,8 +16,8 @@ fn restore(api: &FakeApi, ahead: Ahead) {
     api.down();
     api.put(service("a", 1));
     api.put(service("restored", 42));
-    api.delete(Kind::Service, "default/late");
-    api.delete(Kind::EndpointSlice, "default/late-1");
+    api.delete(ObjectKind::Service, "default/late");
+    api.delete(ObjectKind::EndpointSlice, "default/late-1");
     api.rewind(500, ahead);
     api.up();
 }
@@ -76,15 +76,15 @@ fn life_3_events_and_bookmarks_of_an_older_state_lead_to_a_list() {
             let api = small();
             let followed = with_late_changes(&api, timing()).await;
             // Another server is asked for its version than the one that is watched.
-            api.fault(Kind::Service, Ask::Check, newer());
+            api.fault(ObjectKind::Service, RequestKind::Check, newer());
             api.clear_requests();
             restore(&api, Ahead::Accepted);
             until_asked(&api, "a watch", |api| {
-                api.n_requests(Kind::Service, Ask::Watch) > 0
+                api.n_requests(ObjectKind::Service, RequestKind::Watch) > 0
             })
             .await;
             let mut attempts = 0..100_u8;
-            while api.n_requests(Kind::Service, Ask::StreamingList) == 0 {
+            while api.n_requests(ObjectKind::Service, RequestKind::StreamingList) == 0 {
                 let n = attempts.next().expect("a list");
                 if is_event {
                     api.put(service("next", n));
@@ -108,7 +108,7 @@ fn life_3_a_restored_server_that_stays_silent_is_asked_for_its_version() {
             ..timing()
         };
         let followed = with_late_changes(&api, short).await;
-        api.fault(Kind::Service, Ask::Check, newer());
+        api.fault(ObjectKind::Service, RequestKind::Check, newer());
         // It accepts the watch, and neither sends nor lacks anything.
         restore(&api, Ahead::Silent);
         followed.until("restored", is_restored).await;
@@ -120,12 +120,21 @@ fn life_3_a_server_that_waits_for_its_cache_is_asked_again() {
     run(async {
         let (api, followed) = follow_small(Streaming::On).await;
         let says = "Too large resource version: 9, current: 3";
-        api.faults(Kind::Service, Ask::Watch, Fault::Status(504, None), 2);
-        api.fault(Kind::Service, Ask::Watch, Fault::Says(504, says.to_owned()));
+        api.faults(
+            ObjectKind::Service,
+            RequestKind::Watch,
+            Fault::Status(504, None),
+            2,
+        );
+        api.fault(
+            ObjectKind::Service,
+            RequestKind::Watch,
+            Fault::Says(504, says.to_owned()),
+        );
         api.clear_requests();
         api.cut();
         until_asked(&api, "a list", |api| {
-            api.n_requests(Kind::Service, Ask::StreamingList) > 0
+            api.n_requests(ObjectKind::Service, RequestKind::StreamingList) > 0
         })
         .await;
         check_alive(&api, &followed).await;
@@ -146,8 +155,8 @@ fn life_4_an_outage_without_a_restore_costs_no_list() {
             api.put(service("a", last));
             followed.until("a", |store| is_at(store, "a", last)).await;
         }
-        for ask in [Ask::List, Ask::StreamingList] {
-            assert_eq!(api.n_requests(Kind::Service, ask), 0);
+        for ask in [RequestKind::List, RequestKind::StreamingList] {
+            assert_eq!(api.n_requests(ObjectKind::Service, ask), 0);
         }
     });
 }

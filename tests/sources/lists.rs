@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use proxy_daemon::watch::{Kind, Store};
-use proxy_tests::fake_api::{Ask, FakeApi, Fault, Streaming};
+use proxy_daemon::watch::{ObjectKind, Store};
+use proxy_tests::fake_api::{FakeApi, Fault, RequestKind, Streaming};
 use serde_json::json;
 
 use crate::follow::{
@@ -17,32 +17,32 @@ fn svc_1_eps_1_selectors_are_sent_with_lists_and_watches() {
         for streaming in [Streaming::On, Streaming::Refused] {
             let (api, _followed) = follow_small(streaming).await;
             let watch = if streaming == Streaming::On {
-                Ask::StreamingList
+                RequestKind::StreamingList
             } else {
-                Ask::Watch
+                RequestKind::Watch
             };
             until_asked(&api, "watches", |api| {
-                Kind::ALL
+                ObjectKind::ALL
                     .iter()
                     .all(|kind| api.n_requests(*kind, watch) > 0)
             })
             .await;
             for request in api.requests() {
                 let (label, field) = match request.kind.expect("a kind") {
-                    Kind::Service => (
+                    ObjectKind::Service => (
                         Some("!service.kubernetes.io/service-proxy-name"),
                         Some("spec.clusterIP!=None"),
                     ),
-                    Kind::EndpointSlice => (Some("!service.kubernetes.io/headless"), None),
-                    Kind::Node => (None, Some("metadata.name=n")),
-                    Kind::ServiceCidr => (None, None),
+                    ObjectKind::EndpointSlice => (Some("!service.kubernetes.io/headless"), None),
+                    ObjectKind::Node => (None, Some("metadata.name=n")),
+                    ObjectKind::ServiceCidr => (None, None),
                 };
                 let value = |key: &str| request.query.get(key).map(String::as_str);
                 assert_eq!(
                     (value("labelSelector"), value("fieldSelector")),
                     (label, field)
                 );
-                if request.ask != Some(Ask::List) {
+                if request.ask != Some(RequestKind::List) {
                     assert_eq!(value("allowWatchBookmarks"), Some("true"));
                 }
             }
@@ -89,8 +89,8 @@ fn svc_4_changes_of_every_kind_arrive() {
         let (api, followed) = follow_small(Streaming::On).await;
         api.put(service("c", 3));
         api.put(service("a", 9));
-        api.delete(Kind::Service, "default/b");
-        api.delete(Kind::EndpointSlice, "default/b-1");
+        api.delete(ObjectKind::Service, "default/b");
+        api.delete(ObjectKind::EndpointSlice, "default/b-1");
         api.put(node(NODE, "zone-c"));
         api.put(service_cidr("second", "10.97.0.0/16"));
         followed
@@ -142,8 +142,8 @@ fn api_4_long_lists_come_in_pages() {
         followed
             .shared
             .with(|store| assert_eq!(store.service_names().count(), 1200));
-        assert_eq!(api.n_requests(Kind::Service, Ask::List), 1);
-        assert_eq!(api.n_requests(Kind::Service, Ask::Page), 2);
+        assert_eq!(api.n_requests(ObjectKind::Service, RequestKind::List), 1);
+        assert_eq!(api.n_requests(ObjectKind::Service, RequestKind::Page), 2);
     });
 }
 
@@ -153,7 +153,11 @@ fn api_4_a_page_that_has_expired_is_followed_by_a_whole_list() {
         let api = FakeApi::start().expect("a server");
         api.set_streaming(Streaming::Refused);
         api.put_all((0..1200).map(|i| service(&format!("s{i}"), 1)));
-        api.fault(Kind::Service, Ask::Page, Fault::Status(410, None));
+        api.fault(
+            ObjectKind::Service,
+            RequestKind::Page,
+            Fault::Status(410, None),
+        );
         let followed = Followed::start(&api).await;
         followed.complete().await;
         followed
@@ -162,7 +166,7 @@ fn api_4_a_page_that_has_expired_is_followed_by_a_whole_list() {
         let requests = api.requests();
         let mut lists = requests
             .iter()
-            .filter(|r| r.kind == Some(Kind::Service) && r.ask == Some(Ask::List));
+            .filter(|r| r.kind == Some(ObjectKind::Service) && r.ask == Some(RequestKind::List));
         assert!(
             lists
                 .next()
@@ -184,7 +188,7 @@ fn api_4_bookmarks_of_a_server_without_streaming_lists_keep_no_list_open() {
         // More often than any patience ends.
         api.bookmark_every(Duration::from_millis(20));
         Followed::start(&api).await.complete().await;
-        assert!(api.n_requests(Kind::Service, Ask::List) > 0);
+        assert!(api.n_requests(ObjectKind::Service, RequestKind::List) > 0);
     });
 }
 
@@ -203,17 +207,22 @@ fn api_4_a_watch_goes_on_where_a_bookmark_said() {
             followed.until("c", |store| is_at(store, "c", last)).await;
             api.clear_requests();
             api.cut();
-            let asked = |api: &FakeApi| api.n_requests(Kind::EndpointSlice, Ask::Watch) > 0;
+            let asked =
+                |api: &FakeApi| api.n_requests(ObjectKind::EndpointSlice, RequestKind::Watch) > 0;
             until_asked(&api, "a watch", asked).await;
             let requests = api.requests();
             let watch = requests.iter().find(|request| {
-                request.kind == Some(Kind::EndpointSlice) && request.ask == Some(Ask::Watch)
+                request.kind == Some(ObjectKind::EndpointSlice)
+                    && request.ask == Some(RequestKind::Watch)
             });
             if watch.expect("a watch").query["resourceVersion"] >= version {
                 break;
             }
         }
-        assert_eq!(api.n_requests(Kind::EndpointSlice, Ask::List), 0);
+        assert_eq!(
+            api.n_requests(ObjectKind::EndpointSlice, RequestKind::List),
+            0
+        );
     });
 }
 
@@ -232,7 +241,7 @@ fn node_1_only_our_node_reaches_the_store() {
             .until("the zone", |store| zone(store).as_deref() == Some("zone-y"))
             .await;
         // HZ-5 and TOPO-9: the last copy stays.
-        api.delete(Kind::Node, NODE);
+        api.delete(ObjectKind::Node, NODE);
         api.put(service("c", 3));
         followed.until("c", |store| is_at(store, "c", 3)).await;
         followed
@@ -249,7 +258,7 @@ fn node_6_a_deleted_node_that_comes_back_is_followed() {
         followed
             .until("the Node", |store| store.node().is_some())
             .await;
-        api.delete(Kind::Node, NODE);
+        api.delete(ObjectKind::Node, NODE);
         api.put(node(NODE, "zone-new"));
         let zone = |store: &Store| store.node().and_then(|node| node.zone.clone());
         followed

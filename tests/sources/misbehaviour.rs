@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use proxy_daemon::watch::Kind;
+use proxy_daemon::watch::ObjectKind;
 use proxy_daemon::watch::kubernetes::{Pace, Timing};
-use proxy_tests::fake_api::{Ask, FakeApi, Fault, Streaming};
+use proxy_tests::fake_api::{FakeApi, Fault, RequestKind, Streaming};
 
 use crate::follow::{Followed, is_at, run, service, small, timing};
 
@@ -14,13 +14,13 @@ use crate::follow::{Followed, is_at, run, service, small, timing};
 const SOON: Duration = Duration::from_secs(10);
 
 /// How many lists, with their pages, and watches there were for one kind within a time.
-async fn count(api: &FakeApi, kind: Kind, time: Duration) -> (usize, usize) {
+async fn count(api: &FakeApi, kind: ObjectKind, time: Duration) -> (usize, usize) {
     api.clear_requests();
     tokio::time::sleep(time).await;
-    let n = |asks: &[Ask]| asks.iter().map(|ask| api.n_requests(kind, *ask)).sum();
+    let n = |asks: &[RequestKind]| asks.iter().map(|ask| api.n_requests(kind, *ask)).sum();
     (
-        n(&[Ask::List, Ask::StreamingList]),
-        n(&[Ask::Watch, Ask::Check]),
+        n(&[RequestKind::List, RequestKind::StreamingList]),
+        n(&[RequestKind::Watch, RequestKind::Check]),
     )
 }
 
@@ -35,17 +35,17 @@ async fn check_in_sync(api: &FakeApi, followed: &Followed, what: &str) {
 }
 
 /// Follows a server with these faults for a while, and then without them.
-async fn check_bounded(what: &str, faults: Vec<(Ask, Fault, u32)>) {
+async fn check_bounded(what: &str, faults: Vec<(RequestKind, Fault, u32)>) {
     let api = small();
     if what != "410 after a list" {
         api.set_streaming(Streaming::Refused);
     }
     for (ask, fault, times) in faults {
-        api.faults(Kind::Service, ask, fault, times);
+        api.faults(ObjectKind::Service, ask, fault, times);
     }
     // The times as shipped: they are what is tested.
     let followed = Followed::start_with(&api, Timing::default()).await;
-    let (n_lists, n_watches) = count(&api, Kind::Service, SOON).await;
+    let (n_lists, n_watches) = count(&api, ObjectKind::Service, SOON).await;
     assert!(n_lists <= 20, "{what}: {n_lists} lists");
     assert!(n_watches <= 40, "{what}: {n_watches} watches");
     assert!(n_lists + n_watches > 1, "{what}: given up");
@@ -57,7 +57,7 @@ fn life_3_a_server_that_misbehaves_for_ever_is_not_asked_in_a_tight_loop() {
     run(async {
         let alternating = (0..2000).map(|n| {
             let fault = Fault::Says(400, format!("reason {n}"));
-            (Ask::Watch, fault, 1)
+            (RequestKind::Watch, fault, 1)
         });
         let always = |ask, fault| vec![(ask, fault, u32::MAX)];
         let expired = "{\"type\":\"ERROR\",\"object\":{\"kind\":\"Status\",\"code\":410}}\n";
@@ -66,17 +66,26 @@ fn life_3_a_server_that_misbehaves_for_ever_is_not_asked_in_a_tight_loop() {
         let endless = Fault::Instead(endless.to_owned());
         // All at one time, because each takes its time.
         tokio::join!(
-            check_bounded("one bookmark", always(Ask::Watch, Fault::OneBookmark)),
-            check_bounded("410", always(Ask::Watch, Fault::Status(410, None))),
-            check_bounded("410 as event", always(Ask::Watch, Fault::ErrorEvent(410))),
-            check_bounded("410 after a list", always(Ask::StreamingList, expired)),
+            check_bounded(
+                "one bookmark",
+                always(RequestKind::Watch, Fault::OneBookmark)
+            ),
+            check_bounded("410", always(RequestKind::Watch, Fault::Status(410, None))),
+            check_bounded(
+                "410 as event",
+                always(RequestKind::Watch, Fault::ErrorEvent(410))
+            ),
+            check_bounded(
+                "410 after a list",
+                always(RequestKind::StreamingList, expired)
+            ),
             check_bounded("400", alternating.collect()),
-            check_bounded("cut", always(Ask::Watch, Fault::Cut(1))),
+            check_bounded("cut", always(RequestKind::Watch, Fault::Cut(1))),
             check_bounded(
                 "endless pages",
                 vec![
-                    (Ask::List, endless.clone(), u32::MAX),
-                    (Ask::Page, endless, u32::MAX),
+                    (RequestKind::List, endless.clone(), u32::MAX),
+                    (RequestKind::Page, endless, u32::MAX),
                 ]
             ),
         );
@@ -113,11 +122,15 @@ fn life_3_who_asks_us_to_stay_away_for_long_is_asked_again_soon() {
     run(async {
         for code in [429, 503] {
             let api = small();
-            for ask in [Ask::StreamingList, Ask::Watch, Ask::Check] {
+            for ask in [
+                RequestKind::StreamingList,
+                RequestKind::Watch,
+                RequestKind::Check,
+            ] {
                 api.faults(None, ask, Fault::Status(code, Some(3600)), u32::MAX);
             }
             let followed = Followed::start_with(&api, Timing::default()).await;
-            let (n_lists, _) = count(&api, Kind::Service, Duration::from_secs(5)).await;
+            let (n_lists, _) = count(&api, ObjectKind::Service, Duration::from_secs(5)).await;
             assert!(n_lists <= 5, "{n_lists} lists");
             let began = Instant::now();
             api.clear_faults();
@@ -148,14 +161,14 @@ fn any_fault() -> impl Strategy<Value = Fault> {
     ]
 }
 
-fn any_ask() -> impl Strategy<Value = Option<Ask>> {
+fn any_ask() -> impl Strategy<Value = Option<RequestKind>> {
     prop_oneof![
         Just(None),
         prop::sample::select(vec![
-            Some(Ask::List),
-            Some(Ask::StreamingList),
-            Some(Ask::Watch),
-            Some(Ask::Check)
+            Some(RequestKind::List),
+            Some(RequestKind::StreamingList),
+            Some(RequestKind::Watch),
+            Some(RequestKind::Check)
         ]),
     ]
 }
@@ -186,9 +199,10 @@ fn life_3_whatever_the_server_did_the_store_is_up_to_date_soon_after() {
                     api.faults(None, *ask, fault.clone(), *times);
                 }
                 api.cut();
-                let (n_lists, n_watches) = count(&api, Kind::Service, Duration::from_secs(2)).await;
+                let (n_lists, n_watches) =
+                    count(&api, ObjectKind::Service, Duration::from_secs(2)).await;
                 assert!(n_lists <= 50 && n_watches <= 100, "{n_lists} {n_watches}");
-                api.delete(Kind::Service, "default/b");
+                api.delete(ObjectKind::Service, "default/b");
                 check_in_sync(&api, &followed, "a").await;
                 followed
                     .until("b gone", |store| store.service_names().count() == 1)

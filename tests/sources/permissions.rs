@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use proxy_daemon::watch::Kind;
+use proxy_daemon::watch::ObjectKind;
 use proxy_daemon::watch::kubernetes::{ApiServer, ConnectError, Kubernetes};
-use proxy_tests::fake_api::{Ask, FakeApi, Fault};
+use proxy_tests::fake_api::{FakeApi, Fault, RequestKind};
 
 use crate::follow::{
     Followed, NODE, Temporary, is_at, run, service, service_cidr, small, timing, until_asked,
@@ -14,13 +14,13 @@ use crate::follow::{
 fn api_3_a_missing_permission_on_nodes_does_not_hold_up_services() {
     run(async {
         let api = small();
-        api.faults(Kind::Node, None, Fault::Status(403, None), u32::MAX);
+        api.faults(ObjectKind::Node, None, Fault::Status(403, None), u32::MAX);
         let followed = Followed::start(&api).await;
         followed.complete().await;
         api.put(service("a", 9));
         followed.until("a", |store| is_at(store, "a", 9)).await;
         until_asked(&api, "Nodes again", |api| {
-            api.n_requests(Kind::Node, Ask::StreamingList) > 2
+            api.n_requests(ObjectKind::Node, RequestKind::StreamingList) > 2
         })
         .await;
         followed
@@ -38,7 +38,11 @@ fn api_3_refusals_of_every_sort_are_outlasted() {
     run(async {
         for code in [400, 401, 403, 404, 422, 429, 500, 503, 504] {
             let api = small();
-            for ask in [Ask::List, Ask::StreamingList, Ask::Watch] {
+            for ask in [
+                RequestKind::List,
+                RequestKind::StreamingList,
+                RequestKind::Watch,
+            ] {
                 api.faults(None, ask, Fault::Status(code, None), 3);
             }
             let followed = Followed::start(&api).await;
@@ -57,15 +61,18 @@ fn api_4_retry_after_is_honoured() {
     run(async {
         let api = small();
         api.fault(
-            Kind::Service,
-            Ask::StreamingList,
+            ObjectKind::Service,
+            RequestKind::StreamingList,
             Fault::Status(429, Some(1)),
         );
         let began = Instant::now();
         let followed = Followed::start(&api).await;
         followed.complete().await;
         assert!(began.elapsed() >= Duration::from_secs(1));
-        assert_eq!(api.n_requests(Kind::Service, Ask::StreamingList), 2);
+        assert_eq!(
+            api.n_requests(ObjectKind::Service, RequestKind::StreamingList),
+            2
+        );
     });
 }
 
@@ -73,7 +80,7 @@ fn api_4_retry_after_is_honoured() {
 fn rej_7_service_cidrs_are_found_in_the_older_version() {
     run(async {
         let api = small();
-        api.set_absent(Kind::ServiceCidr, "v1");
+        api.set_absent(ObjectKind::ServiceCidr, "v1");
         let followed = Followed::start(&api).await;
         followed
             .until("the ServiceCIDR", |s| s.service_cidr_names().count() == 1)
@@ -85,8 +92,8 @@ fn rej_7_service_cidrs_are_found_in_the_older_version() {
 fn rej_7_absent_service_cidrs_hold_up_nothing_and_are_found_later() {
     run(async {
         let api = small();
-        api.set_absent(Kind::ServiceCidr, "v1");
-        api.set_absent(Kind::ServiceCidr, "v1beta1");
+        api.set_absent(ObjectKind::ServiceCidr, "v1");
+        api.set_absent(ObjectKind::ServiceCidr, "v1beta1");
         let followed = Followed::start(&api).await;
         followed.complete().await;
         api.clear_absent();
@@ -94,7 +101,7 @@ fn rej_7_absent_service_cidrs_hold_up_nothing_and_are_found_later() {
         followed
             .until("ServiceCIDRs", |s| s.service_cidr_names().count() == 2)
             .await;
-        api.delete(Kind::ServiceCidr, "kubernetes");
+        api.delete(ObjectKind::ServiceCidr, "kubernetes");
         followed
             .until("one less", |s| s.service_cidr_names().count() == 1)
             .await;

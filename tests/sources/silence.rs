@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use proxy_daemon::watch::kubernetes::{ApiServer, Timing};
-use proxy_daemon::watch::{Kind, Store};
-use proxy_tests::fake_api::{Ask, FakeApi, Fault, Relay, Streaming};
+use proxy_daemon::watch::{ObjectKind, Store};
+use proxy_tests::fake_api::{FakeApi, Fault, Relay, RequestKind, Streaming};
 
 use crate::failures::check_alive;
 use crate::follow::{
@@ -67,7 +67,7 @@ fn life_3_over_http_1_a_watch_that_does_not_end_in_time_is_left() {
             let (followed, _directory) = through(&api, &relay, short).await;
             followed.complete().await;
             until_asked(&api, "a watch of its own", |api| {
-                api.n_requests(Kind::Service, Ask::Watch) > 0
+                api.n_requests(ObjectKind::Service, RequestKind::Watch) > 0
             })
             .await;
             relay.freeze();
@@ -100,10 +100,10 @@ fn life_3_a_quiet_cluster_is_not_taken_for_a_silent_server() {
             api.clear_requests();
             // Several pings, and over HTTP/1 several watches that end without an event.
             tokio::time::sleep(Duration::from_secs(4)).await;
-            for ask in [Ask::List, Ask::StreamingList] {
-                assert_eq!(api.n_requests(Kind::Service, ask), 0);
+            for ask in [RequestKind::List, RequestKind::StreamingList] {
+                assert_eq!(api.n_requests(ObjectKind::Service, ask), 0);
             }
-            assert!(api.n_requests(Kind::Service, Ask::Watch) <= 5);
+            assert!(api.n_requests(ObjectKind::Service, RequestKind::Watch) <= 5);
             check_alive(&api, &followed).await;
         }
     });
@@ -119,7 +119,7 @@ fn life_3_a_watch_without_bookmarks_is_left_and_asked_for_again() {
             ..timing()
         };
         // Who answers pings is not the one who sends events.
-        api.faults(Kind::Service, Ask::Watch, Fault::Silent, 2);
+        api.faults(ObjectKind::Service, RequestKind::Watch, Fault::Silent, 2);
         let (followed, _directory) = through(&api, &relay, short).await;
         followed.complete().await;
         api.put(service("a", 99));
@@ -135,7 +135,7 @@ fn life_3_a_watch_without_bookmarks_is_left_and_asked_for_again() {
         followed.complete().await;
         api.clear_requests();
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(api.n_requests(Kind::Service, Ask::Watch), 0);
+        assert_eq!(api.n_requests(ObjectKind::Service, RequestKind::Watch), 0);
         check_alive(&api, &followed).await;
     });
 }
@@ -167,13 +167,13 @@ fn life_3_a_server_that_needs_long_for_each_answer_is_waited_for() {
         // Longer than a new connection is tried, shorter than a server may take.
         api.faults(
             None,
-            Ask::StreamingList,
+            RequestKind::StreamingList,
             Fault::Late(Duration::from_millis(1200)),
             u32::MAX,
         );
         let followed = Followed::start(&api).await;
         followed.complete().await;
         check_alive(&api, &followed).await;
-        assert_eq!(api.n_requests(Kind::Service, Ask::List), 0);
+        assert_eq!(api.n_requests(ObjectKind::Service, RequestKind::List), 0);
     });
 }

@@ -19,7 +19,7 @@ pub const SECOND_PORT: u16 = 8081;
 
 /// What distinguishes beds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Kind {
+pub struct BedSpec {
     /// The datapath.
     pub mode: &'static str,
     /// How pods hang off the node.
@@ -43,7 +43,7 @@ impl Bed {
     ///
     /// # Errors
     /// When the kernel refuses something.
-    pub fn build(kind: &Kind) -> Result<Self> {
+    pub fn build(kind: &BedSpec) -> Result<Self> {
         let topology = Topology::build(kind.pods)?;
         let daemon = Daemon::new(kind.mode, &kind.flags)?;
         let mut bed = Self {

@@ -15,23 +15,23 @@ type Draw = fn(Datapath, &Netns, &mut Choose<'_>) -> Vec<Damage>;
 
 /// A kind of damage.
 #[derive(Clone, Copy, Debug)]
-pub struct Kind {
+pub struct DamageKind {
     /// In a few words.
     pub name: &'static str,
     draw: Draw,
 }
 
 /// The kind whose author takes time over it.
-pub const SLOW: Kind = kind("chains flushed slowly", slowly);
-pub(crate) const TABLE_DELETED: Kind = kind("table deleted", table_deleted);
-pub(crate) const SET_FLUSHED: Kind = kind("set flushed", set_flushed);
-pub(crate) const ELEMENT_DELETED: Kind = kind("element deleted", element_deleted);
+pub const SLOW: DamageKind = kind("chains flushed slowly", slowly);
+pub(crate) const TABLE_DELETED: DamageKind = kind("table deleted", table_deleted);
+pub(crate) const SET_FLUSHED: DamageKind = kind("set flushed", set_flushed);
+pub(crate) const ELEMENT_DELETED: DamageKind = kind("element deleted", element_deleted);
 
-pub(crate) const fn kind(name: &'static str, draw: Draw) -> Kind {
-    Kind { name, draw }
+pub(crate) const fn kind(name: &'static str, draw: Draw) -> DamageKind {
+    DamageKind { name, draw }
 }
 
-impl Kind {
+impl DamageKind {
     /// Draws one of the kind from what is there.
     ///
     /// More than one step is the work of somebody slow: time passes between them.
@@ -41,7 +41,7 @@ impl Kind {
 }
 
 /// The kinds of damage that a datapath can suffer.
-pub fn kinds(datapath: Datapath) -> Vec<Kind> {
+pub fn kinds(datapath: Datapath) -> Vec<DamageKind> {
     let mut kinds = vec![
         kind("everything flushed", everything),
         kind("a part flushed", a_part),

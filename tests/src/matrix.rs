@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::address::{Family, Protocol};
-use crate::bed::{Bed, Kind};
+use crate::bed::{Bed, BedSpec};
 use crate::daemon::Directory;
 use crate::datapath::Datapath;
 use crate::netns;
@@ -191,19 +191,19 @@ fn bridge_netfilter() -> Result<(), String> {
 /// Idle beds.
 #[derive(Debug, Default)]
 struct Pool {
-    idle: Mutex<BTreeMap<Kind, Vec<Bed>>>,
+    idle: Mutex<BTreeMap<BedSpec, Vec<Bed>>>,
     /// How long each trial took.
     times: Mutex<Vec<(Duration, String)>>,
 }
 
 impl Pool {
-    fn take(&self, kind: &Kind) -> Bed {
+    fn take(&self, kind: &BedSpec) -> Bed {
         let mut unwanted = Vec::new();
         let mut idle = self.idle.lock().unwrap();
         let found = idle.get_mut(kind).and_then(Vec::pop);
         if found.is_none() {
             // Cases come sorted by kind, so other kinds are probably over.
-            let others: Vec<Kind> = idle
+            let others: Vec<BedSpec> = idle
                 .keys()
                 .filter(|other| *other != kind)
                 .cloned()
@@ -217,7 +217,7 @@ impl Pool {
         found.unwrap_or_else(|| Bed::build(kind).unwrap_or_else(|e| panic!("no test bed: {e:#}")))
     }
 
-    fn give_back(&self, kind: &Kind, mut bed: Bed) {
+    fn give_back(&self, kind: &BedSpec, mut bed: Bed) {
         if bed.reset().is_ok() {
             self.idle
                 .lock()
@@ -231,7 +231,7 @@ impl Pool {
 
 fn run_case(
     case: &Case,
-    kind: &Kind,
+    kind: &BedSpec,
     pool: &Pool,
     family: Family,
     protocol: Protocol,
@@ -333,7 +333,7 @@ pub fn main(cases: Vec<Case>) -> ! {
                 for family in &case.families {
                     for protocol in case.protocols_of(*family, quick) {
                         let (pods, flags) = (*pods, case.flags.clone());
-                        let kind = Kind { mode, pods, flags };
+                        let kind = BedSpec { mode, pods, flags };
                         all.push((case.fresh, kind, case.clone(), *family, protocol));
                     }
                 }

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::address::{Family, Host, Site};
-use crate::bed::{Bed, Kind};
+use crate::bed::{Bed, BedSpec};
 use crate::client::{Attempt, Outcome, Stream};
 use crate::daemon::{Daemon, LOCAL_SERVER, http_json};
 use crate::datapath::Datapath;
@@ -32,7 +32,7 @@ pub(crate) struct NeedsKernel;
 pub struct Test {
     pub(crate) world: World,
     pub(crate) bed: Option<Bed>,
-    pub(crate) kind: Kind,
+    pub(crate) kind: BedSpec,
     pub(crate) n_judged: usize,
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::AppError;
 use crate::model::Node;
-use crate::watch::{Kind, Shared, Store};
+use crate::watch::{ObjectKind, Shared, Store};
 
 /// How long a Node may be without addresses. Spec: NODE-3.
 const ADDRESSES: Duration = Duration::from_secs(30);
@@ -26,7 +26,7 @@ pub(super) async fn discover(
     is_manifests: bool,
     wants_pod_cidrs: bool,
 ) -> Result<Option<Arc<Node>>, AppError> {
-    until(shared, |store| store.is_listed(Kind::Node)).await;
+    until(shared, |store| store.is_listed(ObjectKind::Node)).await;
     let now = || shared.with(|store| store.node().cloned());
     if is_manifests && now().is_none() {
         tracing::info!("the manifests have no Node of our name; NodePorts need --bind-address");

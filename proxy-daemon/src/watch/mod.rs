@@ -9,6 +9,6 @@ pub mod manifests;
 mod shared;
 mod store;
 
-pub use crate::model::from_k8s::ObjectKind as Kind;
+pub use crate::model::from_k8s::ObjectKind;
 pub use shared::Shared;
 pub use store::{Changed, Drained, Store};

@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use proxy_daemon::watch::Kind;
-use proxy_tests::fake_api::{Ask, FakeApi, Fault, Streaming, read_directory};
+use proxy_daemon::watch::ObjectKind;
+use proxy_tests::fake_api::{FakeApi, Fault, RequestKind, Streaming, read_directory};
 use proxy_tests::world::many::Size;
 
 /// A scripted Kubernetes API server with Services, EndpointSlices, Nodes and ServiceCIDRs.
@@ -146,18 +146,18 @@ fn obey(api: &FakeApi, path: &str) -> Result<String> {
         ["control", "fault", kind, ask, status, times] => {
             let kind = match *kind {
                 "any" => None,
-                "services" => Some(Kind::Service),
-                "endpointslices" => Some(Kind::EndpointSlice),
-                "nodes" => Some(Kind::Node),
-                "servicecidrs" => Some(Kind::ServiceCidr),
+                "services" => Some(ObjectKind::Service),
+                "endpointslices" => Some(ObjectKind::EndpointSlice),
+                "nodes" => Some(ObjectKind::Node),
+                "servicecidrs" => Some(ObjectKind::ServiceCidr),
                 other => bail!("{other} is no kind"),
             };
             let ask = match *ask {
                 "any" => None,
-                "list" => Some(Ask::List),
-                "page" => Some(Ask::Page),
-                "watch" => Some(Ask::Watch),
-                "streaming" => Some(Ask::StreamingList),
+                "list" => Some(RequestKind::List),
+                "page" => Some(RequestKind::Page),
+                "watch" => Some(RequestKind::Watch),
+                "streaming" => Some(RequestKind::StreamingList),
                 other => bail!("{other} can not be asked"),
             };
             let times = match times.parse().context("TIMES is a number")? {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Damage, Datapath, Harness};
 use crate::address::Family;
-use crate::damage::{self, Chain, Kind, Set};
+use crate::damage::{self, Chain, DamageKind, Set};
 use crate::netns::Netns;
 
 /// How the names of our chains and sets of iptables and ipset begin.
@@ -129,7 +129,7 @@ COMMIT\n";
         Some(damage)
     }
 
-    fn kinds_of_damage(&self) -> Vec<Kind> {
+    fn kinds_of_damage(&self) -> Vec<DamageKind> {
         let mut kinds = vec![damage::SET_FLUSHED, damage::ELEMENT_DELETED];
         if self.0 == Flavour::Nft {
             kinds.push(damage::TABLE_DELETED);

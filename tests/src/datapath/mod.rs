@@ -11,7 +11,7 @@ use std::process::Child;
 use proxy_daemon::datapath::DatapathKind;
 
 use crate::address::Family;
-use crate::damage::{Chain, Kind, Set};
+use crate::damage::{Chain, DamageKind, Set};
 use crate::netns::Netns;
 
 mod iptables;
@@ -63,7 +63,7 @@ pub trait Harness: Sync {
     }
 
     /// The kinds of damage that only it can suffer.
-    fn kinds_of_damage(&self) -> Vec<Kind> {
+    fn kinds_of_damage(&self) -> Vec<DamageKind> {
         Vec::new()
     }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Damage, Datapath, Harness, nft, nft_family};
 use crate::address::Family;
-use crate::damage::{self, Chain, Choose, Kind, Set};
+use crate::damage::{self, Chain, Choose, DamageKind, Set};
 use crate::netns::Netns;
 
 /// Tables of `nf_tables`.
@@ -107,7 +107,7 @@ impl Harness for Nftables {
         Some(nft("flush ruleset, and rules of a firewall", NFT))
     }
 
-    fn kinds_of_damage(&self) -> Vec<Kind> {
+    fn kinds_of_damage(&self) -> Vec<DamageKind> {
         let mut kinds = vec![
             damage::TABLE_DELETED,
             damage::kind("table dormant", dormant),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use proxy_daemon::watch::Kind;
+use proxy_daemon::watch::ObjectKind;
 use serde_json::{Value, json};
 
 use super::selector::Selector;
@@ -43,7 +43,7 @@ struct Collection {
 #[derive(Debug)]
 pub(super) struct Cluster {
     version: u64,
-    collections: BTreeMap<Kind, Collection>,
+    collections: BTreeMap<ObjectKind, Collection>,
 }
 
 /// What a client asked to see.
@@ -65,18 +65,18 @@ impl View {
 }
 
 /// A kind's `apiVersion`, and its name in paths.
-pub(super) fn group_of(kind: Kind) -> (&'static str, &'static str) {
+pub(super) fn group_of(kind: ObjectKind) -> (&'static str, &'static str) {
     match kind {
-        Kind::Service => ("v1", "services"),
-        Kind::EndpointSlice => ("discovery.k8s.io/v1", "endpointslices"),
-        Kind::Node => ("v1", "nodes"),
-        Kind::ServiceCidr => ("networking.k8s.io/v1", "servicecidrs"),
+        ObjectKind::Service => ("v1", "services"),
+        ObjectKind::EndpointSlice => ("discovery.k8s.io/v1", "endpointslices"),
+        ObjectKind::Node => ("v1", "nodes"),
+        ObjectKind::ServiceCidr => ("networking.k8s.io/v1", "servicecidrs"),
     }
 }
 
 impl Cluster {
     pub(super) fn new() -> Self {
-        let collections = Kind::ALL.map(|kind| (kind, Collection::default()));
+        let collections = ObjectKind::ALL.map(|kind| (kind, Collection::default()));
         Self {
             version: 1000,
             collections: collections.into(),
@@ -87,16 +87,16 @@ impl Cluster {
         self.version
     }
 
-    fn collection(&self, kind: Kind) -> &Collection {
+    fn collection(&self, kind: ObjectKind) -> &Collection {
         &self.collections[&kind]
     }
 
-    fn collection_mut(&mut self, kind: Kind) -> &mut Collection {
+    fn collection_mut(&mut self, kind: ObjectKind) -> &mut Collection {
         self.collections.get_mut(&kind).expect("every kind has one")
     }
 
     /// Puts an object; one that is there already in the same form is left alone.
-    pub(super) fn put(&mut self, kind: Kind, source: Value) {
+    pub(super) fn put(&mut self, kind: ObjectKind, source: Value) {
         let key = key_of(kind, &source);
         let old = self.collection(kind).objects.get(&key).cloned();
         if old.as_ref().is_some_and(|old| old.source == source) {
@@ -116,7 +116,7 @@ impl Cluster {
     }
 
     /// Deletes an object; whether it was there.
-    pub(super) fn delete(&mut self, kind: Kind, key: &str) -> bool {
+    pub(super) fn delete(&mut self, kind: ObjectKind, key: &str) -> bool {
         let Some(old) = self.collection_mut(kind).objects.remove(key) else {
             return false;
         };
@@ -153,23 +153,23 @@ impl Cluster {
         }
     }
 
-    pub(super) fn keys(&self, kind: Kind) -> Vec<String> {
+    pub(super) fn keys(&self, kind: ObjectKind) -> Vec<String> {
         self.collection(kind).objects.keys().cloned().collect()
     }
 
-    pub(super) fn get(&self, kind: Kind, key: &str) -> Option<Bytes> {
+    pub(super) fn get(&self, kind: ObjectKind, key: &str) -> Option<Bytes> {
         let object = self.collection(kind).objects.get(key)?;
         Some(object.json.clone())
     }
 
-    pub(super) fn source(&self, kind: Kind, key: &str) -> Option<Value> {
+    pub(super) fn source(&self, kind: ObjectKind, key: &str) -> Option<Value> {
         Some(self.collection(kind).objects.get(key)?.source.clone())
     }
 
     /// At most `limit` objects after a key, and the last key if there are more.
     pub(super) fn list(
         &self,
-        kind: Kind,
+        kind: ObjectKind,
         view: &View,
         after: Option<&str>,
         limit: usize,
@@ -192,7 +192,7 @@ impl Cluster {
     }
 
     /// What a watch that has seen `after` has missed, as lines; `None` if nobody knows any more.
-    pub(super) fn since(&self, kind: Kind, view: &View, after: u64) -> Option<Vec<Bytes>> {
+    pub(super) fn since(&self, kind: ObjectKind, view: &View, after: u64) -> Option<Vec<Bytes>> {
         let collection = self.collection(kind);
         if after < collection.compacted {
             return None;
@@ -230,19 +230,19 @@ pub(super) fn line(event: &str, object: &[u8]) -> Bytes {
 }
 
 /// `namespace/name`, or the name of what has no namespace.
-pub(super) fn key_of(kind: Kind, object: &Value) -> String {
+pub(super) fn key_of(kind: ObjectKind, object: &Value) -> String {
     let metadata = &object["metadata"];
     let name = metadata["name"].as_str().unwrap_or_default();
     match kind {
-        Kind::Service | Kind::EndpointSlice => {
+        ObjectKind::Service | ObjectKind::EndpointSlice => {
             let namespace = metadata["namespace"].as_str().unwrap_or("default");
             format!("{namespace}/{name}")
         }
-        Kind::Node | Kind::ServiceCidr => name.to_owned(),
+        ObjectKind::Node | ObjectKind::ServiceCidr => name.to_owned(),
     }
 }
 
-fn render(kind: Kind, source: Value, version: u64) -> Object {
+fn render(kind: ObjectKind, source: Value, version: u64) -> Object {
     let (api_version, _) = group_of(kind);
     let mut object = source.clone();
     object["apiVersion"] = json!(api_version);
@@ -250,7 +250,7 @@ fn render(kind: Kind, source: Value, version: u64) -> Object {
     if !object["metadata"].is_object() {
         object["metadata"] = json!({});
     }
-    let is_namespaced = matches!(kind, Kind::Service | Kind::EndpointSlice);
+    let is_namespaced = matches!(kind, ObjectKind::Service | ObjectKind::EndpointSlice);
     if is_namespaced && object["metadata"]["namespace"].is_null() {
         object["metadata"]["namespace"] = json!("default");
     }
@@ -277,11 +277,11 @@ fn render(kind: Kind, source: Value, version: u64) -> Object {
 }
 
 /// What the API server fills in for what is missing, as far as a service proxy sees it.
-fn default(kind: Kind, object: &mut Value) {
+fn default(kind: ObjectKind, object: &mut Value) {
     let ports = match kind {
-        Kind::Service => &mut object["spec"]["ports"],
-        Kind::EndpointSlice => &mut object["ports"],
-        Kind::Node | Kind::ServiceCidr => return,
+        ObjectKind::Service => &mut object["spec"]["ports"],
+        ObjectKind::EndpointSlice => &mut object["ports"],
+        ObjectKind::Node | ObjectKind::ServiceCidr => return,
     };
     for port in ports.as_array_mut().into_iter().flatten() {
         if !port.is_object() {
@@ -290,7 +290,7 @@ fn default(kind: Kind, object: &mut Value) {
         if port["protocol"].is_null() {
             port["protocol"] = json!("TCP");
         }
-        if kind == Kind::EndpointSlice && port["name"].is_null() {
+        if kind == ObjectKind::EndpointSlice && port["name"].is_null() {
             port["name"] = json!("");
         }
     }

@@ -3,15 +3,17 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use proxy_daemon::watch::Kind;
+use proxy_daemon::watch::ObjectKind;
 use serde_json::Value;
 
 /// The kind of an object, if it is one of ours.
-pub(super) fn kind_of(object: &Value) -> Option<Kind> {
+pub(super) fn kind_of(object: &Value) -> Option<ObjectKind> {
     let kind = object["kind"].as_str()?;
     match object["apiVersion"].as_str() {
-        Some(version) => Kind::of(version, kind),
-        None => Kind::ALL.into_iter().find(|known| known.name() == kind),
+        Some(version) => ObjectKind::of(version, kind),
+        None => ObjectKind::ALL
+            .into_iter()
+            .find(|known| known.name() == kind),
     }
 }
 

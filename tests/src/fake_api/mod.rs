@@ -21,7 +21,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use proxy_daemon::watch::Kind;
+use proxy_daemon::watch::ObjectKind;
 use rcgen::{CertifiedKey, KeyPair};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -34,7 +34,7 @@ use cluster::Cluster;
 pub use load::read_directory;
 pub use relay::Relay;
 use script::Script;
-pub use script::{Ahead, Ask, Fault, Request, Streaming};
+pub use script::{Ahead, Fault, Request, RequestKind, Streaming};
 
 /// What the connections share.
 struct State {
@@ -219,7 +219,7 @@ impl FakeApi {
                 Some((kind, cluster::key_of(kind, object)))
             })
             .collect();
-        for kind in Kind::ALL {
+        for kind in ObjectKind::ALL {
             let gone = self
                 .keys(kind)
                 .into_iter()
@@ -232,13 +232,13 @@ impl FakeApi {
     }
 
     /// Deletes an object by `namespace/name` or, where there is no namespace, name.
-    pub fn delete(&self, kind: Kind, key: &str) {
+    pub fn delete(&self, kind: ObjectKind, key: &str) {
         self.cluster().delete(kind, key);
         self.state.changed.send_replace(());
     }
 
     /// The names of the objects there are.
-    pub fn keys(&self, kind: Kind) -> Vec<String> {
+    pub fn keys(&self, kind: ObjectKind) -> Vec<String> {
         self.cluster().keys(kind)
     }
 
@@ -277,15 +277,20 @@ impl FakeApi {
     }
 
     /// Makes an answer go wrong, once; `None` stands for any kind or anything asked.
-    pub fn fault(&self, kind: impl Into<Option<Kind>>, ask: impl Into<Option<Ask>>, fault: Fault) {
+    pub fn fault(
+        &self,
+        kind: impl Into<Option<ObjectKind>>,
+        ask: impl Into<Option<RequestKind>>,
+        fault: Fault,
+    ) {
         self.faults(kind, ask, fault, 1);
     }
 
     /// Makes answers go wrong so many times; [`u32::MAX`] is for ever.
     pub fn faults(
         &self,
-        kind: impl Into<Option<Kind>>,
-        ask: impl Into<Option<Ask>>,
+        kind: impl Into<Option<ObjectKind>>,
+        ask: impl Into<Option<RequestKind>>,
         fault: Fault,
         times: u32,
     ) {
@@ -303,7 +308,7 @@ impl FakeApi {
     }
 
     /// Takes one version of a kind's API away, such as `v1`; answers 404.
-    pub fn set_absent(&self, kind: Kind, version: &str) {
+    pub fn set_absent(&self, kind: ObjectKind, version: &str) {
         self.script().absent.push((kind, version.to_owned()));
     }
 
@@ -339,7 +344,7 @@ impl FakeApi {
     }
 
     /// How many requests were for this.
-    pub fn n_requests(&self, kind: Kind, ask: Ask) -> usize {
+    pub fn n_requests(&self, kind: ObjectKind, ask: RequestKind) -> usize {
         let asked = |request: &&Request| request.kind == Some(kind) && request.ask == Some(ask);
         self.script().requests.iter().filter(asked).count()
     }

@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use proxy_daemon::watch::Kind;
+use proxy_daemon::watch::ObjectKind;
 
 /// What a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
+pub enum RequestKind {
     /// A list, or the first page of one.
     List,
     /// A further page of a list.
@@ -84,19 +84,19 @@ pub struct Request {
     /// The query, decoded.
     pub query: BTreeMap<String, String>,
     /// The kind, if it was about one of ours.
-    pub kind: Option<Kind>,
+    pub kind: Option<ObjectKind>,
     /// What was asked for, if it was a list or a watch.
-    pub ask: Option<Ask>,
+    pub ask: Option<RequestKind>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Script {
-    /// Kind and ask (any if `None`), what goes wrong, and how often.
-    faults: Vec<(Option<Kind>, Option<Ask>, Fault, u32)>,
+    /// ObjectKind and ask (any if `None`), what goes wrong, and how often.
+    faults: Vec<(Option<ObjectKind>, Option<RequestKind>, Fault, u32)>,
     pub(super) streaming: Streaming,
     pub(super) ahead: Ahead,
     /// Kinds that the server does not have.
-    pub(super) absent: Vec<(Kind, String)>,
+    pub(super) absent: Vec<(ObjectKind, String)>,
     pub(super) requests: Vec<Request>,
     /// Events that were posted.
     pub(super) events: Vec<serde_json::Value>,
@@ -107,7 +107,13 @@ pub(super) struct Script {
 }
 
 impl Script {
-    pub(super) fn add(&mut self, kind: Option<Kind>, ask: Option<Ask>, fault: Fault, times: u32) {
+    pub(super) fn add(
+        &mut self,
+        kind: Option<ObjectKind>,
+        ask: Option<RequestKind>,
+        fault: Fault,
+        times: u32,
+    ) {
         self.faults.push((kind, ask, fault, times));
     }
 
@@ -116,7 +122,7 @@ impl Script {
     }
 
     /// The fault of the next answer.
-    pub(super) fn take(&mut self, kind: Kind, ask: Ask) -> Option<Fault> {
+    pub(super) fn take(&mut self, kind: ObjectKind, ask: RequestKind) -> Option<Fault> {
         let at = self.faults.iter().position(|(of, on, _, times)| {
             *times > 0 && of.is_none_or(|of| of == kind) && on.is_none_or(|on| on == ask)
         })?;

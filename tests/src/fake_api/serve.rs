@@ -14,14 +14,14 @@ use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream, StreamExt};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
-use proxy_daemon::watch::Kind;
+use proxy_daemon::watch::ObjectKind;
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsAcceptor;
 
 use super::State;
 use super::cluster::{View, group_of, line};
-use super::script::{Ahead, Ask, Fault, Request, Streaming};
+use super::script::{Ahead, Fault, Request, RequestKind, Streaming};
 use super::selector::Selector;
 use super::single::{other, single, status, status_body};
 
@@ -104,7 +104,7 @@ async fn connection(state: Arc<State>, stream: tokio::net::TcpStream, tls: Optio
 
 /// Where a request leads.
 pub(super) struct Target {
-    pub(super) kind: Kind,
+    pub(super) kind: ObjectKind,
     /// The version of the API in the path.
     version: String,
     pub(super) namespace: Option<String>,
@@ -130,7 +130,7 @@ fn target(path: &str) -> Option<Target> {
         _ => return None,
     };
     let group = group.replace("networking.k8s.io/v1beta1", "networking.k8s.io/v1");
-    let kind = Kind::ALL
+    let kind = ObjectKind::ALL
         .into_iter()
         .find(|kind| group_of(*kind) == (group.as_str(), plural))?;
     let version = if path.contains("/v1beta1/") {
@@ -202,7 +202,7 @@ async fn answer(
         Some(Fault::Instead(text)) => return text.clone().into_response(),
         _ => {}
     }
-    if ask == Ask::StreamingList && streaming == Streaming::Refused {
+    if ask == RequestKind::StreamingList && streaming == Streaming::Refused {
         return status(
             422,
             "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
@@ -220,18 +220,18 @@ async fn answer(
 }
 
 /// What a query asks for.
-fn ask_of(query: &BTreeMap<String, String>) -> Ask {
+fn ask_of(query: &BTreeMap<String, String>) -> RequestKind {
     let is = |key: &str| query.get(key).is_some_and(|v| v == "true" || v == "1");
     if is("watch") && is("sendInitialEvents") {
-        Ask::StreamingList
+        RequestKind::StreamingList
     } else if is("watch") {
-        Ask::Watch
+        RequestKind::Watch
     } else if query.contains_key("continue") {
-        Ask::Page
+        RequestKind::Page
     } else if query.get("limit").is_some_and(|limit| limit == "1") {
-        Ask::Check
+        RequestKind::Check
     } else {
-        Ask::List
+        RequestKind::List
     }
 }
 
@@ -239,12 +239,15 @@ fn ask_of(query: &BTreeMap<String, String>) -> Ask {
 fn pieces(
     state: &Arc<State>,
     target: &Target,
-    ask: Ask,
+    ask: RequestKind,
     view: View,
     query: &BTreeMap<String, String>,
     fault: Option<&Fault>,
 ) -> Result<Pieces, Box<Response>> {
-    if matches!(ask, Ask::List | Ask::Page | Ask::Check) {
+    if matches!(
+        ask,
+        RequestKind::List | RequestKind::Page | RequestKind::Check
+    ) {
         let text = list(state, target, &view, query)?;
         return Ok(Box::pin(stream::once(async { Ok(text) })));
     }
@@ -390,7 +393,7 @@ enum Course {
 /// A watch that is being sent.
 struct Watch {
     state: Arc<State>,
-    kind: Kind,
+    kind: ObjectKind,
     view: View,
     /// The newest version that was sent.
     at: u64,
@@ -410,7 +413,7 @@ struct Watch {
 impl Watch {
     fn new(
         state: &Arc<State>,
-        kind: Kind,
+        kind: ObjectKind,
         view: View,
         query: &BTreeMap<String, String>,
     ) -> Result<Self, Box<Response>> {

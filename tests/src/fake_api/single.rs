@@ -3,7 +3,7 @@
 use axum::body::Bytes;
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use proxy_daemon::watch::Kind;
+use proxy_daemon::watch::ObjectKind;
 use serde_json::{Value, json};
 
 use super::State;
@@ -95,8 +95,8 @@ pub(super) fn other(state: &State, method: &Method, path: &str, body: &[u8]) -> 
         return json(StatusCode::CREATED, event);
     }
     let resources = |group: &str| {
-        let resources = Kind::ALL.into_iter().filter(|kind| group_of(*kind).0 == group).map(|kind| {
-            let namespaced = matches!(kind, Kind::Service | Kind::EndpointSlice);
+        let resources = ObjectKind::ALL.into_iter().filter(|kind| group_of(*kind).0 == group).map(|kind| {
+            let namespaced = matches!(kind, ObjectKind::Service | ObjectKind::EndpointSlice);
             json!({"name": group_of(kind).1, "singularName": kind.name().to_lowercase(), "namespaced": namespaced,
                 "kind": kind.name(), "verbs": ["create", "delete", "get", "list", "patch", "update", "watch"]})
         });

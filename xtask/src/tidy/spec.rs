@@ -2,7 +2,7 @@
 //!
 //! A test names the IDs that it shows at the beginning of its name: `src_9_hairpin_is_masqueraded`, `eps_5_svc_7_…`. An ID is covered
 //! by a test that sends packets, asks the daemon or runs its binary, or, where the API server is the subject, by one that
-//! speaks HTTP with a fake one ([`Kind`]); a unit test does not count. What is not covered stands in
+//! speaks HTTP with a fake one ([`TestKind`]); a unit test does not count. What is not covered stands in
 //! tests/not-covered.toml with a reason. Invariant: an ID is in exactly one of the two places.
 
 use super::{Tree, tokens};
@@ -15,9 +15,9 @@ const SPEC: &str = "tests/SPEC.md";
 /// An area and a number: SRC-9.
 type Id = (String, u32);
 
-/// What a test does, by its directory; the first that is not [`Kind::Unit`] covers an ID.
+/// What a test does, by its directory; the first that is not [`TestKind::Unit`] covers an ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+enum TestKind {
     /// Runs the daemon in network namespaces, and sends packets or asks it.
     Behaviour,
     /// Compares packets on random clusters with the oracle.
@@ -30,7 +30,7 @@ enum Kind {
     Unit,
 }
 
-impl Kind {
+impl TestKind {
     fn of(path: &str) -> Option<Self> {
         let directories = [
             ("tests/behaviour/", Self::Behaviour),
@@ -48,7 +48,7 @@ impl Kind {
 }
 
 /// Of each ID that tests name: the kinds of these tests, and where the first of each kind is.
-type Named = BTreeMap<Id, BTreeMap<Kind, String>>;
+type Named = BTreeMap<Id, BTreeMap<TestKind, String>>;
 
 /// What SPEC.md defines, what tests name, and what is excused.
 struct Coverage {
@@ -75,7 +75,7 @@ impl Coverage {
     /// Where the test is that covers an ID.
     fn covers(&self, id: &Id) -> Option<&String> {
         let (kind, place) = self.named.get(id)?.first_key_value()?;
-        (*kind != Kind::Unit).then_some(place)
+        (*kind != TestKind::Unit).then_some(place)
     }
 }
 
@@ -200,7 +200,9 @@ fn ids_of(name: &str, areas: &BTreeSet<&str>) -> Vec<Id> {
 fn named(tree: &Tree, areas: &BTreeSet<&str>) -> Named {
     let mut found = Named::new();
     for (path, source) in tree.rust() {
-        let Some(kind) = Kind::of(path) else { continue };
+        let Some(kind) = TestKind::of(path) else {
+            continue;
+        };
         let mut is_fn = false;
         for token in tokens(source) {
             // A test function, also one that a macro is given (an unused function does not get past clippy), or a registered name.

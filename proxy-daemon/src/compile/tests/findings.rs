@@ -11,7 +11,7 @@ use crate::model::{AffinityTimeout, Service, ServiceInput, ServiceName, Services
 
 /// The kinds of findings. Who adds one is led by the compiler from here to a cause of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+enum FindingKind {
     FrontendLost,
     MoreFrontendsLost,
     AffinityOverLimit,
@@ -19,23 +19,23 @@ enum Kind {
     CidrLiesIn,
 }
 
-const fn kind(finding: &Finding) -> Kind {
+const fn kind(finding: &Finding) -> FindingKind {
     match finding {
-        Finding::FrontendLost { .. } => Kind::FrontendLost,
-        Finding::MoreFrontendsLost { .. } => Kind::MoreFrontendsLost,
-        Finding::AffinityOverLimit { .. } => Kind::AffinityOverLimit,
-        Finding::CidrHolds { .. } => Kind::CidrHolds,
-        Finding::CidrLiesIn { .. } => Kind::CidrLiesIn,
+        Finding::FrontendLost { .. } => FindingKind::FrontendLost,
+        Finding::MoreFrontendsLost { .. } => FindingKind::MoreFrontendsLost,
+        Finding::AffinityOverLimit { .. } => FindingKind::AffinityOverLimit,
+        Finding::CidrHolds { .. } => FindingKind::CidrHolds,
+        Finding::CidrLiesIn { .. } => FindingKind::CidrLiesIn,
     }
 }
 
-const fn next(kind: Kind) -> Option<Kind> {
+const fn next(kind: FindingKind) -> Option<FindingKind> {
     match kind {
-        Kind::FrontendLost => Some(Kind::MoreFrontendsLost),
-        Kind::MoreFrontendsLost => Some(Kind::AffinityOverLimit),
-        Kind::AffinityOverLimit => Some(Kind::CidrHolds),
-        Kind::CidrHolds => Some(Kind::CidrLiesIn),
-        Kind::CidrLiesIn => None,
+        FindingKind::FrontendLost => Some(FindingKind::MoreFrontendsLost),
+        FindingKind::MoreFrontendsLost => Some(FindingKind::AffinityOverLimit),
+        FindingKind::AffinityOverLimit => Some(FindingKind::CidrHolds),
+        FindingKind::CidrHolds => Some(FindingKind::CidrLiesIn),
+        FindingKind::CidrLiesIn => None,
     }
 }
 
@@ -75,15 +75,15 @@ fn greedy(name: &str, number: u8, n_shared: u8) -> Service {
 }
 
 /// A world with a cause of such a finding.
-fn cause(kind: Kind) -> World {
+fn cause(kind: FindingKind) -> World {
     let usual = "10.96.0.0/16";
     let two = |n| world(vec![greedy("a", 1, n), greedy("b", 2, n)], usual);
     match kind {
-        Kind::FrontendLost => two(1),
-        Kind::MoreFrontendsLost => two(30),
-        Kind::AffinityOverLimit => two(0),
-        Kind::CidrHolds => world(vec![], "10.0.0.0/8"),
-        Kind::CidrLiesIn => world(vec![], "10.244.9.0/24"),
+        FindingKind::FrontendLost => two(1),
+        FindingKind::MoreFrontendsLost => two(30),
+        FindingKind::AffinityOverLimit => two(0),
+        FindingKind::CidrHolds => world(vec![], "10.0.0.0/8"),
+        FindingKind::CidrLiesIn => world(vec![], "10.244.9.0/24"),
     }
 }
 
@@ -113,7 +113,7 @@ fn log_of(work: impl FnOnce()) -> String {
 /// Where only one of two Services stays, or none, or with another ServiceCIDR.
 #[test]
 fn every_finding_goes_with_its_cause_and_is_told_again_if_that_returns() {
-    for of in std::iter::successors(Some(Kind::FrontendLost), |kind| next(*kind)) {
+    for of in std::iter::successors(Some(FindingKind::FrontendLost), |kind| next(*kind)) {
         let bad = cause(of);
         let mut one_left = bad.clone();
         one_left.0.pop_last();

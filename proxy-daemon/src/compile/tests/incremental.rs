@@ -12,7 +12,7 @@ use crate::model::{
     Endpoint, EndpointSlice, Service, ServiceName, Services, SliceName, TrafficPolicy,
 };
 use crate::net::{Family, L4Proto};
-use crate::watch::{Kind, Store};
+use crate::watch::{ObjectKind, Store};
 
 /// What happens to the store or the environment in one step.
 #[derive(Clone, Debug)]
@@ -197,8 +197,8 @@ proptest! {
         });
         let mut environment = Arc::new(environment);
         let mut store = Store::default();
-        store.set_listed(Kind::Service);
-        store.set_listed(Kind::EndpointSlice);
+        store.set_listed(ObjectKind::Service);
+        store.set_listed(ObjectKind::EndpointSlice);
         let mut compiler = Compiler::new(&environment);
         let mut mirror_v4 = compiler.v4().clone();
         let mut mirror_v6 = compiler.v6().clone();

@@ -8,9 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use proxy_daemon::watch::Kind;
+use proxy_daemon::watch::ObjectKind;
 use proxy_tests::address::{Family, P2, Site};
-use proxy_tests::fake_api::{Ask, FakeApi};
+use proxy_tests::fake_api::{FakeApi, RequestKind};
 use proxy_tests::lab::mode::Mode;
 use proxy_tests::netns::Netns;
 use proxy_tests::topology::{Pods, Topology};
@@ -208,9 +208,11 @@ impl Proxy {
     pub(crate) fn wait_until_idle(&mut self) -> Result<()> {
         let watches = |api: &FakeApi, kind| {
             let asked = |ask| api.n_requests(kind, ask) > 0;
-            asked(Ask::Watch) || asked(Ask::StreamingList)
+            asked(RequestKind::Watch) || asked(RequestKind::StreamingList)
         };
-        while !watches(&self.api, Kind::Service) || !watches(&self.api, Kind::EndpointSlice) {
+        while !watches(&self.api, ObjectKind::Service)
+            || !watches(&self.api, ObjectKind::EndpointSlice)
+        {
             self.alive()?;
             if self.started.elapsed() > Duration::from_secs(20) {
                 bail!(

@@ -16,8 +16,8 @@ use kube::{Api, Client, Config, Resource};
 use kube_runtime::WatchStreamExt;
 use kube_runtime::watcher::{self, Error, Event, watcher};
 use proxy_daemon::watch::kubernetes::{ApiServer, Kubernetes, Timing};
-use proxy_daemon::watch::{Kind, Shared};
-use proxy_tests::fake_api::{Ahead, Ask, FakeApi, Fault, Streaming};
+use proxy_daemon::watch::{ObjectKind, Shared};
+use proxy_tests::fake_api::{Ahead, FakeApi, Fault, RequestKind, Streaming};
 use proxy_tests::world::many::Size;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -227,8 +227,8 @@ async fn bad_days() {
     until(watcher(slices(&api), config), DAY, |event| {
         if matches!(event, Ok(Event::InitDone)) {
             api.faults(
-                Kind::EndpointSlice,
-                Ask::Watch,
+                ObjectKind::EndpointSlice,
+                RequestKind::Watch,
                 Fault::OneBookmark,
                 u32::MAX,
             );
@@ -240,7 +240,7 @@ async fn bad_days() {
     println!(
         "watches of kube-runtime in {} s, of a server that ends each at once: {}",
         DAY.as_secs(),
-        api.n_requests(Kind::EndpointSlice, Ask::Watch)
+        api.n_requests(ObjectKind::EndpointSlice, RequestKind::Watch)
     );
 
     let api = small();

@@ -170,7 +170,12 @@ fn debug_route<Q: DeserializeOwned + Send + 'static>(
             let (sender, receiver) = oneshot::channel();
             handler(sender);
             match tokio::time::timeout(ANSWER, receiver).await {
-                Ok(Ok(state)) => show(&state, query),
+                // Rendering takes long in a large cluster, and must not delay `/livez` (HZ-9).
+                Ok(Ok(state)) => tokio::task::spawn_blocking(move || show(&state, query))
+                    .await
+                    .unwrap_or_else(|error| {
+                        plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
+                    }),
                 Ok(Err(_)) | Err(_) => plain(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "the sync thread does not answer\n".to_owned(),

@@ -166,7 +166,7 @@ impl Write for Queue {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
+    use std::io::{Read as _, Write as _};
     use std::os::fd::OwnedFd;
 
     use super::*;
@@ -180,7 +180,11 @@ mod tests {
 
     #[test]
     fn life_18_lines_beyond_the_limit_are_lost_and_counted() {
-        let (mut reader, writer) = pipe();
+        let (mut reader, mut writer) = pipe();
+        // A full pipe, so that nothing is written, and no loss reported, before all lines were added.
+        let size = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_GETPIPE_SZ).unwrap();
+        let mut filled = vec![0; usize::try_from(size).unwrap()];
+        writer.write_all(&filled).unwrap();
         let (report, reports) = std::sync::mpsc::channel();
         let queue = Queue::start_to(writer, 10_000, move |n| report.send(n).unwrap()).unwrap();
         let line = format!("{}\n", "x".repeat(99));
@@ -194,6 +198,7 @@ mod tests {
             state.n_lost
         };
         assert!(n_lost > 8_000, "{n_lost}");
+        reader.read_exact(&mut filled).unwrap();
         let kept = usize::try_from(10_000 - n_lost).unwrap() * line.len();
         let mut read = vec![0; kept];
         reader.read_exact(&mut read).unwrap();

@@ -49,7 +49,7 @@ pub(crate) fn have_same_rules<F: Family>(one: &Globals<F>, other: &Globals<F>) -
 /// Whether these globals, which have the same rules, have the same elements too.
 ///
 /// The node's own addresses do not count: the kernel knows them (`fib`, `addrtype`).
-pub(crate) fn have_same_elements<F: Family>(one: &Globals<F>, other: &Globals<F>) -> bool {
+fn have_same_elements<F: Family>(one: &Globals<F>, other: &Globals<F>) -> bool {
     let Globals {
         detector: _,
         local_addresses: _,

@@ -5,13 +5,14 @@
 use std::collections::BTreeSet;
 
 use super::affinity::Check;
-use super::codec::{Kernel, PrintedSet, TableIs};
+use super::codec::{Kernel, TableIs};
 use super::desired::{Desired, all_chains, transaction};
 use super::elements::{Difference, Elements, difference};
 use super::layout::{SetId, TABLE_COMMENT};
 use super::render::{Rendered, render_globals, render_service_port, render_spared};
 use super::repair::{compare_set, find_set, has_other_objects, write_differences};
 use super::ruleset::{Chain, Set};
+use super::sets::has_room;
 use super::shared::Shared;
 use crate::datapath::common::{have_same_rules, is_nothing};
 use crate::datapath::{DatapathError, SyncReport};
@@ -111,17 +112,12 @@ impl<F: Family> Installed<F> {
             .collect();
         write_differences(&differences, &mut transaction, &mut report);
         for (id, difference) in &differences {
-            if let (Some(n), Some(set)) = (
-                self.n_elements.get_mut(*id as usize),
-                self.sets.get(*id as usize),
-            ) {
+            let at = *id as usize;
+            if let (Some(n), Some(set)) = (self.n_elements.get_mut(at), self.sets.get(at)) {
                 // Kernel: a removed element counts until the transaction is committed.
                 let most = *n + difference.added.len();
                 *n = most.saturating_sub(difference.removed.len());
-                if set
-                    .size
-                    .is_some_and(|size| usize::try_from(size).is_ok_and(|size| most > size))
-                {
+                if set.size.is_some_and(|size| !has_room(size, most)) {
                     return Ok(None);
                 }
             }
@@ -154,15 +150,16 @@ impl<F: Family> Installed<F> {
         let wanted = all_chains(&self.globals, self.shared.backend_chains());
         let all_sets = sets.len() == self.sets.len()
             && sets.iter().all(|set| set.is_same == Some(true))
-            && SetId::ALL.iter().zip(&self.n_elements).all(|(id, n)| {
-                let has_n = |seen| !is_counted(*id) || seen == *n;
-                find_set(&sets, *id).is_some_and(|set| set.n_elements.is_none_or(has_n))
-            })
-            && self.sets.iter().all(|set| {
-                let has_size =
-                    |printed: &PrintedSet| printed.name == set.name && printed.size == set.size;
-                sets.iter().any(has_size)
-            });
+            && SetId::ALL
+                .iter()
+                .zip(&self.sets)
+                .zip(&self.n_elements)
+                .all(|((id, set), n)| {
+                    let has_n = |seen| !is_counted(*id) || seen == *n;
+                    find_set(&sets, *id).is_some_and(|printed| {
+                        printed.size == set.size && printed.n_elements.is_none_or(has_n)
+                    })
+                });
         let all_chains = chains.len() == wanted.len()
             && wanted.iter().all(|wanted| {
                 chains.iter().any(|chain| {

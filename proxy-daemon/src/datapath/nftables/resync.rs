@@ -60,7 +60,10 @@ pub(crate) fn resync<F: Family>(
         if let Err(DatapathError::Refused { .. }) = result
             && approach == Approach::Repair(Reading::Probe)
             && let Some(rejected) = kernel.take_refused()
-            && clashes.explain::<F>(kernel, &desired.elements, &rejected)?
+            // If the keys cannot be read, the next attempt reads everything, as after any other failure.
+            && clashes
+                .explain::<F>(kernel, &desired.elements, &rejected)
+                .unwrap_or(false)
         {
             continue;
         }

@@ -15,6 +15,11 @@ const AFFINITY_SIZE: u32 = 1 << 18;
 const MIN_SIZE: u32 = 1 << 10;
 const MAX_SIZE: u32 = 1 << 28;
 
+/// Whether a set of this size may hold `n` elements.
+pub(crate) fn has_room(size: u32, n: usize) -> bool {
+    usize::try_from(size).is_ok_and(|size| n <= size)
+}
+
 macro_rules! sets {
     ($($(#[$doc:meta])* $variant:ident = $name:literal),* $(,)?) => {
         /// The sets and maps of our table.
@@ -294,7 +299,7 @@ impl SetId {
     pub(crate) fn fits(self, size: Option<u32>, n: usize) -> bool {
         match (size, self.size_for(n)) {
             (Some(size), Some(wanted)) => {
-                let holds = usize::try_from(size).is_ok_and(|size| n <= size);
+                let holds = has_room(size, n);
                 holds
                     && size.is_power_of_two()
                     && (MIN_SIZE..=wanted.saturating_mul(4)).contains(&size)

@@ -311,7 +311,7 @@ fn life_20_what_is_not_needed_is_given_up(t: &mut Test) {
     t.check(works());
     // NET_ADMIN, NET_RAW and DAC_READ_SEARCH; SYS_MODULE where it is needed.
     let mut allowed = (1 << 12) | (1 << 13) | (1 << 2);
-    if t.datapath().kind().needs().loads_modules {
+    if t.datapath().loads_modules() {
         allowed |= 1 << 16;
     }
     for set in ["CapEff:", "CapPrm:", "CapInh:", "CapBnd:", "CapAmb:"] {

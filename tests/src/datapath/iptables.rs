@@ -60,6 +60,18 @@ impl Harness for Iptables {
         }
     }
 
+    fn mode(&self) -> &'static str {
+        "iptables"
+    }
+
+    fn failures(&self) -> &'static str {
+        "sync_proxy_rules_iptables_restore_failures_total"
+    }
+
+    fn loads_modules(&self) -> bool {
+        self.0 == Flavour::Legacy
+    }
+
     fn objects(&self, node: &Netns) -> BTreeSet<String> {
         &chains(self.0, node) | &sets(node)
     }

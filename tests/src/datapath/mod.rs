@@ -24,6 +24,17 @@ pub trait Harness: Sync {
     /// The daemon's name for it.
     fn name(&self) -> &'static str;
 
+    /// The word of `--mode`, which `/proxyMode` answers and whose section of the configuration file counts.
+    fn mode(&self) -> &'static str;
+
+    /// The metric that counts failed syncs.
+    fn failures(&self) -> &'static str;
+
+    /// Whether it may load kernel modules.
+    fn loads_modules(&self) -> bool {
+        false
+    }
+
     /// What is ours in the kernel, without what packets change, in an order of its own.
     fn objects(&self, node: &Netns) -> BTreeSet<String>;
 
@@ -114,7 +125,7 @@ impl Datapath {
 
     /// The daemon's flags that ask for it.
     pub fn flags(self) -> Vec<String> {
-        let mut flags = vec![format!("--mode={}", self.kind().mode())];
+        let mut flags = vec![format!("--mode={}", self.mode())];
         let backend = self.kind().backend();
         flags.extend(backend.map(|backend| format!("--iptables-backend={backend}")));
         flags

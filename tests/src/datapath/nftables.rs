@@ -20,6 +20,14 @@ impl Harness for Nftables {
         "nftables"
     }
 
+    fn mode(&self) -> &'static str {
+        "nftables"
+    }
+
+    fn failures(&self) -> &'static str {
+        "sync_proxy_rules_nftables_sync_failures_total"
+    }
+
     fn objects(&self, node: &Netns) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
         for family in ["ip", "ip6"] {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use super::world::{P1, environment, input, ip, ready, service};
+use super::world::{P1, cluster_ip_only, environment, input, ip, ready};
 use crate::compile::{Compiler, Environment, Finding};
 use crate::diagnostics::Diagnostics;
 use crate::forwarding::AffinityLimit;
@@ -59,18 +59,9 @@ fn world(services: Vec<Service>, cidr: &str) -> World {
 fn greedy(name: &str, number: u8, n_shared: u8) -> Service {
     let shared = (0..n_shared).map(|n| ip(&format!("203.0.113.{n}")));
     Service {
-        cluster_ip_v4: Some([10, 96, 0, number].into()),
         external_ips: shared.collect(),
-        load_balancer_ips: Box::default(),
-        ports: [super::world::spec(
-            "http",
-            crate::net::L4Proto::Tcp,
-            80,
-            None,
-        )]
-        .into(),
         affinity: Some(AffinityTimeout::DEFAULT).filter(|_| n_shared == 0),
-        ..service(name)
+        ..cluster_ip_only(name, [10, 96, 0, number])
     }
 }
 

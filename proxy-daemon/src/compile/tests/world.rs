@@ -75,6 +75,17 @@ pub(super) fn service(name: &str) -> Service {
     }
 }
 
+/// A Service with nothing but a ClusterIP, so that its only frontend is its own.
+pub(super) fn cluster_ip_only(name: &str, address: [u8; 4]) -> Service {
+    Service {
+        cluster_ip_v4: Some(address.into()),
+        external_ips: Box::default(),
+        load_balancer_ips: Box::default(),
+        ports: [spec("http", L4Proto::Tcp, 80, None)].into(),
+        ..service(name)
+    }
+}
+
 pub(super) fn spec(
     name: &str,
     protocol: L4Proto,

@@ -75,6 +75,15 @@ impl DatapathError {
         }
     }
 
+    /// [`DatapathError::Refused`] for a bug of a datapath, whose panic was logged.
+    pub(crate) fn panicked() -> Self {
+        Self::Refused {
+            operation: "writing",
+            object: "the rules".to_owned(),
+            source: io::Error::other("the datapath panicked, which is a bug"),
+        }
+    }
+
     /// Whether a retry can help.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Refused { .. })

@@ -206,7 +206,7 @@ impl<F: Family> FamilySync<F> {
         let took = clock.now() - started;
         health.measured(F::FAMILY, scope, took);
         match outcome {
-            Outcome::Done(report) => {
+            Ok(report) => {
                 self.sync_state = SyncState::InSync {
                     full: match (self.sync_state, scope) {
                         (SyncState::InSync { full }, Scope::Partial) => full,
@@ -219,10 +219,10 @@ impl<F: Family> FamilySync<F> {
                 }
                 self.follow_up(state, reason, started, clock, health);
             }
-            Outcome::Failed(error @ DatapathError::Unusable { .. }) if reason == Reason::Start => {
+            Err(error @ DatapathError::Unusable { .. }) if reason == Reason::Start => {
                 return Err(error);
             }
-            Outcome::Failed(error) => {
+            Err(error) => {
                 if self.failures.allows(clock.now()) {
                     tracing::error!(
                         family = F::FAMILY.name(),
@@ -233,13 +233,6 @@ impl<F: Family> FamilySync<F> {
                     );
                 }
                 health.failed(F::FAMILY, scope, &error);
-                self.failed(clock.now());
-            }
-            Outcome::Panicked => {
-                tracing::error!(
-                    family = F::FAMILY.name(),
-                    "sync panicked, will retry; previous rules still active"
-                );
                 self.failed(clock.now());
             }
         }
@@ -322,17 +315,9 @@ impl<F: Family> FamilySync<F> {
     }
 }
 
-enum Outcome {
-    Done(SyncReport),
-    Failed(DatapathError),
-    Panicked,
-}
-
 /// Catches a panic of a datapath, so that the other family is still synced (SYNC-7).
-fn guarded(work: impl FnOnce() -> Result<SyncReport, DatapathError>) -> Outcome {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(report)) => Outcome::Done(report),
-        Ok(Err(error)) => Outcome::Failed(error),
-        Err(_panic) => Outcome::Panicked,
-    }
+fn guarded(
+    work: impl FnOnce() -> Result<SyncReport, DatapathError>,
+) -> Result<SyncReport, DatapathError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_panic| Err(DatapathError::panicked()))
 }

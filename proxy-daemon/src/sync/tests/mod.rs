@@ -421,6 +421,21 @@ fn sync_7_a_bug_in_a_datapath_is_a_failure() {
 }
 
 #[test]
+fn met_9_sync_7_a_panic_is_counted_like_any_failed_sync() {
+    let mut bench = Bench::new();
+    bench
+        .v4
+        .answer(&[Answer::Panic, Answer::Fail, Answer::Panic]);
+    bench.change("a", 1);
+    let report = |bench: &Bench| bench.health.report(&*bench.clock)["families"]["IPv4"].clone();
+    assert_eq!(report(&bench)["n_failures"], 1);
+    let last_error = report(&bench)["last_error"].to_string();
+    assert!(last_error.contains("panicked"), "{last_error}");
+    bench.wait(ms(1_000));
+    assert_eq!(report(&bench)["n_failures"], 3);
+}
+
+#[test]
 fn ds_2_a_kernel_without_the_secondary_family_serves_the_primary() {
     let mut bench = Bench::new();
     bench.v6.answer(&[Answer::Unusable]);

@@ -162,8 +162,8 @@ impl<F: Family> FamilySync<F> {
     /// Syncs or resyncs if due, given the changes since the last step.
     ///
     /// # Errors
-    /// [`DatapathError::Unusable`] if the kernel turns out, at the very first sync, to lack what the
-    /// datapath needs. Whatever else fails is tried again here.
+    /// [`DatapathError::Unusable`] if the kernel turns out, before the first successful sync, to lack what
+    /// the datapath needs. Whatever else fails is tried again here.
     pub(super) fn step(
         &mut self,
         state: &ForwardingState<F>,
@@ -276,13 +276,18 @@ impl<F: Family> FamilySync<F> {
     }
 
     fn failed(&mut self, now: Instant) {
-        let before = match self.sync_state {
-            SyncState::Behind { backoff, .. } => backoff,
-            SyncState::InSync { .. } => Backoff::due(now),
+        let (before, reason) = match self.sync_state {
+            // Until the first success it is a start, however often it is tried.
+            SyncState::Behind {
+                backoff,
+                reason: Reason::Start,
+            } => (backoff, Reason::Start),
+            SyncState::Behind { backoff, .. } => (backoff, Reason::Retry),
+            SyncState::InSync { .. } => (Backoff::due(now), Reason::Retry),
         };
         self.sync_state = SyncState::Behind {
             backoff: before.failed(now, self.sync_period),
-            reason: Reason::Retry,
+            reason,
         };
     }
 

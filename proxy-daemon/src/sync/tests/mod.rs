@@ -448,6 +448,26 @@ fn ds_2_a_kernel_without_the_secondary_family_serves_the_primary() {
 }
 
 #[test]
+fn ds_2_a_secondary_family_that_failed_first_is_given_up_too() {
+    let mut bench = Bench::new();
+    bench.v6.answer(&[Answer::Fail, Answer::Unusable]);
+    bench.change("a", 1);
+    bench.wait(ms(60_000));
+    assert_eq!(bench.v6.take().len(), 2);
+    assert!(bench.health.healthz(&*bench.clock).ok);
+    // Once it was served it is not given up.
+    let mut bench = Bench::new();
+    bench
+        .v6
+        .answer(&[Answer::Fail, Answer::Fine, Answer::Unusable]);
+    bench.change("a", 1);
+    bench.wait(ms(5_000));
+    bench.v6.log.lock().unwrap().foreign = true;
+    bench.wait(ms(60_000));
+    assert_eq!(bench.v6.take().len(), 4);
+}
+
+#[test]
 fn ds_2_a_kernel_without_the_primary_family_is_fatal_at_the_start_only() {
     let mut bench = Bench::new();
     bench.v4.answer(&[Answer::Unusable]);

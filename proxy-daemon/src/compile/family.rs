@@ -100,10 +100,7 @@ impl<F: Family> FamilyCompiler<F> {
                 touched.ids.extend(self.wanted.keys().cloned());
             }
             self.unallocated.set_environment(environment);
-            let new = compile_globals(environment, self.unallocated.networks());
-            if new != self.state.globals {
-                globals = Some(std::mem::replace(&mut self.state.globals, new));
-            }
+            globals = Some(compile_globals(environment, self.unallocated.networks()));
         }
         let services = match services {
             Services::Changed(changed) => changed,
@@ -121,6 +118,9 @@ impl<F: Family> FamilyCompiler<F> {
             let input = Some(input).filter(|input| input.service.is_some());
             self.recompile(name, input, &mut touched);
         }
+        // The state changes only now, so that a panic while a Service is compiled leaves it as it was.
+        let globals = globals.filter(|new| *new != self.state.globals);
+        let globals = globals.map(|new| std::mem::replace(&mut self.state.globals, new));
         let (spared_added, spared_removed) = self.unallocated.settle(&mut self.state.spared);
         Changes {
             globals,

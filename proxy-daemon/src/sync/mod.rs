@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use crate::compile::{Compiled, Compiler};
+use crate::compile::{Compiled, Compiler, Environment};
 use crate::config::Periods;
 use crate::datapath::DatapathError;
 use crate::diagnostics::{About, Diagnostics};
@@ -64,6 +64,9 @@ pub struct View<'a> {
     pub compiler: Option<&'a Compiler>,
 }
 
+/// [`Compiler::apply`]; another one in tests.
+type Compile = fn(&mut Compiler, &Services, &Arc<Environment>) -> Compiled;
+
 /// The sync loop; [`SyncLoop::run`] runs it on the calling thread.
 pub struct SyncLoop<I: Intake> {
     intake: I,
@@ -76,6 +79,9 @@ pub struct SyncLoop<I: Intake> {
     v6: Option<FamilySync<V6>>,
     primary: IpFamily,
     compiler: Option<Compiler>,
+    /// Whether compile panicked, so that the compiler must be replaced before it takes in anything else.
+    is_broken: bool,
+    compile: Compile,
     diagnostics: Arc<Diagnostics>,
     /// When the oldest change that is not compiled yet was announced.
     requested: Option<Instant>,
@@ -84,7 +90,7 @@ pub struct SyncLoop<I: Intake> {
     pause: Pause,
     /// Time of the next check for changes by others; `None` until the first successful sync.
     next_look: Option<Instant>,
-    /// The source's token of the newest compiled state.
+    /// The source's token of the newest state that was taken in.
     source_token: Option<Arc<str>>,
     /// Number of ServicePorts changed since memory was returned to the system.
     n_changed: usize,
@@ -112,6 +118,8 @@ impl<I: Intake> SyncLoop<I> {
             v6: None,
             primary: IpFamily::V4,
             compiler: None,
+            is_broken: false,
+            compile: Compiler::apply,
             diagnostics: Arc::default(),
             requested: Some(now),
             not_before: None,
@@ -244,35 +252,43 @@ impl<I: Intake> SyncLoop<I> {
         let services = self.drain()?;
         self.health.queued(since, &*self.clock);
         let environment = Arc::clone(self.surroundings.environment());
-        // A panic in compile is a bug of ours: the compiler's memory is no longer to be trusted, so it
-        // starts anew from everything, while what forwards goes on forwarding.
-        let mut compiler = self.compiler.take().unwrap_or_else(|| {
-            // A new compiler reports every diagnostic again.
-            self.diagnostics.forget_compiled();
-            Compiler::new(&environment)
-        });
-        let outcome = catch_unwind(AssertUnwindSafe(move || {
-            let news = compiler.apply(&services, &environment);
-            (compiler, news)
+        let is_new = self.needs_compiler();
+        let mut replacement = is_new.then(|| Compiler::new(&environment));
+        let compiler = replacement.as_mut().or(self.compiler.as_mut())?;
+        let compile = self.compile;
+        // A panic in compile is a bug of ours: the compiler takes in nothing any more, and the next attempt
+        // starts anew from everything. What it compiled before is carried meanwhile.
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            compile(compiler, &services, &environment)
         }));
-        let Ok((compiler, mut news)) = outcome else {
+        let Ok(mut news) = outcome else {
             tracing::error!(
                 "compile panicked; previous rules still active, will compile everything again"
             );
+            self.is_broken = true;
             self.requested = Some(since);
             self.not_before = Some(self.clock.now() + self.periods.sync);
-            self.fall_behind();
             return None;
         };
-        self.compiler = Some(compiler);
+        if is_new {
+            self.compiler = replacement;
+            // Every diagnostic is reported again, and changes are those since nothing.
+            self.diagnostics.forget_compiled();
+            self.is_broken = false;
+            self.fall_behind();
+        }
         self.n_changed += news.v4.service_ports.len() + news.v6.service_ports.len();
         self.diagnostics.set_compiled(news.take_diagnostics());
         Some(news)
     }
 
+    const fn needs_compiler(&self) -> bool {
+        self.is_broken || self.compiler.is_none()
+    }
+
     /// Takes what changed, and every Service if the environment asks for that.
     fn drain(&mut self) -> Option<Services> {
-        let drained = self.drain_once(self.compiler.is_none())?;
+        let drained = self.drain_once(self.needs_compiler())?;
         let environment = self.surroundings.environment();
         let needs_all = |compiler: &Compiler| compiler.needs_all(environment);
         match &drained {
@@ -344,7 +360,9 @@ impl<I: Intake> SyncLoop<I> {
                 // A resync rendered everything.
                 self.n_changed = GIVE_BACK_AFTER;
             }
-            self.health.programmed(self.source_token.as_ref());
+            if !self.is_broken {
+                self.health.programmed(self.source_token.as_ref());
+            }
             let look = self.clock.now() + self.periods.sync.min(LOOK);
             self.next_look.get_or_insert(look);
         }

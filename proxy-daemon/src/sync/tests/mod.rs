@@ -682,11 +682,34 @@ fn svc_14_after_a_bug_in_compile_nothing_is_told_twice() {
     bench.cluster.put_input("b", on_shared_address("b", 3, 0));
     bench.sync.step().unwrap();
     assert_eq!(bench.sync.diagnostics.current().len(), 3);
-    // As after a panic: the compiler is gone, and a Service went meanwhile.
-    bench.sync.compiler = None;
+    // As after a panic: the compiler must be replaced, and a Service went meanwhile.
+    bench.sync.is_broken = true;
     bench.cluster.0.lock().unwrap().all.clear();
     bench.clock.advance(PERIODS.min_sync);
     bench.sync.requested = Some(bench.clock.now());
     bench.sync.step().unwrap();
     assert_eq!(bench.sync.diagnostics.current(), []);
+}
+
+#[test]
+fn sync_7_sync_9_repairs_go_on_while_compile_panics_each_time() {
+    let mut bench = Bench::new();
+    bench.change("a", 1);
+    bench.wait(ms(5_000));
+    bench.v4.take();
+    bench.sync.compile = |_, _, _| panic!("a bug, for the test");
+    bench.change("b", 1);
+    assert_eq!(bench.v4.take(), []);
+    // More than one attempt to compile fails meanwhile.
+    bench.v4.log.lock().unwrap().foreign = true;
+    bench.wait(ms(100_000));
+    assert_eq!(bench.v4.take(), [(ms(6_000), Call::Resync(1))]);
+    assert!(!bench.health.healthz(&*bench.clock).ok, "HZ-3");
+    bench.sync.compile = Compiler::apply;
+    bench.wait(ms(30_000));
+    let calls: Vec<Call> = bench.v4.take().into_iter().map(|(_, call)| call).collect();
+    assert_eq!(calls, [Call::Resync(2)], "what failed to compile");
+    assert!(bench.health.healthz(&*bench.clock).ok);
+    bench.change("c", 1);
+    assert_eq!(bench.v4.take().len(), 1);
 }

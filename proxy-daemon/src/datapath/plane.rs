@@ -5,6 +5,7 @@
 //! its worker ends threads and changes nothing in the kernel (LIFE-6).
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -150,9 +151,27 @@ impl Opener {
         // In this order: a missing program is the more useful error.
         let tables = F::tables(plane)?;
         self.kind.needs().check()?;
-        let start = || plane.worker().and_then(WorkerThread::start);
-        self.worker.get_or_init(start);
+        self.start_worker(plane, WorkerThread::start)?;
         Ok(tables)
+    }
+
+    /// Starts the plane's worker once; after a failure the next call tries again.
+    fn start_worker(
+        &self,
+        plane: &dyn Plane,
+        start: fn(Box<dyn Worker>) -> io::Result<WorkerThread>,
+    ) -> Result<(), DatapathError> {
+        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.worker.get().is_none() {
+            let started = plane.worker().map(start).transpose();
+            let started = started.map_err(|source| DatapathError::Refused {
+                operation: "starting",
+                object: "the thread that follows network interfaces".to_owned(),
+                source,
+            })?;
+            self.worker.get_or_init(|| started);
+        }
+        Ok(())
     }
 
     /// Opens the tables of a family.
@@ -238,5 +257,29 @@ impl<F: PlaneFamily> Tables<F> for OpenedTables<F> {
 
     fn changed_by_others(&mut self) -> Result<bool, DatapathError> {
         self.get()?.changed_by_others()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::in_netns;
+    use super::super::skeleton::{kernel, reset};
+    use super::*;
+
+    #[test]
+    fn ds_1_a_worker_that_cannot_be_started_is_started_with_the_next_tables() {
+        in_netns(|| {
+            reset();
+            let kind = DatapathKind::named("skeleton").unwrap();
+            let opener = Opener::new(kind, IpFamily::ALL);
+            let plane = opener.plane().unwrap();
+            let refuse = |_| Err(io::ErrorKind::OutOfMemory.into());
+            let error = opener.start_worker(plane, refuse).unwrap_err();
+            assert!(error.may_pass(), "{error}");
+            assert_eq!(kernel(|kernel| kernel.n_workers), 0);
+            opener.tables::<V4>().unwrap();
+            opener.tables::<V6>().unwrap();
+            assert_eq!(kernel(|kernel| kernel.n_workers), 1);
+        });
     }
 }

@@ -4,6 +4,7 @@
 //! thread; the thread ends when its handle is dropped, after the call that it is in, and changes nothing then;
 //! a panic in a worker ends neither the thread nor a sync.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -22,29 +23,25 @@ pub(super) struct WorkerThread {
 }
 
 impl WorkerThread {
-    /// Starts the thread in the network namespace of the calling one; `None`, which is logged, if there is none.
-    pub(super) fn start(worker: Box<dyn Worker>) -> Option<Self> {
+    /// Starts the thread in the network namespace of the calling one.
+    ///
+    /// # Errors
+    /// The operating system's, if there is no thread or no descriptor for it.
+    pub(super) fn start(worker: Box<dyn Worker>) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let thread = std::thread::Builder::new().name("plane".to_owned());
-        let spawned = thread.spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+        thread.spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
                     _dropped = stopped => {}
                     () = run(worker) => {}
                 }
             });
-            Ok::<(), std::io::Error>(())
-        });
-        match spawned {
-            Ok(_thread) => Some(Self { _stop: stop }),
-            Err(error) => {
-                tracing::error!(%error, "cannot start the thread that follows network interfaces");
-                None
-            }
-        }
+        })?;
+        Ok(Self { _stop: stop })
     }
 }
 

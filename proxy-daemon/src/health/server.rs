@@ -176,7 +176,11 @@ fn debug_route<Q: DeserializeOwned + Send + 'static>(
                     .unwrap_or_else(|error| {
                         plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
                     }),
-                Ok(Err(_)) | Err(_) => plain(
+                Ok(Err(_)) => plain(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "busy: the sync thread has too many requests to answer, or ended\n".to_owned(),
+                ),
+                Err(_) => plain(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "the sync thread does not answer\n".to_owned(),
                 ),

@@ -1,7 +1,7 @@
 //! How do other threads wake the sync thread?
 //!
-//! Invariants: messages are merged and never queue up (only the newest addresses count); a writer never waits
-//! for the sync thread.
+//! Invariants: messages are merged and never queue up (only the newest addresses count, and questions are few); a
+//! writer never waits for the sync thread.
 
 use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -14,6 +14,9 @@ use crate::sys::Clock;
 
 /// A function that reads the sync thread's state, called on that thread between two syncs.
 pub type Question = Box<dyn FnOnce(&View<'_>) + Send>;
+
+/// How many questions wait at most while a sync takes its time.
+const MAX_QUESTIONS: usize = 8;
 
 /// Messages of other threads to the sync thread.
 #[derive(Default)]
@@ -54,9 +57,13 @@ impl Mailbox {
         self.write(|mail| mail.local_addresses = Some(addresses));
     }
 
-    /// Has the sync thread call this.
+    /// Has the sync thread call this; drops it if [`MAX_QUESTIONS`] wait already.
     pub fn ask(&self, question: Question) {
-        self.write(|mail| mail.questions.push(question));
+        self.write(|mail| {
+            if mail.questions.len() < MAX_QUESTIONS {
+                mail.questions.push(question);
+            }
+        });
     }
 
     /// Stops the thread after the current sync.
@@ -81,5 +88,30 @@ impl Mailbox {
                 .wait_timeout(mail, left)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::sys::SystemClock;
+
+    #[test]
+    fn questions_are_bounded_and_whoever_asks_one_too_many_hears_of_it_at_once() {
+        let mailbox = Mailbox::default();
+        let asked = Arc::new(());
+        for _ in 0..100 {
+            let asked = Arc::clone(&asked);
+            mailbox.ask(Box::new(move |_| drop(asked)));
+        }
+        // All others are gone, and with them what they would answer through.
+        assert_eq!(Arc::strong_count(&asked), 1 + MAX_QUESTIONS);
+        let mail = mailbox.wait(SystemClock.now(), &SystemClock).unwrap();
+        assert_eq!(mail.questions.len(), MAX_QUESTIONS);
+        mailbox.ask(Box::new(|_| ()));
+        let mail = mailbox.wait(SystemClock.now(), &SystemClock).unwrap();
+        assert_eq!(mail.questions.len(), 1);
     }
 }

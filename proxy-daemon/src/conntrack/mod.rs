@@ -2,8 +2,8 @@
 //!
 //! A UDP client that keeps its source port keeps its conntrack entry, and with it a removed backend, for
 //! as long as it sends. Invariants: only UDP flows are deleted (CT-6), and only after the rules that
-//! would translate them again are live (CT-13); there is at most one listing per sync, and under constant
-//! changes listings take about a tenth of the time; a failed pass is repeated.
+//! would translate them again are live (CT-13); passes run beside the syncs, which only leave [`News`]; under
+//! constant changes listings take about a tenth of the time; a failed pass is repeated.
 //!
 //! Each pass is followed by another one second later. A packet that met the previous rules may be
 //! confirmed after the listing: its sender was preempted between two hooks, or a program that inspects
@@ -12,17 +12,21 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use crate::forwarding::{Changes, ForwardingState, Globals};
+use crate::forwarding::ForwardingState;
 use crate::net::Family;
-use removed::{RemovedFrontends, can_go_stale};
+use crate::sys::Clock;
+use removed::RemovedFrontends;
 
 mod message;
 mod netlink;
+mod news;
 mod plan;
 mod removed;
 
 pub use netlink::Netlink;
-pub use plan::{Flow, Plan};
+pub use news::News;
+pub use plan::Flow;
+use plan::Plan;
 
 /// Delay between a pass and the one that repeats it.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -80,6 +84,8 @@ pub enum ConntrackError {
 /// Whether flows must be looked at, and when.
 pub struct StaleFlows<F: Family> {
     table: Box<dyn FlowTable<F>>,
+    /// The UDP ServicePorts that the rules carry; `None` before the first sync.
+    known: Option<ForwardingState<F>>,
     removed: RemovedFrontends<F>,
     /// Whether a change happened that no pass has followed yet.
     is_owed: bool,
@@ -108,7 +114,8 @@ impl<F: Family> StaleFlows<F> {
     pub fn new(table: Box<dyn FlowTable<F>>) -> Self {
         Self {
             table,
-            removed: RemovedFrontends::default(),
+            known: None,
+            removed: RemovedFrontends::unknown(),
             is_owed: false,
             again: None,
             not_before: None,
@@ -117,27 +124,11 @@ impl<F: Family> StaleFlows<F> {
         }
     }
 
-    /// Notes what changed in the state, and its new globals.
-    ///
-    /// A change of endpoints or frontends of UDP counts, and so does one of the addresses that accept
-    /// NodePorts, and of ServiceCIDRs (CT-4).
-    pub fn note(&mut self, changes: &Changes<F>, globals: &Globals<F>) {
-        self.removed.note(changes, globals);
-        let mut ports = changes.service_ports.values();
-        let is_moved = |old: &Globals<F>| {
-            old.node_port_addresses != globals.node_port_addresses
-                || old.service_cidrs != globals.service_cidrs
-        };
-        self.is_owed |= changes.globals.as_ref().is_some_and(is_moved)
-            || ports.any(|change| can_go_stale(change.old.as_deref(), change.new.as_deref()));
-    }
-
-    /// Notes that frontends may translate now although they did not before, without a change of the state.
-    ///
-    /// So it is at the start, after a failure, and after others changed our objects: clients that sent
-    /// meanwhile have flows without a translation, and keep them for as long as they send (CT-4).
-    pub const fn note_resync(&mut self) {
-        self.is_owed = true;
+    /// Takes in what the newest successful sync changed.
+    pub fn take_in(&mut self, mut news: News<F>) {
+        news.update(&mut self.known);
+        self.removed.merge(news.removed);
+        self.is_owed |= news.is_owed;
     }
 
     /// When the next pass is due; `None` if none is.
@@ -146,27 +137,43 @@ impl<F: Family> StaleFlows<F> {
         due.map(|due| self.not_before.map_or(due, |soonest| soonest.max(due)))
     }
 
-    /// Deletes the flows that are stale in this state, if that is due. Spec: CT-1, CT-3.
+    /// Deletes the flows that are stale, if that is due. Spec: CT-1, CT-3.
+    ///
+    /// `newest` is what is not taken in yet: also what a sync writes while the pass runs, so that no flow to a
+    /// backend that became one meanwhile is deleted.
     ///
     /// # Errors
     /// [`ConntrackError`] if they could not be listed; it is tried again later.
     pub fn clean(
         &mut self,
-        state: &ForwardingState<F>,
-        clock: &dyn crate::sys::Clock,
+        newest: &dyn Fn() -> News<F>,
+        clock: &dyn Clock,
     ) -> Result<Option<Pass>, ConntrackError> {
         let started = clock.now();
         if self.deadline(started).is_none_or(|due| due > started) {
             return Ok(None);
         }
-        let plan = Plan::new(state, &self.removed);
-        if plan.is_empty() {
+        let plan = self
+            .known
+            .as_ref()
+            .map(|known| Plan::new(known, &self.removed));
+        let Some(plan) = plan.filter(|plan| !plan.is_empty()) else {
             self.is_owed = false;
             self.again = None;
             return Ok(None);
-        }
+        };
         let flows = self.table.list(MAX_DELETED, &|flow| plan.is_stale(flow));
-        let flows = flows.inspect_err(|_| self.failed(clock.now()))?;
+        let mut flows = flows.inspect_err(|_| self.failed(clock.now()))?;
+        let n_listed = flows.len();
+        let mut newest = newest();
+        if !flows.is_empty() && !newest.is_empty() {
+            let mut state = self.known.clone();
+            newest.update(&mut state);
+            if let Some(state) = &state {
+                let plan = Plan::new(state, &self.removed);
+                flows.retain(|flow| plan.is_stale(flow));
+            }
+        }
         self.spend(started, clock.now());
         let (mut n_deleted, mut n_failed) = (0, 0);
         for flow in &flows {
@@ -187,8 +194,8 @@ impl<F: Family> StaleFlows<F> {
         let ended = clock.now();
         if n_failed > 0 {
             self.failed(ended);
-        } else if flows.len() < MAX_DELETED {
-            self.succeeded(&state.globals, started, ended);
+        } else if n_listed < MAX_DELETED {
+            self.succeeded(started, ended);
         }
         // Otherwise the rest is left to the next pass, and other work comes first.
         Ok(Some(Pass {
@@ -198,10 +205,12 @@ impl<F: Family> StaleFlows<F> {
         }))
     }
 
-    fn succeeded(&mut self, globals: &Globals<F>, started: Instant, ended: Instant) {
+    fn succeeded(&mut self, started: Instant, ended: Instant) {
         self.n_failures = 0;
         let again = ended + AGAIN;
-        self.removed.looked_at(globals, started, again);
+        if let Some(known) = &self.known {
+            self.removed.looked_at(&known.globals, started, again);
+        }
         if self.is_owed {
             self.again = Some(again);
         } else if self.again.is_some_and(|again| started >= again) {
@@ -211,7 +220,7 @@ impl<F: Family> StaleFlows<F> {
     }
 
     /// Delays the pass after a failure.
-    fn failed(&mut self, now: Instant) {
+    pub fn failed(&mut self, now: Instant) {
         self.not_before = Some(now + RETRY);
         self.n_failures = self.n_failures.saturating_add(1);
         self.is_owed = true;

@@ -1,6 +1,6 @@
 //! How is the kernel's conntrack table listed, and an entry deleted?
 //!
-//! Invariants: blocking, on the sync thread; an interrupted listing is repeated a few times and then
+//! Invariants: blocking, on the thread of the passes; an interrupted listing is repeated a few times and then
 //! used as it is (CT-12).
 
 use std::io;

@@ -48,7 +48,7 @@ pub(super) type Target<F> = (FrontendAddress<F>, Port);
 
 /// All UDP frontends with their live backends, and the removed ones.
 #[derive(Debug)]
-pub struct Plan<'a, F: Family> {
+pub(super) struct Plan<'a, F: Family> {
     /// Sorted.
     frontends: Vec<(Target<F>, &'a [Backend<F>])>,
     globals: &'a Globals<F>,
@@ -57,7 +57,7 @@ pub struct Plan<'a, F: Family> {
 
 impl<'a, F: Family> Plan<'a, F> {
     /// The plan for a state and the frontends that were removed from it recently.
-    pub fn new(state: &'a ForwardingState<F>, removed: &'a RemovedFrontends<F>) -> Self {
+    pub(super) fn new(state: &'a ForwardingState<F>, removed: &'a RemovedFrontends<F>) -> Self {
         let ports = state.service_ports.values();
         let mut frontends: Vec<_> = ports
             .filter(|port| port.protocol == L4Proto::Udp)
@@ -75,12 +75,12 @@ impl<'a, F: Family> Plan<'a, F> {
     }
 
     /// Whether no flow can be stale.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.frontends.is_empty() && self.removed.is_empty(self.globals)
     }
 
     /// Whether the flow must be forgotten.
-    pub fn is_stale(&self, flow: &Flow<F>) -> bool {
+    pub(super) fn is_stale(&self, flow: &Flow<F>) -> bool {
         let (address, port) = flow.destination;
         let Some(port) = Port::new(port) else {
             return false;

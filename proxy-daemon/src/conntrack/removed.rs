@@ -19,8 +19,8 @@ const MAX_REMEMBERED: usize = 1 << 16;
 type Until = Option<Instant>;
 
 /// Removed frontends, and addresses that no longer accept NodePorts.
-#[derive(Debug)]
-pub struct RemovedFrontends<F: Family> {
+#[derive(Clone, Debug)]
+pub(super) struct RemovedFrontends<F: Family> {
     targets: BTreeMap<Target<F>, Until>,
     addresses: BTreeMap<F::Addr, Until>,
     /// Whether there may be more: those removed while no daemon ran, and those beyond the limit.
@@ -32,12 +32,33 @@ impl<F: Family> Default for RemovedFrontends<F> {
         Self {
             targets: BTreeMap::new(),
             addresses: BTreeMap::new(),
-            others: Some(None),
+            others: None,
         }
     }
 }
 
 impl<F: Family> RemovedFrontends<F> {
+    /// Those removed while no daemon ran.
+    pub(super) fn unknown() -> Self {
+        Self {
+            others: Some(None),
+            ..Self::default()
+        }
+    }
+
+    /// Adds others that no pass has covered yet.
+    pub(super) fn merge(&mut self, others: Self) {
+        for target in others.targets.into_keys() {
+            self.insert(target);
+        }
+        for address in others.addresses.into_keys() {
+            self.insert_address(address);
+        }
+        if others.others.is_some() {
+            self.others = Some(None);
+        }
+    }
+
     /// Adds the frontends that a change removed.
     ///
     /// Also those that another ServicePort has now: a flow is judged by the state first.
@@ -56,9 +77,13 @@ impl<F: Family> RemovedFrontends<F> {
         let before = changes.globals.iter();
         let before = before.flat_map(|globals| &globals.node_port_addresses);
         for address in before.filter(|address| !globals.node_port_addresses.contains(address)) {
-            if self.addresses.len() < MAX_REMEMBERED {
-                self.addresses.insert(*address, None);
-            }
+            self.insert_address(*address);
+        }
+    }
+
+    fn insert_address(&mut self, address: F::Addr) {
+        if self.addresses.len() < MAX_REMEMBERED {
+            self.addresses.insert(address, None);
         }
     }
 
@@ -144,6 +169,6 @@ pub(super) fn can_go_stale<F: Family>(
     !(has_same_frontends && only_grew) || is_first
 }
 
-fn is_udp<F: Family>(port: &ServicePort<F>) -> bool {
+pub(super) fn is_udp<F: Family>(port: &ServicePort<F>) -> bool {
     port.protocol == L4Proto::Udp
 }

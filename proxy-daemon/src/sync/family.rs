@@ -5,12 +5,14 @@
 //! cleaned up after the first one (LIFE-9).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
 use super::drift::DriftBackoff;
+use super::passes::Passes;
 use super::previous::{PreviousMode, PreviousModes};
-use super::report::{CHANGE, EVERY, FlowLog, SyncLog};
+use super::report::{CHANGE, EVERY, SyncLog};
 use crate::conntrack::StaleFlows;
 use crate::datapath::{DatapathError, Scope, SyncReport, Tables};
 use crate::forwarding::{Changes, ForwardingState};
@@ -55,11 +57,10 @@ enum SyncState {
 pub struct FamilySync<F: Family> {
     tables: Box<dyn Tables<F>>,
     /// `None` if the datapath's flows are not in conntrack.
-    stale_flows: Option<StaleFlows<F>>,
+    passes: Option<Passes<F>>,
     previous: PreviousModes,
     sync_state: SyncState,
     log: SyncLog,
-    flow_log: FlowLog,
     failures: Limiter,
     drift: DriftBackoff,
     sync_period: Duration,
@@ -75,14 +76,13 @@ impl<F: Family> FamilySync<F> {
     ) -> Self {
         Self {
             tables,
-            stale_flows,
+            passes: stale_flows.map(Passes::new),
             previous: PreviousModes::new(F::FAMILY, Vec::new()),
             sync_state: SyncState::Behind {
                 backoff: Backoff::due(now),
                 reason: Reason::Start,
             },
             log: SyncLog::default(),
-            flow_log: FlowLog::default(),
             failures: Limiter::new(3, EVERY),
             drift: DriftBackoff::default(),
             sync_period,
@@ -98,6 +98,13 @@ impl<F: Family> FamilySync<F> {
         }
     }
 
+    /// Starts the thread that deletes stale flows.
+    pub(super) fn start_passes(&mut self, clock: &Arc<dyn Clock>, health: &Arc<Health>) {
+        if let Some(passes) = &mut self.passes {
+            passes.start(clock, health);
+        }
+    }
+
     /// Whether the kernel matches the newest state.
     pub(super) const fn is_in_sync(&self) -> bool {
         matches!(self.sync_state, SyncState::InSync { .. })
@@ -108,11 +115,8 @@ impl<F: Family> FamilySync<F> {
         match self.sync_state {
             SyncState::Behind { backoff, .. } => backoff.at(),
             SyncState::InSync { full } => {
-                let flows = self
-                    .stale_flows
-                    .as_ref()
-                    .and_then(|flows| flows.deadline(now));
-                flows.into_iter().fold(full + FULL, Instant::min)
+                let pass = self.passes.as_ref().and_then(|p| p.deadline(now));
+                pass.into_iter().fold(full + FULL, Instant::min)
             }
         }
     }
@@ -172,8 +176,8 @@ impl<F: Family> FamilySync<F> {
         health: &Health,
     ) -> Result<(), DatapathError> {
         let started = clock.now();
-        if let (Some(flows), Some(changes)) = (&mut self.stale_flows, changes) {
-            flows.note(changes, &state.globals);
+        if let (Some(passes), Some(changes)) = (&self.passes, changes) {
+            passes.note(changes, &state.globals);
         }
         self.reconsider(started, changes.is_some());
         let tables = &mut self.tables;
@@ -199,7 +203,7 @@ impl<F: Family> FamilySync<F> {
                 return Ok(());
             }
             (SyncState::InSync { .. }, None) => {
-                self.clean(state, clock, health);
+                self.catch_up(state, clock, health);
                 return Ok(());
             }
         };
@@ -250,10 +254,10 @@ impl<F: Family> FamilySync<F> {
     ) {
         self.previous.remove(self.sync_period);
         health.succeeded(F::FAMILY, started, clock);
-        if let (Some(flows), true) = (&mut self.stale_flows, reason != Reason::Change) {
-            flows.note_resync();
+        if let Some(passes) = &self.passes {
+            passes.written(state, reason != Reason::Change);
         }
-        self.clean(state, clock, health);
+        self.catch_up(state, clock, health);
     }
 
     /// Starts the hourly resync, and brings a retry forward if something changed.
@@ -291,32 +295,12 @@ impl<F: Family> FamilySync<F> {
         };
     }
 
-    /// Logs past syncs and deletes stale flows, as far as either is due.
-    fn clean(&mut self, state: &ForwardingState<F>, clock: &dyn Clock, health: &Health) {
+    /// Logs past syncs and deletes stale flows, as far as either is due here.
+    fn catch_up(&mut self, state: &ForwardingState<F>, clock: &dyn Clock, health: &Health) {
         self.log.write(state, clock.now());
-        let Some(stale_flows) = &mut self.stale_flows else {
-            return;
-        };
-        match stale_flows.clean(state, clock) {
-            Ok(None) => {}
-            Ok(Some(pass)) => {
-                health.cleaned(F::FAMILY, pass.n_deleted, pass.took);
-                self.flow_log.note(pass.n_deleted, pass.n_failed);
-            }
-            Err(error) => {
-                let (family, error) = (F::FAMILY.name(), &error as &dyn std::error::Error);
-                if stale_flows.has_begun_to_fail() {
-                    tracing::warn!(family, error, "cannot delete stale UDP flows, will retry");
-                } else {
-                    tracing::debug!(
-                        family,
-                        error,
-                        "still cannot delete stale UDP flows, will retry"
-                    );
-                }
-            }
+        if let Some(passes) = &self.passes {
+            passes.step(clock, health);
         }
-        self.flow_log.write::<F>(clock.now());
     }
 }
 

@@ -27,6 +27,7 @@ mod backoff;
 mod drift;
 mod family;
 mod mailbox;
+mod passes;
 mod pause;
 mod previous;
 mod report;
@@ -167,6 +168,12 @@ impl<I: Intake> SyncLoop<I> {
     /// # Errors
     /// [`DatapathError::Unusable`] if the kernel lacks what the primary family needs.
     pub fn run(mut self) -> Result<(), DatapathError> {
+        if let Some(family) = &mut self.v4 {
+            family.start_passes(&self.clock, &self.health);
+        }
+        if let Some(family) = &mut self.v6 {
+            family.start_passes(&self.clock, &self.health);
+        }
         loop {
             let deadline = self.deadline();
             let Some(mail) = self.mailbox.wait(deadline, &*self.clock) else {

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use super::*;
 use crate::forwarding::{
-    Affinity, Backend, BackendSet, Change, Exposure, Frontend, FrontendAddress, FrontendKey,
-    Globals, MarkBit, Netfilter, Route, Routes, ServicePort, ServicePortId,
+    Affinity, Backend, BackendSet, Change, Changes, Exposure, Frontend, FrontendAddress,
+    FrontendKey, Globals, MarkBit, Netfilter, Route, Routes, ServicePort, ServicePortId,
 };
 use crate::net::{L4Proto, Networks, Port, V4};
+use crate::sys::SystemClock;
 use crate::sys::netfilter::attributes::{Attrs, Writer};
-use crate::sys::{Clock, SystemClock};
 
 mod passes;
 mod stale;

@@ -79,10 +79,32 @@ impl Clock for Hand {
     }
 }
 
+fn note(flows: &mut StaleFlows<V4>, changes: &Changes<V4>, globals: &Globals<V4>) {
+    let mut news = News::default();
+    news.note(changes, globals);
+    flows.take_in(news);
+}
+
+fn resync(flows: &mut StaleFlows<V4>) {
+    let mut news = News::default();
+    news.note_resync(&state(&[]));
+    flows.take_in(news);
+}
+
+/// A pass after a sync to this state.
+fn clean(
+    flows: &mut StaleFlows<V4>,
+    state: &ForwardingState<V4>,
+    clock: &dyn Clock,
+) -> Result<Option<Pass>, ConntrackError> {
+    flows.known = Some(state.clone());
+    flows.clean(&News::default, clock)
+}
+
 /// Whether a pass is due after this change alone.
 fn is_due(old: Option<&Arc<ServicePort<V4>>>, new: Option<&Arc<ServicePort<V4>>>) -> bool {
     let mut flows = StaleFlows::new(Box::new(FakeTable::default()));
-    flows.note(&changes(old, new), &state(&[]).globals);
+    note(&mut flows, &changes(old, new), &state(&[]).globals);
     let now = SystemClock.now();
     flows.deadline(now) == Some(now)
 }
@@ -117,7 +139,7 @@ fn ct_4_a_resync_and_a_change_of_globals_list_the_table_though_no_service_change
     let now = SystemClock.now();
     let mut flows = StaleFlows::<V4>::new(Box::new(FakeTable::default()));
     assert_eq!(flows.deadline(now), None);
-    flows.note_resync();
+    resync(&mut flows);
     assert_eq!(flows.deadline(now), Some(now));
     let mut flows = StaleFlows::new(Box::new(FakeTable::default()));
     let globals = state(&[]).globals;
@@ -127,7 +149,7 @@ fn ct_4_a_resync_and_a_change_of_globals_list_the_table_though_no_service_change
         globals: Some(before),
         ..Changes::default()
     };
-    flows.note(&changes, &globals);
+    note(&mut flows, &changes, &globals);
     assert_eq!(flows.deadline(now), Some(now));
 }
 
@@ -137,11 +159,54 @@ fn ct_1_a_pass_deletes_what_is_stale_and_nothing_else() {
     let drop = flow((VIP, 53), (P2, 5353));
     let table = FakeTable::with(&[keep.clone(), drop]);
     let mut flows = StaleFlows::new(Box::new(table.clone()));
-    flows.note_resync();
+    resync(&mut flows);
     let state = state(&[service_port(L4Proto::Udp, &[P1])]);
-    let pass = flows.clean(&state, &SystemClock).unwrap().unwrap();
+    let pass = clean(&mut flows, &state, &SystemClock).unwrap().unwrap();
     assert_eq!((pass.n_deleted, pass.n_failed), (1, 0));
     assert_eq!(table.flows(), [keep]);
+}
+
+#[test]
+fn ct_1_a_flow_to_a_backend_that_comes_while_a_pass_runs_is_kept() {
+    let (keep, drop) = (flow((VIP, 53), (P2, 5353)), flow((VIP, 53), (NODE, 5353)));
+    let table = FakeTable::with(&[keep.clone(), drop]);
+    let mut flows = StaleFlows::new(Box::new(table.clone()));
+    resync(&mut flows);
+    let before = service_port(L4Proto::Udp, &[P1]);
+    let after = service_port(L4Proto::Udp, &[P1, P2]);
+    let state = state(&[Arc::clone(&before)]);
+    flows.known = Some(state.clone());
+    let newest = || {
+        let mut news = News::default();
+        news.note(&changes(Some(&before), Some(&after)), &state.globals);
+        news
+    };
+    let pass = flows.clean(&newest, &SystemClock).unwrap().unwrap();
+    assert_eq!((pass.n_deleted, table.flows()), (1, vec![keep.clone()]));
+    // The next pass knows of it.
+    flows.take_in(newest());
+    flows.is_owed = true;
+    flows.clean(&News::default, &SystemClock).unwrap().unwrap();
+    assert_eq!(table.flows(), [keep]);
+}
+
+#[test]
+fn ct_4_news_of_several_syncs_add_up() {
+    let (one, other) = (
+        service_port(L4Proto::Udp, &[P1]),
+        service_port(L4Proto::Udp, &[P2]),
+    );
+    let globals = state(&[]).globals;
+    let mut news = News::default();
+    news.note_resync(&state(&[Arc::clone(&one)]));
+    news.note(&changes(Some(&one), None), &globals);
+    news.note(&changes(None, Some(&other)), &globals);
+    let mut flows = StaleFlows::<V4>::new(Box::new(FakeTable::default()));
+    flows.take_in(news);
+    let known = flows.known.as_ref().unwrap();
+    assert_eq!(known.service_ports.values().collect::<Vec<_>>(), [&other]);
+    let target = (FrontendAddress::Vip(VIP), port(53));
+    assert!(flows.removed.has(&target), "it was removed in between");
 }
 
 #[test]
@@ -151,14 +216,23 @@ fn ct_13_what_was_confirmed_late_is_found_by_a_second_pass() {
     let mut flows = StaleFlows::new(Box::new(table.clone()));
     let gone = service_port(L4Proto::Udp, &[P1]);
     let state = state(&[]);
-    flows.note(&changes(Some(&gone), None), &state.globals);
-    flows.clean(&state, &clock).unwrap().unwrap();
+    note(&mut flows, &changes(Some(&gone), None), &state.globals);
+    clean(&mut flows, &state, &clock).unwrap().unwrap();
     let late = flow((VIP, 53), (P1, 5353));
     table.0.lock().unwrap().flows = vec![late.clone()];
-    assert!(flows.clean(&state, &clock).unwrap().is_none(), "not yet");
+    assert!(
+        clean(&mut flows, &state, &clock).unwrap().is_none(),
+        "not yet"
+    );
     assert_eq!(flows.deadline(clock.now()), Some(clock.now() + AGAIN));
     clock.advance(AGAIN);
-    assert_eq!(flows.clean(&state, &clock).unwrap().unwrap().n_deleted, 1);
+    assert_eq!(
+        clean(&mut flows, &state, &clock)
+            .unwrap()
+            .unwrap()
+            .n_deleted,
+        1
+    );
     assert_eq!(flows.deadline(clock.now()), None);
     assert_eq!(table.n_listings(), 2);
     assert!(flows.removed.is_empty(&state.globals));
@@ -172,15 +246,21 @@ fn ct_4_a_pass_that_failed_is_owed() {
     let mut flows = StaleFlows::new(Box::new(table.clone()));
     let gone = service_port(L4Proto::Udp, &[P1]);
     let state = state(&[]);
-    flows.note(&changes(Some(&gone), None), &state.globals);
+    note(&mut flows, &changes(Some(&gone), None), &state.globals);
     for _ in 0..3 {
-        let pass = flows.clean(&state, &clock).unwrap().unwrap();
+        let pass = clean(&mut flows, &state, &clock).unwrap().unwrap();
         assert_eq!((pass.n_deleted, pass.n_failed), (0, 1));
         assert_eq!(flows.deadline(clock.now()), Some(clock.now() + RETRY));
         clock.advance(RETRY);
     }
     table.0.lock().unwrap().is_broken = false;
-    assert_eq!(flows.clean(&state, &clock).unwrap().unwrap().n_deleted, 1);
+    assert_eq!(
+        clean(&mut flows, &state, &clock)
+            .unwrap()
+            .unwrap()
+            .n_deleted,
+        1
+    );
     assert!(!flows.is_owed);
 }
 
@@ -195,21 +275,30 @@ fn ct_1_more_flows_than_a_pass_deletes_are_left_to_the_next_one() {
     let clock = Hand::new();
     let table = FakeTable::with(&flows);
     let mut flows = StaleFlows::new(Box::new(table.clone()));
-    flows.note_resync();
+    resync(&mut flows);
     let state = state(&[service_port(L4Proto::Udp, &[P1])]);
     assert_eq!(
-        flows.clean(&state, &clock).unwrap().unwrap().n_deleted,
+        clean(&mut flows, &state, &clock)
+            .unwrap()
+            .unwrap()
+            .n_deleted,
         MAX_DELETED
     );
     assert_eq!(flows.deadline(clock.now()), Some(clock.now()));
-    assert_eq!(flows.clean(&state, &clock).unwrap().unwrap().n_deleted, 5);
+    assert_eq!(
+        clean(&mut flows, &state, &clock)
+            .unwrap()
+            .unwrap()
+            .n_deleted,
+        5
+    );
     assert!(table.flows().is_empty());
 }
 
 #[test]
 fn ct_1_passes_wait_only_when_many_follow_each_other() {
     let mut flows = StaleFlows::<V4>::new(Box::new(FakeTable::default()));
-    flows.note_resync();
+    resync(&mut flows);
     let mut now = SystemClock.now();
     let cost = Duration::from_millis(10);
     let mut n_passes = 0;

@@ -5,7 +5,7 @@ use super::*;
 /// Whether the flow is stale where one ServicePort has these live endpoints, and nothing was withdrawn.
 fn is_stale(live: &[Ipv4Addr], flow: &Flow<V4>) -> bool {
     let state = state(&[service_port(L4Proto::Udp, live)]);
-    Plan::new(&state, &RemovedFrontends::default()).is_stale(flow)
+    Plan::new(&state, &RemovedFrontends::unknown()).is_stale(flow)
 }
 
 /// Whether the flow is stale where nothing is left of a ServicePort but what these have.
@@ -15,7 +15,7 @@ fn is_stale_after(
     flow: &Flow<V4>,
 ) -> bool {
     let state = state(left);
-    let mut removed = RemovedFrontends::default();
+    let mut removed = RemovedFrontends::unknown();
     removed.note(&changes(Some(gone), None), &state.globals);
     Plan::new(&state, &removed).is_stale(flow)
 }
@@ -94,7 +94,7 @@ fn ct_3_ct_5_a_withdrawn_node_address_ends_what_was_translated_there() {
     let before = state(&[service_port(L4Proto::Udp, &[P1])]);
     let mut after = before.clone();
     after.globals.node_port_addresses.clear();
-    let mut removed = RemovedFrontends::default();
+    let mut removed = RemovedFrontends::unknown();
     let changes = Changes {
         globals: Some(before.globals),
         ..Changes::default()
@@ -109,7 +109,7 @@ fn ct_3_ct_5_a_withdrawn_node_address_ends_what_was_translated_there() {
 #[test]
 fn ct_3_what_is_remembered_of_former_frontends_is_limited() {
     let globals = state(&[]).globals;
-    let mut removed = RemovedFrontends::default();
+    let mut removed = RemovedFrontends::unknown();
     let mut port = ServicePort::clone(&service_port(L4Proto::Udp, &[P1]));
     for third in 0..=255 {
         port.frontends = (1..=300)
@@ -147,7 +147,7 @@ fn ct_3_of_what_went_while_no_daemon_ran_cluster_ips_are_known_by_their_networks
     let mut after = state(&[service_port(L4Proto::Udp, &[P1])]);
     after.globals.service_cidrs = ["10.96.0.0/16".parse().unwrap()].into_iter().collect();
     let gone = Ipv4Addr::new(10, 96, 0, 77);
-    let mut removed = RemovedFrontends::default();
+    let mut removed = RemovedFrontends::unknown();
     let is_stale =
         |removed: &RemovedFrontends<V4>, flow: &Flow<V4>| Plan::new(&after, removed).is_stale(flow);
     assert!(is_stale(&removed, &flow((gone, 53), (P1, 5353))));

@@ -561,6 +561,53 @@ fn ct_4_every_resync_is_followed_by_a_look_at_the_flows() {
     assert_eq!(calls, [Call::Sync(1), Call::Resync(3), Call::List]);
 }
 
+/// A table whose listings last until the test ends them.
+struct Slow {
+    listed: std::sync::mpsc::Sender<()>,
+    ends: std::sync::mpsc::Receiver<()>,
+}
+
+impl FlowTable<V4> for Slow {
+    fn list(
+        &mut self,
+        _: usize,
+        _: &dyn Fn(&Flow<V4>) -> bool,
+    ) -> Result<Vec<Flow<V4>>, ConntrackError> {
+        self.listed.send(()).unwrap();
+        self.ends.recv().unwrap_err();
+        Ok(Vec::new())
+    }
+    fn delete(&mut self, _: &Flow<V4>) -> Result<(), ConntrackError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn ct_13_no_sync_waits_for_a_pass_and_the_thread_ends_with_the_loop() {
+    let mut bench = Bench::new();
+    let (listed, listings) = std::sync::mpsc::channel();
+    let (goes_on, ends) = std::sync::mpsc::channel();
+    let stale = StaleFlows::new(Box::new(Slow { listed, ends }));
+    let tables = Box::new(bench.v4.clone());
+    let mut family = FamilySync::new(tables, Some(stale), PERIODS.sync, bench.clock.now());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    family.start_passes(&clock, &bench.health);
+    bench.sync = bench.sync.with_v4(family);
+    bench.cluster.put("dns", L4Proto::Udp, 1);
+    bench.sync.step().unwrap();
+    let patience = Duration::from_secs(60);
+    listings.recv_timeout(patience).unwrap();
+    bench.wait(ms(5_000));
+    bench.v4.take();
+    bench.cluster.put("dns", L4Proto::Udp, 2);
+    bench.change("a", 1);
+    assert_eq!(bench.v4.take(), [(ms(5_000), Call::Sync(2))]);
+    drop(bench.sync);
+    drop(goes_on);
+    // The sender of the table, which the thread has.
+    assert!(listings.recv_timeout(patience).is_err());
+}
+
 #[test]
 fn sync_14_no_difference_writes_nothing() {
     let mut bench = Bench::new();

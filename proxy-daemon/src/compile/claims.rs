@@ -32,14 +32,10 @@ impl Claim {
 /// All claims of one family.
 ///
 /// One flat set: most frontends have one claim, and a collection for each would dwarf it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Claims<F: Family>(BTreeSet<(FrontendKey<F>, Claim)>);
 
 impl<F: Family> Claims<F> {
-    pub(super) fn new() -> Self {
-        Self(BTreeSet::new())
-    }
-
     pub(super) fn insert(&mut self, key: FrontendKey<F>, claim: Claim) {
         self.0.insert((key, claim));
     }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use super::affinity::AffinityBudget;
 use super::claims::{Claim, Claims};
 use super::context::{Context, compile_globals};
-use super::lost::Lost;
 use super::unallocated::Unallocated;
 use super::{Environment, Finding, compile_service};
 use crate::forwarding::{
@@ -18,6 +17,9 @@ use crate::forwarding::{
 use crate::model::{ServiceInput, ServiceName, Services};
 use crate::net::{Family, Networks};
 
+/// How many lost frontends of one Service and family are reported one by one. Spec: SVC-14.
+const MAX_REPORTED: usize = 16;
+
 #[derive(Debug)]
 pub(super) struct FamilyCompiler<F: Family> {
     context: Context<F>,
@@ -25,7 +27,6 @@ pub(super) struct FamilyCompiler<F: Family> {
     wanted: BTreeMap<ServicePortId, Wanted<F>>,
     ids: BTreeMap<ServiceName, Vec<ServicePortId>>,
     claims: Claims<F>,
-    lost: Lost<F>,
     affinity: AffinityBudget,
     /// The Services whose findings changed since [`FamilyCompiler::take_changed_findings`].
     changed_findings: BTreeSet<ServiceName>,
@@ -63,8 +64,7 @@ impl<F: Family> FamilyCompiler<F> {
             },
             wanted: BTreeMap::new(),
             ids: BTreeMap::new(),
-            claims: Claims::new(),
-            lost: Lost::new(),
+            claims: Claims::default(),
             affinity: AffinityBudget::new(context.affinity_limit),
             changed_findings: BTreeSet::new(),
             unallocated: Unallocated::new(),
@@ -142,18 +142,57 @@ impl<F: Family> FamilyCompiler<F> {
 
     /// The findings about a Service.
     pub(super) fn findings(&self, service: &ServiceName) -> Vec<Finding> {
-        let ids = self.ids.get(service).into_iter().flatten();
-        let n = ids.filter(|id| self.affinity.refuses(id)).count();
-        let refused = (n > 0).then(|| Finding::AffinityOverLimit {
-            service: service.clone(),
-            family: F::FAMILY,
-            n,
-        });
-        self.lost
-            .findings(service)
-            .into_iter()
-            .chain(refused)
-            .collect()
+        let ids = || self.ids.get(service).into_iter().flatten();
+        let mut lost: Vec<_> = ids().flat_map(|id| self.lost(id)).collect();
+        lost.sort_unstable();
+        let n_more = lost.len().saturating_sub(MAX_REPORTED);
+        let lost = lost.into_iter().take(MAX_REPORTED);
+        let mut findings: Vec<_> = lost
+            .map(|(key, loser, winner)| Finding::FrontendLost {
+                frontend: key.to_string(),
+                loser: loser.clone(),
+                winner: winner.clone(),
+            })
+            .collect();
+        let (service, family) = (service.clone(), F::FAMILY);
+        if n_more > 0 {
+            findings.push(Finding::MoreFrontendsLost {
+                service: service.clone(),
+                family,
+                n: n_more,
+            });
+        }
+        let n = ids().filter(|id| self.affinity.refuses(id)).count();
+        if n > 0 {
+            findings.push(Finding::AffinityOverLimit { service, family, n });
+        }
+        findings
+    }
+
+    /// The frontends that a ServicePort claims and does not get, each with itself and the ServicePort that has it.
+    fn lost<'a>(
+        &'a self,
+        id: &'a ServicePortId,
+    ) -> impl Iterator<Item = (FrontendKey<F>, &'a ServicePortId, &'a ServicePortId)> {
+        let wanted = self.wanted.get(id).into_iter();
+        let keys = wanted.flat_map(|wanted| wanted.port.frontends.keys());
+        keys.filter_map(move |key| {
+            let winner = &self.claims.of(*key).next()?.id;
+            (winner != id).then_some((*key, id, winner))
+        })
+    }
+
+    /// Records, if several ServicePorts claim a frontend, that the findings about their Services may change; returns
+    /// whether they do.
+    fn note_contest(&mut self, key: FrontendKey<F>) -> bool {
+        let is_contested = self.claims.of(key).nth(1).is_some();
+        if is_contested {
+            let claimants = self.claims.of(key).map(|claim| &claim.id);
+            let claimants = claimants.filter_map(|id| self.wanted.get(id));
+            let services = claimants.map(|wanted| wanted.service.clone());
+            self.changed_findings.extend(services);
+        }
+        is_contested
     }
 
     /// Compiles one Service as if it were alone and replaces its claims.
@@ -219,10 +258,10 @@ impl<F: Family> FamilyCompiler<F> {
         }
         for (key, claim) in old.claims() {
             touched.keys.insert(key);
-            self.claims.remove(key, claim);
-            if !self.lost.is_empty() && self.lost.remove(&old.service, key, &old.port.id) {
+            if self.note_contest(key) {
                 self.changed_findings.insert(old.service.clone());
             }
+            self.claims.remove(key, claim);
         }
     }
 
@@ -230,24 +269,8 @@ impl<F: Family> FamilyCompiler<F> {
     fn settle(&mut self, touched: Touched<F>) -> BTreeMap<ServicePortId, Change<F>> {
         let Touched { mut ids, keys } = touched;
         for key in keys {
-            let mut claims = self.claims.of(key);
-            if let Some(winner) = claims.next() {
-                ids.insert(winner.id.clone());
-                if !self.lost.is_empty()
-                    && let Some(wanted) = self.wanted.get(&winner.id)
-                    && self.lost.remove(&wanted.service, key, &winner.id)
-                {
-                    self.changed_findings.insert(wanted.service.clone());
-                }
-                for loser in claims {
-                    ids.insert(loser.id.clone());
-                    if let Some(wanted) = self.wanted.get(&loser.id)
-                        && self.lost.put(&wanted.service, key, &loser.id, &winner.id)
-                    {
-                        self.changed_findings.insert(wanted.service.clone());
-                    }
-                }
-            }
+            self.note_contest(key);
+            ids.extend(self.claims.of(key).map(|claim| claim.id.clone()));
         }
         let mut moved = BTreeSet::new();
         for id in &ids {
@@ -300,17 +323,8 @@ impl<F: Family> FamilyCompiler<F> {
 }
 
 /// What one [`FamilyCompiler::apply`] must recompute.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Touched<F: Family> {
     ids: BTreeSet<ServicePortId>,
     keys: BTreeSet<FrontendKey<F>>,
-}
-
-impl<F: Family> Default for Touched<F> {
-    fn default() -> Self {
-        Self {
-            ids: BTreeSet::new(),
-            keys: BTreeSet::new(),
-        }
-    }
 }

@@ -20,7 +20,6 @@ mod environment;
 mod family;
 mod finding;
 mod frontends;
-mod lost;
 #[cfg(test)]
 mod tests;
 mod unallocated;

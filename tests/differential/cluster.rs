@@ -261,17 +261,6 @@ pub(crate) fn environment<F: Pool>(settings: &Settings) -> Environment {
             .collect(),
         silence_is_all: settings.node_ports > 0,
     };
-    let node_ip = F::address(UPLINK);
-    let v4 = if let IpAddr::V4(a) = node_ip {
-        Some(a)
-    } else {
-        None
-    };
-    let v6 = if let IpAddr::V6(a) = node_ip {
-        Some(a)
-    } else {
-        None
-    };
     // The usual one, one that holds the pods, one in which an endpoint is (and no sentinel), one that the node is on, parts
     // of the pods' network, and one that touches the usual one.
     let service_cidrs = [
@@ -293,8 +282,7 @@ pub(crate) fn environment<F: Pool>(settings: &Settings) -> Environment {
         },
         node_name: "node-n".into(),
         zone: Some("zone-a".into()),
-        node_ip_v4: v4,
-        node_ip_v6: v6,
+        node_ips: [F::address(UPLINK)].into(),
         pod_cidrs: [pods].into(),
         local_addresses: LOCAL.map(F::address).into(),
         local_networks: [network([10, 244, 1, 0], 24), network([192, 0, 2, 0], 24)].into(),

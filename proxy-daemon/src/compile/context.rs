@@ -101,9 +101,7 @@ fn detector<F: Family>(environment: &Environment) -> Option<Detector<F>> {
 }
 
 fn node_ip<F: Family>(environment: &Environment) -> Option<F::Addr> {
-    let v4 = environment.node_ip_v4.map(IpAddr::from);
-    let v6 = environment.node_ip_v6.map(IpAddr::from);
-    [v4, v6].into_iter().flatten().find_map(F::addr)
+    environment.node_ips.iter().copied().find_map(F::addr)
 }
 
 fn local_addresses<F: Family>(environment: &Environment) -> impl Iterator<Item = F::Addr> {

@@ -1,7 +1,7 @@
 //! What must be known besides Services and EndpointSlices?
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -17,10 +17,8 @@ pub struct Environment {
     pub node_name: Arc<str>,
     /// Our Node's zone. Spec: TOPO-3.
     pub zone: Option<Arc<str>>,
-    /// Our Node's IPv4 address. Spec: NODE-2.
-    pub node_ip_v4: Option<Ipv4Addr>,
-    /// Our Node's IPv6 address. Spec: NODE-2.
-    pub node_ip_v6: Option<Ipv6Addr>,
+    /// Our Node's addresses, at most one of each family. Spec: NODE-2.
+    pub node_ips: Box<[IpAddr]>,
     /// Our Node's pod networks. Spec: DL-2.
     pub pod_cidrs: Box<[IpNet]>,
     /// Every address assigned to an interface of this node, of both families.

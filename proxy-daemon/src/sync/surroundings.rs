@@ -3,8 +3,8 @@
 //! Invariants: pure; a deleted Node keeps counting (HZ-5, NODE-6); a Node without addresses or pod networks
 //! keeps its last ones (NODE-4).
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -28,14 +28,11 @@ pub struct Surroundings {
 impl Surroundings {
     /// What is known before the first object arrived.
     pub fn new(policy: Policy, node_name: Arc<str>, node_ip_override: Option<IpAddr>) -> Self {
-        let addresses = NodeAddresses::default();
-        let (node_ip_v4, node_ip_v6) = addresses.node_ips(node_ip_override);
         let environment = Environment {
             policy,
             node_name,
             zone: None,
-            node_ip_v4,
-            node_ip_v6,
+            node_ips: node_ip_override.into_iter().collect(),
             pod_cidrs: Box::default(),
             local_addresses: BTreeSet::new(),
             local_networks: BTreeSet::new(),
@@ -45,7 +42,7 @@ impl Surroundings {
             environment: Arc::new(environment),
             node_ip_override,
             node: None,
-            addresses,
+            addresses: NodeAddresses::default(),
             local_addresses: BTreeSet::new(),
         }
     }
@@ -73,8 +70,7 @@ impl Surroundings {
         if let Some(node) = node {
             let environment = Arc::make_mut(&mut self.environment);
             self.addresses.take_in(&node);
-            (environment.node_ip_v4, environment.node_ip_v6) =
-                self.addresses.node_ips(self.node_ip_override);
+            environment.node_ips = self.addresses.node_ips(self.node_ip_override);
             environment.zone.clone_from(&node.zone);
             // Where they tell who is a pod, other ones end the process, and take effect with the next start
             // only, whichever thread sees them first (NODE-5).
@@ -96,12 +92,11 @@ impl Surroundings {
         let Some(node) = &self.node else {
             return Vec::new();
         };
-        let (v4, v6) = self.addresses.node_ips(None);
-        let known = [v4.map(IpAddr::from), v6.map(IpAddr::from)];
-        let is_replaced = |family| self.node_ip_override.map(IpFamily::of) == Some(family);
-        let missing = known.into_iter().flatten().filter(|address| {
+        let known = self.addresses.node_ips(None).into_iter();
+        let missing = known.filter(|address| {
             let family = IpFamily::of(*address);
-            !is_replaced(family) && !node.addresses().any(|now| IpFamily::of(now) == family)
+            let mut others = node.addresses().chain(self.node_ip_override);
+            !others.any(|other| IpFamily::of(other) == family)
         });
         let told = missing.map(|address| Diagnostic {
             object: format!("Node {}", node.name),
@@ -127,47 +122,34 @@ impl Surroundings {
 /// on no interface, and then there would be no NodePorts either.
 #[derive(Clone, Debug, Default)]
 struct NodeAddresses {
-    internal_v4: Option<Ipv4Addr>,
-    internal_v6: Option<Ipv6Addr>,
-    external_v4: Option<Ipv4Addr>,
-    external_v6: Option<Ipv6Addr>,
+    internal: BTreeMap<IpFamily, IpAddr>,
+    external: BTreeMap<IpFamily, IpAddr>,
 }
 
 impl NodeAddresses {
     fn take_in(&mut self, node: &Node) {
-        self.internal_v4 = first_v4(&node.internal_ips).or(self.internal_v4);
-        self.internal_v6 = first_v6(&node.internal_ips).or(self.internal_v6);
-        self.external_v4 = first_v4(&node.external_ips).or(self.external_v4);
-        self.external_v6 = first_v6(&node.external_ips).or(self.external_v6);
+        self.internal.extend(first_of_each(&node.internal_ips));
+        self.external.extend(first_of_each(&node.external_ips));
     }
 
     /// The node IP of each family; a specific bind address replaces the one of its family.
     ///
     /// Where nothing was ever known there is none: kube-proxy's 127.0.0.1 and `::1` would never be served
     /// anyway (NP-5), and `primary` must not widen (NP-4). Spec: NODE-2.
-    fn node_ips(&self, specific: Option<IpAddr>) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
-        let v4 = self.internal_v4.or(self.external_v4);
-        let v6 = self.internal_v6.or(self.external_v6);
-        match specific {
-            Some(IpAddr::V4(address)) => (Some(address), v6),
-            Some(IpAddr::V6(address)) => (v4, Some(address)),
-            None => (v4, v6),
-        }
+    fn node_ips(&self, specific: Option<IpAddr>) -> Box<[IpAddr]> {
+        let mut ips = self.external.clone();
+        ips.extend(&self.internal);
+        ips.extend(specific.map(|address| (IpFamily::of(address), address)));
+        ips.into_values().collect()
     }
 }
 
-fn first_v4(addresses: &[IpAddr]) -> Option<Ipv4Addr> {
-    addresses.iter().find_map(|address| match address {
-        IpAddr::V4(address) => Some(*address).filter(|address| !address.is_loopback()),
-        IpAddr::V6(_) => None,
-    })
-}
-
-fn first_v6(addresses: &[IpAddr]) -> Option<Ipv6Addr> {
-    addresses.iter().find_map(|address| match address {
-        IpAddr::V4(_) => None,
-        IpAddr::V6(address) => Some(*address).filter(|address| !address.is_loopback()),
-    })
+/// The first address of each family that can be a node IP.
+fn first_of_each(addresses: &[IpAddr]) -> BTreeMap<IpFamily, IpAddr> {
+    let usable = addresses.iter().filter(|address| !address.is_loopback());
+    let by_family = usable.map(|address| (IpFamily::of(*address), *address));
+    // Of several the last one counts.
+    by_family.rev().collect()
 }
 
 #[cfg(test)]
@@ -191,15 +173,14 @@ mod tests {
     }
 
     fn ips(surroundings: &Surroundings) -> (String, String) {
-        let Environment {
-            node_ip_v4,
-            node_ip_v6,
-            ..
-        } = &**surroundings.environment();
-        (
-            node_ip_v4.map(|a| a.to_string()).unwrap_or_default(),
-            node_ip_v6.map(|a| a.to_string()).unwrap_or_default(),
-        )
+        let of = |family| {
+            let ips = &surroundings.environment().node_ips;
+            let mut ips = ips.iter().filter(|ip| IpFamily::of(**ip) == family);
+            let text = ips.next().map(ToString::to_string).unwrap_or_default();
+            assert_eq!(ips.next(), None);
+            text
+        };
+        (of(IpFamily::V4), of(IpFamily::V6))
     }
 
     #[test]

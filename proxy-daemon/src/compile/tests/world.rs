@@ -45,8 +45,7 @@ pub(super) fn environment() -> Environment {
         },
         node_name: "node-n".into(),
         zone: Some("zone-a".into()),
-        node_ip_v4: Some("192.0.2.2".parse().unwrap()),
-        node_ip_v6: Some("2001:db8:2::2".parse().unwrap()),
+        node_ips: ["192.0.2.2", "2001:db8:2::2"].map(ip).into(),
         pod_cidrs: Box::default(),
         local_addresses: [N, "198.51.100.2", "127.0.0.1", "2001:db8:2::2"]
             .map(ip)

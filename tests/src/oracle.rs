@@ -149,7 +149,7 @@ impl Judgement {
         let told = format!(
             "{told} ({:?}, {})",
             decision.class,
-            decision.because.sentence()
+            decision.because.rule().0
         );
         let agree = match (&flow.expect, &decision.verdict) {
             (Expect::Rejected, Verdict::Reject)

@@ -104,29 +104,17 @@ pub enum AppError {
 impl AppError {
     /// 2 if the command line or the configuration must change, else 1.
     pub const fn exit_code(&self) -> u8 {
-        match self {
+        let is_about_input = matches!(
+            self,
             Self::Usage(_)
-            | Self::NotThereYet(_)
-            | Self::ConfigFile(_)
-            | Self::Config(_)
-            | Self::Manifests(_)
-            | Self::ApiServer(_)
-            | Self::Explain(_) => 2,
-            Self::NoNetAdmin
-            | Self::Locked
-            | Self::Sysctl { .. }
-            | Self::Family { .. }
-            | Self::NoFamily(_)
-            | Self::Unusable(_)
-            | Self::Cleanup(_)
-            | Self::NoDaemon { .. }
-            | Self::NoPodCidrs
-            | Self::PodCidrsChanged
-            | Self::ConfigChanged
-            | Self::Bind(_)
-            | Self::Runtime(_)
-            | Self::SyncEnded => 1,
-        }
+                | Self::NotThereYet(_)
+                | Self::ConfigFile(_)
+                | Self::Config(_)
+                | Self::Manifests(_)
+                | Self::ApiServer(_)
+                | Self::Explain(_)
+        );
+        if is_about_input { 2 } else { 1 }
     }
 }
 

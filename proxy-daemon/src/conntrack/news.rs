@@ -11,7 +11,7 @@ use crate::forwarding::{Changes, ForwardingState, Globals, ServicePort, ServiceP
 use crate::net::Family;
 
 /// What changed of UDP ServicePorts, and whether flows must be looked at because of that.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct News<F: Family> {
     /// The state, of which only UDP ServicePorts are needed; older ones do not count then.
     all: Option<ForwardingState<F>>,
@@ -22,18 +22,6 @@ pub struct News<F: Family> {
     pub(super) removed: RemovedFrontends<F>,
     /// Whether a pass must follow.
     pub(super) is_owed: bool,
-}
-
-impl<F: Family> Default for News<F> {
-    fn default() -> Self {
-        Self {
-            all: None,
-            ports: BTreeMap::new(),
-            globals: None,
-            removed: RemovedFrontends::default(),
-            is_owed: false,
-        }
-    }
 }
 
 impl<F: Family> News<F> {

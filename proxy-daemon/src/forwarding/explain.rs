@@ -40,7 +40,8 @@ fn write_answer<F: Family>(
         Some((key, id)) => writeln!(out, "frontend: {key} of Service {id}")?,
         None => writeln!(out, "frontend: none")?,
     }
-    writeln!(out, "because:  {} ({})", because.sentence(), because.spec())?;
+    let (rule, spec) = because.rule();
+    writeln!(out, "because:  {rule} ({spec})")?;
     match verdict {
         Verdict::Forward(hops) => {
             writeln!(

@@ -83,31 +83,28 @@ pub enum Because {
 }
 
 impl Because {
-    /// The IDs of SPEC that say so.
-    pub const fn spec(self) -> &'static str {
+    /// The rule as a sentence without a full stop, and the IDs of SPEC that say so.
+    pub const fn rule(self) -> (&'static str, &'static str) {
         match self {
-            Self::Route => "M1",
-            Self::NoEndpoints => "REJ-1",
-            Self::NoLocalEndpoints => "LOC-3, LOC-7",
-            Self::SourceRanges => "FW-2",
-            Self::UnknownPort => "REJ-5",
-            Self::UnallocatedAddress => "REJ-6",
-            Self::NotOurs => "-",
-        }
-    }
-
-    /// The rule as a sentence without a full stop.
-    pub const fn sentence(self) -> &'static str {
-        match self {
-            Self::Route => "the frontend's route for this source class",
-            Self::NoEndpoints => "no endpoint is ready, or serving while it terminates",
-            Self::NoLocalEndpoints => "the traffic policy is Local and no endpoint is on this node",
-            Self::SourceRanges => "the source is outside loadBalancerSourceRanges",
-            Self::UnknownPort => "the address is a live ClusterIP, but no Service has this port",
-            Self::UnallocatedAddress => {
-                "the address is in a ServiceCIDR, but no Service, endpoint or node has it"
-            }
-            Self::NotOurs => "no Service answers at this address and port",
+            Self::Route => ("the frontend's route for this source class", "M1"),
+            Self::NoEndpoints => (
+                "no endpoint is ready, or serving while it terminates",
+                "REJ-1",
+            ),
+            Self::NoLocalEndpoints => (
+                "the traffic policy is Local and no endpoint is on this node",
+                "LOC-3, LOC-7",
+            ),
+            Self::SourceRanges => ("the source is outside loadBalancerSourceRanges", "FW-2"),
+            Self::UnknownPort => (
+                "the address is a live ClusterIP, but no Service has this port",
+                "REJ-5",
+            ),
+            Self::UnallocatedAddress => (
+                "the address is in a ServiceCIDR, but no Service, endpoint or node has it",
+                "REJ-6",
+            ),
+            Self::NotOurs => ("no Service answers at this address and port", "-"),
         }
     }
 }

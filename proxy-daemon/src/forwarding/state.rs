@@ -398,16 +398,7 @@ impl<F: Family> Default for Changes<F> {
 impl<F: Family> Changes<F> {
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
-        let Self {
-            globals,
-            spared_added,
-            spared_removed,
-            service_ports,
-        } = self;
-        globals.is_none()
-            && spared_added.is_empty()
-            && spared_removed.is_empty()
-            && service_ports.is_empty()
+        *self == Self::default()
     }
 }
 

@@ -102,12 +102,7 @@ async fn read(config: &Config) -> Result<DebugState, AppError> {
     let mut compiler = Compiler::new(environment);
     let mut news = compiler.apply(&Services::All(drained.services), environment);
     shared.diagnostics().set_compiled(news.take_diagnostics());
-    let diagnostics = shared.diagnostics().current();
-    Ok(DebugState {
-        v4: Some(compiler.v4().clone()),
-        v6: Some(compiler.v6().clone()),
-        diagnostics: diagnostics.iter().map(ToString::to_string).collect(),
-    })
+    Ok(DebugState::new(Some(&compiler), shared.diagnostics()))
 }
 
 /// Asks the running daemon.

@@ -331,18 +331,11 @@ fn debug_handler(mailbox: &Arc<Mailbox>, shared: &Arc<Shared>) -> DebugHandler {
     let (mailbox, shared) = (Arc::clone(mailbox), Arc::clone(shared));
     Arc::new(move |sender: oneshot::Sender<DebugState>| {
         let shared = Arc::clone(&shared);
-        mailbox.ask(Box::new(move |view| {
-            if sender.is_closed() {
-                return;
+        mailbox.ask(Box::new(move |compiler| {
+            if !sender.is_closed() {
+                // Whoever asked may have given up.
+                drop(sender.send(DebugState::new(compiler, shared.diagnostics())));
             }
-            let diagnostics = shared.diagnostics().current();
-            let state = DebugState {
-                v4: view.compiler.map(|compiler| compiler.v4().clone()),
-                v6: view.compiler.map(|compiler| compiler.v6().clone()),
-                diagnostics: diagnostics.iter().map(ToString::to_string).collect(),
-            };
-            // Whoever asked may have given up.
-            drop(sender.send(state));
         }));
     })
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::backoff::Backoff;
 use super::drift::DriftBackoff;
 use super::passes::Passes;
-use super::previous::{PreviousMode, PreviousModes};
+use super::previous::{self, PreviousMode};
 use super::report::{CHANGE, EVERY, SyncLog};
 use crate::conntrack::StaleFlows;
 use crate::datapath::{DatapathError, Scope, SyncReport, Tables};
@@ -58,7 +58,8 @@ pub struct FamilySync<F: Family> {
     tables: Box<dyn Tables<F>>,
     /// `None` if the datapath's flows are not in conntrack.
     passes: Option<Passes<F>>,
-    previous: PreviousModes,
+    /// To be cleaned up after the first successful sync.
+    previous: Vec<PreviousMode>,
     sync_state: SyncState,
     log: SyncLog,
     failures: Limiter,
@@ -77,7 +78,7 @@ impl<F: Family> FamilySync<F> {
         Self {
             tables,
             passes: stale_flows.map(Passes::new),
-            previous: PreviousModes::new(F::FAMILY, Vec::new()),
+            previous: Vec::new(),
             sync_state: SyncState::Behind {
                 backoff: Backoff::due(now),
                 reason: Reason::Start,
@@ -92,10 +93,7 @@ impl<F: Family> FamilySync<F> {
     /// Cleans up these modes after the first successful sync.
     #[must_use]
     pub fn instead_of(self, previous: Vec<PreviousMode>) -> Self {
-        Self {
-            previous: PreviousModes::new(F::FAMILY, previous),
-            ..self
-        }
+        Self { previous, ..self }
     }
 
     /// Starts the thread that deletes stale flows.
@@ -252,7 +250,8 @@ impl<F: Family> FamilySync<F> {
         clock: &dyn Clock,
         health: &Health,
     ) {
-        self.previous.remove(self.sync_period);
+        let previous = std::mem::take(&mut self.previous);
+        previous::remove(F::FAMILY, previous, self.sync_period);
         health.succeeded(F::FAMILY, started, clock);
         if let Some(passes) = &self.passes {
             passes.written(state, reason != Reason::Change);

@@ -9,11 +9,12 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::View;
+use crate::compile::Compiler;
 use crate::sys::Clock;
 
-/// A function that reads the sync thread's state, called on that thread between two syncs.
-pub type Question = Box<dyn FnOnce(&View<'_>) + Send>;
+/// A function that reads the forwarding states, called on the sync thread between two syncs; without a compiler
+/// nothing was compiled yet.
+pub type Question = Box<dyn FnOnce(Option<&Compiler>) + Send>;
 
 /// How many questions wait at most while a sync takes its time.
 const MAX_QUESTIONS: usize = 8;

@@ -58,13 +58,6 @@ pub trait Intake: Send {
     fn take(&mut self, everything: bool) -> Option<Drained>;
 }
 
-/// What a [`Question`] may look at, on the sync thread.
-#[derive(Debug)]
-pub struct View<'a> {
-    /// The forwarding states.
-    pub compiler: Option<&'a Compiler>,
-}
-
 /// [`Compiler::apply`]; another one in tests.
 type Compile = fn(&mut Compiler, &Services, &Arc<Environment>) -> Compiled;
 
@@ -188,9 +181,7 @@ impl<I: Intake> SyncLoop<I> {
             self.step()?;
             self.diagnostics.flush();
             for question in mail.questions {
-                question(&View {
-                    compiler: self.compiler.as_ref(),
-                });
+                question(self.compiler.as_ref());
             }
         }
     }

@@ -82,34 +82,19 @@ impl PreviousMode {
     }
 }
 
-/// The modes that were not cleaned up yet.
-pub(super) struct PreviousModes {
-    family: IpFamily,
-    of: Vec<PreviousMode>,
-}
-
-impl PreviousModes {
-    /// These modes, for a family.
-    pub(super) const fn new(family: IpFamily, of: Vec<PreviousMode>) -> Self {
-        Self { family, of }
+/// Starts the cleanup of a family on a thread; to be called after its first successful sync.
+pub(super) fn remove(family: IpFamily, of: Vec<PreviousMode>, longest: Duration) {
+    if of.is_empty() {
+        return;
     }
-
-    /// Starts the cleanup on a thread; to be called after the family's first successful sync.
-    pub(super) fn remove(&mut self, longest: Duration) {
-        let of = std::mem::take(&mut self.of);
-        if of.is_empty() {
-            return;
-        }
-        let family = self.family;
-        let thread = std::thread::Builder::new().name("previous-modes".to_owned());
-        let spawned = thread.spawn(move || remove_all(family, of, longest, &std::thread::sleep));
-        if let Err(error) = spawned {
-            tracing::error!(
-                family = family.name(),
-                %error,
-                "cannot start the thread that cleans up previous modes; run proxy-daemon --cleanup before the next start"
-            );
-        }
+    let thread = std::thread::Builder::new().name("previous-modes".to_owned());
+    let spawned = thread.spawn(move || remove_all(family, of, longest, &std::thread::sleep));
+    if let Err(error) = spawned {
+        tracing::error!(
+            family = family.name(),
+            %error,
+            "cannot start the thread that cleans up previous modes; run proxy-daemon --cleanup before the next start"
+        );
     }
 }
 

@@ -200,24 +200,13 @@ fn networks_of_others(environment: &Environment) -> impl Iterator<Item = IpNet> 
 }
 
 /// Each ServiceCIDR with each network of others that it overlaps, but for networks in one of these.
-fn overlaps(cidrs: &BTreeSet<IpNet>, others: &BTreeSet<IpNet>) -> BTreeSet<(IpNet, IpNet)> {
-    let overlapping = |cidr: &IpNet| -> Vec<IpNet> {
-        let found = others
-            .iter()
-            .filter(|other| cidr.contains(*other) || other.contains(cidr));
-        found.copied().collect()
-    };
-    let named = |cidr: &IpNet| -> Vec<(IpNet, IpNet)> {
-        let found = overlapping(cidr);
-        let is_outer = |other: &&IpNet| {
-            let mut wider = found.iter().filter(|wider| wider != other);
-            !wider.any(|wider| wider.contains(*other))
-        };
-        found
-            .iter()
-            .filter(is_outer)
-            .map(|other| (*cidr, *other))
-            .collect()
+fn overlaps(cidrs: &BTreeSet<IpNet>, others: &BTreeSet<IpNet>) -> Vec<(IpNet, IpNet)> {
+    let named = |cidr: &IpNet| {
+        let is_found = |other: &&IpNet| cidr.contains(*other) || other.contains(cidr);
+        let found: Vec<_> = others.iter().copied().filter(|o| is_found(&o)).collect();
+        let is_inner = |other: &IpNet| found.iter().any(|o| o != other && o.contains(other));
+        let outer = found.iter().filter(|other| !is_inner(other));
+        outer.map(|other| (*cidr, *other)).collect::<Vec<_>>()
     };
     cidrs.iter().flat_map(named).collect()
 }

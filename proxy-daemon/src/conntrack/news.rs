@@ -25,19 +25,6 @@ pub struct News<F: Family> {
 }
 
 impl<F: Family> News<F> {
-    /// Whether a change matters to flows.
-    pub fn concern(changes: &Changes<F>) -> bool {
-        let mut ports = changes.service_ports.values();
-        changes.globals.is_some()
-            || ports.any(|change| {
-                change
-                    .old
-                    .as_ref()
-                    .or(change.new.as_ref())
-                    .is_some_and(|p| is_udp(p))
-            })
-    }
-
     /// Notes what changed in the state, and its new globals.
     ///
     /// A change of endpoints or frontends of UDP asks for a pass, and so does one of the addresses that accept

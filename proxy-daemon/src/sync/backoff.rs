@@ -1,6 +1,6 @@
 //! When is a failed sync retried?
 //!
-//! Invariants: pure; the delay doubles from [`FIRST`] up to syncPeriod (SYNC-3, SYNC-7). Most refusals of
+//! Invariants: pure; the delay doubles from a first one, most often [`FIRST`], up to syncPeriod (SYNC-3, SYNC-7). Most refusals of
 //! the kernel pass within moments (another program's transaction, no memory just now), so that the first
 //! attempts come sooner than SPEC asks; a change brings the next one forward, but not below [`HASTE`]
 //! once attempts keep failing, since each of them reads back everything.
@@ -13,6 +13,7 @@ const HASTE: Duration = Duration::from_secs(1);
 /// The failures in a row of one family, and when it is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Backoff {
+    first: Duration,
     n_failures: u32,
     last: Option<Instant>,
     at: Instant,
@@ -21,7 +22,13 @@ pub(super) struct Backoff {
 impl Backoff {
     /// Due at once, without any failure so far.
     pub(super) const fn due(now: Instant) -> Self {
+        Self::with_first(FIRST, now)
+    }
+
+    /// The same with another first delay.
+    pub(super) const fn with_first(first: Duration, now: Instant) -> Self {
         Self {
+            first,
             n_failures: 0,
             last: None,
             at: now,
@@ -35,11 +42,12 @@ impl Backoff {
 
     /// One more failure.
     pub(super) fn failed(self, now: Instant, longest: Duration) -> Self {
-        let delay = delay(self.n_failures).min(longest);
+        let delay = self.delay(self.n_failures).min(longest);
         Self {
             n_failures: self.n_failures.saturating_add(1),
             last: Some(now),
             at: now + delay,
+            ..self
         }
     }
 
@@ -47,17 +55,17 @@ impl Backoff {
     pub(super) fn hurry(self, now: Instant) -> Self {
         let soonest = self.last.map_or(now, |last| {
             let failures_before = self.n_failures.saturating_sub(1);
-            last + delay(failures_before).min(HASTE)
+            last + self.delay(failures_before).min(HASTE)
         });
         Self {
             at: self.at.min(soonest.max(now)),
             ..self
         }
     }
-}
 
-fn delay(n_failures: u32) -> Duration {
-    FIRST.saturating_mul(1 << n_failures.min(16))
+    fn delay(self, n_failures: u32) -> Duration {
+        self.first.saturating_mul(1 << n_failures.min(16))
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
-use super::drift::DriftBackoff;
 use super::passes::Passes;
 use super::previous::{self, PreviousMode};
 use super::report::{CHANGE, EVERY, SyncLog};
@@ -22,6 +21,9 @@ use crate::sys::{Clock, Limiter};
 
 /// Longest time between two resyncs. Spec: SYNC-4.
 const FULL: Duration = Duration::from_secs(3_600);
+
+/// The first delay of a check for changes by others.
+const UNNEEDED: Duration = Duration::from_secs(2);
 
 /// Why the kernel was written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +65,8 @@ pub struct FamilySync<F: Family> {
     sync_state: SyncState,
     log: SyncLog,
     failures: Limiter,
-    drift: DriftBackoff,
+    /// When resyncs that had nothing to repair allow the next check for changes by others.
+    drift: Option<Backoff>,
     sync_period: Duration,
 }
 
@@ -85,7 +88,7 @@ impl<F: Family> FamilySync<F> {
             },
             log: SyncLog::default(),
             failures: Limiter::new(3, EVERY),
-            drift: DriftBackoff::default(),
+            drift: None,
             sync_period,
         }
     }
@@ -134,17 +137,17 @@ impl<F: Family> FamilySync<F> {
         let SyncState::InSync { .. } = self.sync_state else {
             return;
         };
-        if self.drift.is_waiting(now) {
+        if self.drift.is_some_and(|drift| now < drift.at()) {
             return;
         }
         let tables = &mut self.tables;
-        let reason = match catch_unwind(AssertUnwindSafe(|| tables.changed_by_others())) {
-            Ok(Ok(false)) => {
-                self.drift.reset();
+        let reason = match guarded(|| tables.changed_by_others()) {
+            Ok(false) => {
+                self.drift = None;
                 return;
             }
-            Ok(Ok(true)) => Reason::Foreign,
-            Ok(Err(error)) => {
+            Ok(true) => Reason::Foreign,
+            Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(
                     family = F::FAMILY.name(),
@@ -153,7 +156,6 @@ impl<F: Family> FamilySync<F> {
                 );
                 Reason::Retry
             }
-            Err(_panic) => Reason::Retry,
         };
         self.sync_state = SyncState::Behind {
             backoff: Backoff::due(now),
@@ -217,7 +219,7 @@ impl<F: Family> FamilySync<F> {
                 };
                 self.log.note::<F>(reason.name(), scope, report, took);
                 if matches!(reason, Reason::Foreign | Reason::Retry) {
-                    self.drift.resynced(report, clock.now(), self.sync_period);
+                    self.drift = after_resync(self.drift, report, clock.now(), self.sync_period);
                 }
                 self.follow_up(state, reason, started, clock, health);
             }
@@ -303,9 +305,51 @@ impl<F: Family> FamilySync<F> {
     }
 }
 
+/// A resync takes seconds at 10,000 Services, so that one that had nothing to repair delays the next check; delay,
+/// check and resync together stay below syncPeriod, within which damage must be noticed (SYNC-9).
+fn after_resync(
+    drift: Option<Backoff>,
+    report: SyncReport,
+    now: Instant,
+    sync_period: Duration,
+) -> Option<Backoff> {
+    let drift = drift.unwrap_or(Backoff::with_first(UNNEEDED, now));
+    let is_unneeded = report == SyncReport::default();
+    is_unneeded.then(|| drift.failed(now, sync_period / 3 * 2))
+}
+
 /// Catches a panic of a datapath, so that the other family is still synced (SYNC-7).
-fn guarded(
-    work: impl FnOnce() -> Result<SyncReport, DatapathError>,
-) -> Result<SyncReport, DatapathError> {
+pub(super) fn guarded<T>(
+    work: impl FnOnce() -> Result<T, DatapathError>,
+) -> Result<T, DatapathError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_panic| Err(DatapathError::panicked()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::SystemClock;
+
+    const PERIOD: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn sync_9_read_backs_that_find_nothing_become_rare_but_not_too_rare() {
+        let mut now = SystemClock.now();
+        let mut drift: Option<Backoff> = None;
+        let mut n_read_backs = 0;
+        for _ in 0..600 {
+            now += Duration::from_secs(1);
+            if drift.is_none_or(|drift| now >= drift.at()) {
+                drift = after_resync(drift, SyncReport::default(), now, PERIOD);
+                n_read_backs += 1;
+            }
+        }
+        assert!((28..=36).contains(&n_read_backs), "{n_read_backs}");
+        assert!(drift.unwrap().at() <= now + PERIOD / 3 * 2);
+        let repaired = SyncReport {
+            n_added: 1,
+            n_removed: 0,
+        };
+        assert_eq!(after_resync(drift, repaired, now, PERIOD), None);
+    }
 }

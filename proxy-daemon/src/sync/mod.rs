@@ -24,7 +24,6 @@ use crate::sys::{Clock, memory};
 use crate::watch::Drained;
 
 mod backoff;
-mod drift;
 mod family;
 mod mailbox;
 mod passes;

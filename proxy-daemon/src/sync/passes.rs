@@ -80,11 +80,9 @@ impl<F: Family> Passes<F> {
 
     /// Tells what the next sync writes.
     pub(super) fn note(&self, changes: &Changes<F>, globals: &Globals<F>) {
-        if News::concern(changes) {
-            let mut told = self.shared.told();
-            told.is_written = false;
-            told.news.note(changes, globals);
-        }
+        let mut told = self.shared.told();
+        told.is_written &= changes.is_empty();
+        told.news.note(changes, globals);
     }
 
     /// Tells that a sync succeeded; a resync may have changed anything.

@@ -4,10 +4,10 @@
 //! own, because the programs of other modes can hang and no sync needs them; a failed cleanup is retried with
 //! the backoff of a failed sync.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use super::backoff::Backoff;
+use super::family::guarded;
 use crate::datapath::DatapathError;
 use crate::net::IpFamily;
 use crate::sys::{Clock as _, SystemClock};
@@ -35,13 +35,13 @@ impl PreviousMode {
     /// Whether the cleanup succeeded or is not needed; logs a warning for the first failure.
     fn remove(&self, family: IpFamily, is_first: bool) -> bool {
         let (family, mode) = (family.name(), self.name);
-        match catch_unwind(AssertUnwindSafe(&self.retire)) {
-            Ok(Ok(())) => {
+        match guarded(&self.retire) {
+            Ok(()) => {
                 tracing::debug!(family, mode, "cleaned up previous mode");
                 true
             }
             // Where a mode cannot work, nothing of it can have come to be.
-            Ok(Err(error)) if error.means_absent() => {
+            Err(error) if error.means_absent() => {
                 let error = &error as &dyn std::error::Error;
                 tracing::debug!(
                     family,
@@ -51,7 +51,7 @@ impl PreviousMode {
                 );
                 true
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 if is_first {
                     tracing::warn!(
@@ -68,14 +68,6 @@ impl PreviousMode {
                         "still cannot clean up previous mode, will retry"
                     );
                 }
-                false
-            }
-            Err(_panic) => {
-                tracing::error!(
-                    family,
-                    mode,
-                    "cleanup of previous mode panicked, will retry"
-                );
                 false
             }
         }

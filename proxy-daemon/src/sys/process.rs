@@ -1,27 +1,24 @@
 //! How is a program of the machine run?
 //!
 //! Invariants: it gets our `PATH`, the C locale and what the caller names, and nothing else of our
-//! environment; it runs in the network namespace of the calling thread; neither side can block the
-//! other by what it does not read; one that hangs is killed after [`IDLE`]; when a call returns, or panics,
+//! environment; it runs in the network namespace of the calling thread; it reads and writes files in memory, so
+//! that it never waits for us; one that hangs is killed after [`IDLE`]; when a call returns, or panics,
 //! the program has ended and is reaped, and what it started is killed; and however the daemon ends, the
 //! program ends with it, so that it cannot write after a successor did.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, BufRead as _, BufReader, Seek as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -40,9 +37,7 @@ const DIRECTORIES: [&str; 6] = [
 ];
 /// How much of what a program says on its standard error is kept.
 const SAID: usize = 16 << 10;
-/// The size of a read or a write.
-const CHUNK: usize = 64 << 10;
-/// How often a program is looked at while nothing else is to be done.
+/// How often a program is looked at.
 const LOOK: Duration = Duration::from_secs(2);
 /// How often it is logged that a program has not ended.
 const NEWS: Duration = Duration::from_secs(15);
@@ -112,83 +107,70 @@ pub(crate) struct Ended {
 }
 
 impl Call<'_> {
-    /// Runs the program with `write` as its standard input.
+    /// Runs the program with this standard input, and hands each line of its standard output to `each`,
+    /// without its end.
     ///
     /// # Errors
-    /// If it cannot be started, if `write` fails (the program is killed then), or if it ends well
-    /// before having read everything. That it fails is no error: see [`Ended`].
-    pub(crate) fn feed(
-        &self,
-        write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
-    ) -> io::Result<Ended> {
-        let mut running = Running::spawn(self, Stdio::piped(), Stdio::null())?;
-        let pipe = running
-            .child
-            .stdin
-            .take()
-            .ok_or(io::ErrorKind::BrokenPipe)?;
-        // So that one that hangs instead of reading can be killed.
-        set_nonblocking(&pipe)?;
-        let mut buffer = BufWriter::with_capacity(CHUNK, Input { running, pipe });
-        let written = write(&mut buffer).and_then(|()| buffer.flush());
-        // Taken apart, it does not write the rest when dropped.
-        let (Input { running, pipe }, _) = buffer.into_parts();
-        match written {
-            // Killed before the end of its input is seen.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                drop(running);
-                Err(error)
-            }
-            written => {
-                drop(pipe);
-                let ended = running.end()?;
-                if ended.status.success() {
-                    written?;
-                }
-                Ok(ended)
-            }
+    /// If it cannot be started, hangs, or ends well before having read everything; what it printed until then
+    /// was handed out. That it fails is no error: see [`Ended`].
+    pub(crate) fn run(&self, input: &[u8], each: &mut dyn FnMut(&str)) -> io::Result<Ended> {
+        let files = Files::new(input)?;
+        let status = Running::spawn(self, &files)?.end(&files);
+        let Files {
+            stdin,
+            mut stdout,
+            stderr,
+        } = files;
+        stdout.rewind()?;
+        for line in BufReader::new(stdout).split(b'\n') {
+            each(&String::from_utf8_lossy(&line?));
         }
-    }
-
-    /// Runs the program and hands each line of its standard output to `each`, without its end.
-    ///
-    /// # Errors
-    /// If it cannot be started or read. That it fails is no error: see [`Ended`].
-    pub(crate) fn read(&self, each: &mut dyn FnMut(&str)) -> io::Result<Ended> {
-        let mut running = Running::spawn(self, Stdio::null(), Stdio::piped())?;
-        let pipe = running
-            .child
-            .stdout
-            .take()
-            .ok_or(io::ErrorKind::BrokenPipe)?;
-        set_nonblocking(&pipe)?;
-        let mut output = BufReader::with_capacity(CHUNK, pipe);
-        let mut line = Vec::new();
-        loop {
-            match output.read_until(b'\n', &mut line) {
-                Ok(n) => {
-                    if !line.is_empty() {
-                        let text = line.strip_suffix(b"\n").unwrap_or(&line);
-                        each(&String::from_utf8_lossy(text));
-                        line.clear();
-                    }
-                    if n == 0 {
-                        return running.end();
-                    }
-                }
-                // The beginning of a line stays in `line`.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    running.wait_for(output.get_ref().as_fd(), PollFlags::POLLIN)?;
-                }
-                Err(error) => return Err(error),
-            }
+        let status = status?;
+        if status.success() && (&stdin).stream_position()? < stdin.metadata()?.len() {
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
+        let mut said = vec![0; SAID];
+        let n = stderr.read_at(&mut said, 0)?;
+        said.truncate(n);
+        let said = String::from_utf8_lossy(&said).into_owned();
+        Ok(Ended { status, said })
     }
 }
 
-fn set_nonblocking(pipe: &impl AsFd) -> io::Result<()> {
-    fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    Ok(())
+/// What a program reads and writes: files in memory, so that neither side ever waits for the other.
+struct Files {
+    stdin: File,
+    stdout: File,
+    stderr: File,
+}
+
+impl Files {
+    fn new(input: &[u8]) -> io::Result<Self> {
+        let file = |name| memfd_create(name, MFdFlags::MFD_CLOEXEC).map(File::from);
+        let mut stdin = file(c"stdin")?;
+        stdin.write_all(input)?;
+        stdin.rewind()?;
+        Ok(Self {
+            stdin,
+            stdout: file(c"stdout")?,
+            stderr: file(c"stderr")?,
+        })
+    }
+
+    /// How much was read and written; the position in a file is one for all who have it.
+    fn progress(&self) -> io::Result<[u64; 3]> {
+        let Self {
+            stdin,
+            stdout,
+            stderr,
+        } = self;
+        let mut stdin: &File = stdin;
+        Ok([
+            stdin.stream_position()?,
+            stdout.metadata()?.len(),
+            stderr.metadata()?.len(),
+        ])
+    }
 }
 
 /// Has the kernel kill the program when the thread that starts it ends, and with it the daemon.
@@ -217,21 +199,11 @@ struct Running {
     is_reaped: bool,
     /// Its sender goes when the program has ended.
     end: Receiver<()>,
-    /// What it says on its standard error: a file in memory, so that it never waits for a reader.
-    said: File,
-    begun: Instant,
-    /// When it was last seen to do something.
-    active: Instant,
-    /// The CPU time that it had used, and how much it had said, at the last look.
-    seen: (u64, u64),
-    next_look: Instant,
-    next_news: Instant,
 }
 
 impl Running {
     #[expect(clippy::disallowed_methods, reason = "this is the one place")]
-    fn spawn(call: &Call<'_>, stdin: Stdio, stdout: Stdio) -> io::Result<Self> {
-        let said = File::from(memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC)?);
+    fn spawn(call: &Call<'_>, files: &Files) -> io::Result<Self> {
         let mut command = Command::new(call.program);
         command
             .args(call.arguments)
@@ -239,9 +211,9 @@ impl Running {
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .env("LC_ALL", "C")
             .envs(call.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(stdin)
-            .stdout(stdout)
-            .stderr(said.try_clone()?)
+            .stdin(files.stdin.try_clone()?)
+            .stdout(files.stdout.try_clone()?)
+            .stderr(files.stderr.try_clone()?)
             .process_group(0);
         end_with_us(&mut command);
         let child = {
@@ -251,20 +223,13 @@ impl Running {
             child
         };
         let (ended, end) = mpsc::channel();
-        let now = SystemClock.now();
+        let pid = Pid::from_raw(child.id().cast_signed());
         let running = Self {
             name: call.program.display().to_string(),
+            child,
             is_reaped: false,
             end,
-            said,
-            begun: now,
-            active: now,
-            seen: (0, 0),
-            next_look: now + LOOK,
-            next_news: now + NEWS,
-            child,
         };
-        let pid = Pid::from_raw(running.child.id().cast_signed());
         std::thread::Builder::new()
             .name("program".to_owned())
             .spawn(move || {
@@ -276,74 +241,36 @@ impl Running {
         Ok(running)
     }
 
-    /// Waits until the pipe is ready, or an error of it can be read.
-    fn wait_for(&mut self, pipe: BorrowedFd<'_>, events: PollFlags) -> io::Result<()> {
-        let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::MAX);
-        loop {
-            match poll(&mut [PollFd::new(pipe, events)], timeout) {
-                Ok(0) | Err(Errno::EINTR) => self.look()?,
-                Ok(_) => {
-                    self.active = SystemClock.now();
-                    return self.look();
-                }
-                Err(error) => return Err(error.into()),
+    /// Waits for the end, which is an error if it hangs.
+    fn end(mut self, files: &Files) -> io::Result<ExitStatus> {
+        let (program, pid) = (self.name.clone(), self.child.id());
+        let begun = SystemClock.now();
+        let mut next_news = begun + NEWS;
+        let mut active = begun;
+        let mut seen = None;
+        while self.end.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            let now = SystemClock.now();
+            let progress = Some((cpu_time(pid), files.progress()?));
+            if progress != seen {
+                seen = progress;
+                active = now;
             }
-        }
-    }
-
-    /// Looks now and then whether it hangs, which is an error.
-    fn look(&mut self) -> io::Result<()> {
-        let now = SystemClock.now();
-        if now < self.next_look {
-            return Ok(());
-        }
-        self.next_look = now + LOOK;
-        let pid = self.child.id();
-        let seen = (cpu_time(pid), self.said.metadata()?.len());
-        if seen != self.seen {
-            self.seen = seen;
-            self.active = now;
-        }
-        let (idle, running) = (now - self.active, now - self.begun);
-        if idle >= IDLE || running >= LIMIT {
-            let what = if idle >= IDLE {
-                format!("did nothing for {} s", idle.as_secs())
+            let (idle, running) = ((now - active).as_secs(), (now - begun).as_secs());
+            let hangs = if idle >= IDLE.as_secs() {
+                format!("did nothing for {idle} s")
+            } else if running >= LIMIT.as_secs() {
+                format!("did not end within {running} s")
             } else {
-                format!("did not end within {} s", running.as_secs())
+                if now >= next_news {
+                    next_news = now + NEWS;
+                    tracing::warn!(program, pid, seconds = running, "program is still running");
+                }
+                continue;
             };
-            let error = format!(
-                "{} {what} and was killed; run it by hand to see why",
-                self.name
-            );
+            let error = format!("{program} {hangs} and was killed; run it by hand to see why");
             return Err(io::Error::new(io::ErrorKind::TimedOut, error));
         }
-        if now >= self.next_news {
-            self.next_news = now + NEWS;
-            let program = &self.name;
-            tracing::warn!(
-                program,
-                pid,
-                seconds = running.as_secs(),
-                "program is still running"
-            );
-        }
-        Ok(())
-    }
-
-    /// Waits for the end.
-    fn end(mut self) -> io::Result<Ended> {
-        self.active = SystemClock.now();
-        while self.end.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-            self.look()?;
-        }
-        let status = self.reap()?;
-        let mut said = vec![0; SAID];
-        let n = self.said.read_at(&mut said, 0)?;
-        said.truncate(n);
-        Ok(Ended {
-            status,
-            said: String::from_utf8_lossy(&said).into_owned(),
-        })
+        self.reap()
     }
 
     /// Takes its status, once it has ended, and kills what it left behind.
@@ -381,52 +308,18 @@ impl Drop for Running {
 /// Kernel: in /proc/PID/stat the name comes second, in brackets; then, from 0: 2 the group, 11 to 14 the
 /// times of the process and of its children that ended.
 fn cpu_time(group: u32) -> u64 {
-    let Ok(processes) = std::fs::read_dir("/proc") else {
-        return 0;
-    };
-    let times = processes.flatten().filter_map(|entry| {
-        let name = entry.file_name();
-        name.to_str()?.parse::<u32>().ok()?;
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let times = processes.filter_map(|entry| {
         let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
         let (_, rest) = stat.rsplit_once(") ")?;
-        let fields: Vec<&str> = rest.split(' ').collect();
-        let is_meant = fields.get(2)?.parse() == Ok(group);
-        let times = fields.get(11..15).filter(|_| is_meant)?;
-        Some(
-            times
-                .iter()
-                .filter_map(|time| time.parse::<u64>().ok())
-                .sum::<u64>(),
-        )
+        let fields: Vec<u64> = rest
+            .split(' ')
+            .map(|field| field.parse().unwrap_or(0))
+            .collect();
+        let is_meant = *fields.get(2)? == u64::from(group);
+        is_meant.then(|| fields.iter().take(15).skip(11).sum::<u64>())
     });
     times.sum()
-}
-
-/// The standard input of a program, as its writer sees it. The program is dropped first.
-struct Input {
-    running: Running,
-    pipe: ChildStdin,
-}
-
-impl Write for Input {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        loop {
-            match self.pipe.write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.running
-                        .wait_for(self.pipe.as_fd(), PollFlags::POLLOUT)?;
-                }
-                written => {
-                    self.running.active = SystemClock.now();
-                    return written;
-                }
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -443,17 +336,14 @@ mod tests {
         }
     }
 
-    fn feed(
-        script: &str,
-        mut write: impl FnMut(&mut dyn Write) -> io::Result<()>,
-    ) -> io::Result<Ended> {
-        shell(&["-c", script]).feed(&mut write)
+    fn feed(script: &str, input: &str) -> io::Result<Ended> {
+        shell(&["-c", script]).run(input.as_bytes(), &mut |_| {})
     }
 
     fn lines(script: &str) -> (Vec<String>, Ended) {
         let mut lines = Vec::new();
         let ended = shell(&["-c", script])
-            .read(&mut |line| lines.push(line.to_owned()))
+            .run(b"", &mut |line| lines.push(line.to_owned()))
             .expect("sh runs");
         (lines, ended)
     }
@@ -478,10 +368,7 @@ mod tests {
     fn a_program_that_talks_before_it_reads_blocks_nobody() {
         let line = "x".repeat(99);
         let script = "i=0; while [ $i -lt 5000 ]; do echo 'it is all so long, and this is line' $i >&2; i=$((i+1)); done; exec cksum >&2";
-        let ended = feed(script, |w| {
-            (0..20_000).try_for_each(|_| writeln!(w, "{line}"))
-        })
-        .expect("sh runs");
+        let ended = feed(script, &format!("{line}\n").repeat(20_000)).expect("sh runs");
         assert!(ended.status.success());
         assert!(
             ended
@@ -493,50 +380,41 @@ mod tests {
 
     #[test]
     fn all_that_is_written_arrives() {
-        let ended = feed("wc -c >&2", |w| {
-            (0..1_000_000).try_for_each(|_| w.write_all(b"ab\n"))
-        })
-        .expect("sh runs");
+        let ended = feed("cat | wc -c >&2", &"ab\n".repeat(1_000_000)).expect("sh runs");
         assert_eq!(ended.said.trim(), "3000000");
     }
 
     #[test]
     fn a_program_that_stops_reading_is_heard() {
-        let ended = feed("read a; echo \"no: $a\" >&2; exit 3", |w| {
-            (0..1_000_000).try_for_each(|_| w.write_all(b"word\n"))
-        })
-        .expect("its message and not the broken pipe");
+        let script = "read a; echo \"no: $a\" >&2; exit 3";
+        let ended = feed(script, &"word\n".repeat(1_000_000)).expect("its message");
         assert_eq!(ended.status.code(), Some(3));
         assert_eq!(ended.said, "no: word\n");
     }
 
     #[test]
     fn a_program_that_leaves_well_without_reading_all_is_an_error() {
-        let error = feed("exit 0", |w| {
-            (0..1_000_000).try_for_each(|_| w.write_all(b"word\n"))
-        })
-        .expect_err("nobody knows what it did");
+        let error = feed("exit 0", "word\n").expect_err("nobody knows what it did");
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[test]
-    fn a_writer_that_fails_ends_the_program() {
-        let name = "fails-writer";
+    fn a_program_that_hangs_is_ended_and_what_it_printed_is_read() {
+        let name = "prints-and-hangs";
         let file = std::env::temp_dir().join(format!("{}-{name}", std::process::id()));
-        std::os::unix::fs::symlink("/bin/cat", &file).expect("a program of our own");
+        std::os::unix::fs::symlink("/usr/bin/tail", &file).expect("a program of our own");
         let call = Call {
             program: &file,
-            arguments: &[],
+            arguments: &["-n", "1", "-f", "/etc/passwd"],
             environment: &[],
         };
+        let mut lines = Vec::new();
         let error = call
-            .feed(&mut |w| {
-                w.write_all(b"first")?;
-                Err(io::Error::other("second"))
-            })
-            .expect_err("the writer's error");
+            .run(b"first", &mut |line| lines.push(line.to_owned()))
+            .expect_err("it hangs");
         std::fs::remove_file(&file).expect("the program is there");
-        assert_eq!(error.to_string(), "second");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(lines.len(), 1, "{lines:?}");
         assert!(!has_child(&format!("{}-{name}", std::process::id())[..15]));
     }
 
@@ -588,13 +466,13 @@ mod tests {
     #[test]
     fn life_19_one_that_hangs_is_killed_and_one_that_works_is_not() {
         let started = SystemClock.now();
-        let error = feed("exec 2>&-; sleep 600 & wait", |_| Ok(())).unwrap_err();
+        let error = feed("exec 2>&-; sleep 600 & wait", "").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
         let took = SystemClock.now().duration_since(started);
         assert!(took >= IDLE && took < IDLE * 4, "{took:?}");
         // A child of its own that computes is no reason to think that it hangs.
         let script = "(end=$(($(cut -d. -f1 /proc/uptime)+20)); while [ $(cut -d. -f1 /proc/uptime) -lt $end ]; do :; done) & wait; echo done >&2";
-        let ended = feed(script, |_| Ok(())).expect("it works");
+        let ended = feed(script, "").expect("it works");
         assert_eq!(ended.said, "done\n");
     }
 
@@ -602,9 +480,10 @@ mod tests {
     fn life_19_what_a_program_started_ends_with_it() {
         let mut pid = 0;
         let error = shell(&["-c", "sleep 600 & echo $!; wait"])
-            .read(&mut |line| pid = line.parse().expect("a number"))
+            .run(b"", &mut |line| pid = line.parse().expect("a number"))
             .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_ne!(pid, 0);
         // It was told to end; that takes the kernel a moment.
         let runs = || {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));

@@ -48,7 +48,7 @@ impl Updates {
             });
             replace(set, left, &mut lines);
         }
-        tools.ipset_lines(&lines)
+        tools.ipset_restore(lines.text())
     }
 }
 
@@ -121,7 +121,7 @@ impl UnusedSets {
         for name in unused.iter().filter(|name| self.0.contains(*name)) {
             lines.push(format_args!("destroy {name}"));
         }
-        tools.ipset_lines(&lines)?;
+        tools.ipset_restore(lines.text())?;
         self.0.retain(|name| used.contains(name));
         Ok(())
     }

@@ -144,10 +144,10 @@ impl Plan {
             n_added: before.n + n_late + nat.report.n_added + filter.report.n_added,
             n_removed: after.n - n_late + nat.report.n_removed + filter.report.n_removed,
         };
-        tools.ipset_lines(&before)?;
+        tools.ipset_restore(before.text())?;
         for script in [nat, filter] {
             if let Some(text) = script.finish() {
-                tools.restore(&mut |to| to.write_all(text.as_bytes()))?;
+                tools.restore(&text)?;
             }
         }
         let mut left = Remaining::default();
@@ -159,7 +159,7 @@ impl Plan {
                 .extend(chains.into_iter().map(|name| (table, name)));
             left.because = result.err().or(left.because);
         }
-        tools.ipset_lines(&after)?;
+        tools.ipset_restore(after.text())?;
         affinity_sets.rescale_timeouts(tools)?;
         Ok((report, left))
     }
@@ -533,7 +533,7 @@ pub(crate) fn cleanup<F: Family>(tools: &Tools) -> Result<(), DatapathError> {
             for name in unused {
                 lines.push(format_args!("destroy {name}"));
             }
-            tools.ipset_lines(&lines)?;
+            tools.ipset_restore(lines.text())?;
             used
         };
         if used.is_empty() || attempts_left == 0 {

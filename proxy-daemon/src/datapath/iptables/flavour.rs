@@ -164,7 +164,7 @@ fn decide(nft: Signs, legacy: Signs, n_rules: impl Fn(Flavour) -> usize) -> (Fla
 
 #[cfg(test)]
 mod tests {
-    use super::super::tool::tests::{all_tools, restore, shell};
+    use super::super::tool::tests::{all_tools, shell};
     use super::*;
     use crate::datapath::fixtures::in_netns;
 
@@ -249,7 +249,8 @@ mod tests {
             ] {
                 let tools = tools.clone();
                 in_netns(move || {
-                    restore(&tools, &format!("*mangle\n:{chain} - [0:0]\nCOMMIT\n"))
+                    tools
+                        .restore(&format!("*mangle\n:{chain} - [0:0]\nCOMMIT\n"))
                         .expect("it is valid");
                     assert_eq!(Flavour::detect(), (tools.flavour(), because));
                 });
@@ -269,7 +270,9 @@ mod tests {
                     Flavour::Legacy => "-A OUTPUT -j RETURN\n",
                     Flavour::Nft => "",
                 };
-                restore(&tools, &format!("*nat\n{ours}{theirs}COMMIT\n")).expect("it is valid");
+                tools
+                    .restore(&format!("*nat\n{ours}{theirs}COMMIT\n"))
+                    .expect("it is valid");
                 if tools.flavour() == Flavour::Nft {
                     assert_eq!(Flavour::detect(), (Flavour::Nft, Because::Newer));
                 }

@@ -96,7 +96,7 @@ impl InstalledTable {
             for hook in hooks.filter(|hook| installed.chains.contains_key(hook.target)) {
                 let (table, rule) = (table.name(), hook.rule());
                 let check = format!("*{table}\n-C {} {rule}\nCOMMIT\n", hook.chain);
-                match tools.restore(&mut |to| to.write_all(check.as_bytes())) {
+                match tools.restore(&check) {
                     Ok(()) => installed.hooks.push((hook.chain.to_owned(), rule)),
                     Err(error) if error.is_late() => return Err(error),
                     // It is not there.

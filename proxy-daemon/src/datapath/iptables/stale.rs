@@ -86,7 +86,7 @@ fn write(
     let mut script = Script::new(table, tools.flavour());
     what(&mut script, chains);
     match script.finish() {
-        Some(text) => tools.restore(&mut |to| to.write_all(text.as_bytes())),
+        Some(text) => tools.restore(&text),
         None => Ok(()),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Each test has a network namespace of its own, so they need root.
 
-use super::super::tool::tests::{all_tools, ipset, restore, shell};
+use super::super::tool::tests::{all_tools, shell};
 use super::*;
 use crate::datapath::fixtures::in_netns;
 use crate::net::IpFamily;
@@ -62,9 +62,9 @@ fn each(test: impl Fn(&Tools) + Send + Clone + 'static) {
     for tools in all_tools() {
         let test = test.clone();
         in_netns(move || {
-            restore(&tools, NAT).expect("it is valid");
-            restore(&tools, FILTER).expect("it is valid");
-            ipset(&tools, SETS).expect("it is valid");
+            tools.restore(NAT).expect("it is valid");
+            tools.restore(FILTER).expect("it is valid");
+            tools.ipset_restore(SETS).expect("it is valid");
             test(&tools);
         });
     }
@@ -95,8 +95,8 @@ fn repair(tools: &Tools) {
     for table in ["nat", "filter"] {
         iptables(tools, &format!("-t {table} -F"));
     }
-    restore(tools, NAT).expect("it is valid");
-    restore(tools, FILTER).expect("it is valid");
+    tools.restore(NAT).expect("it is valid");
+    tools.restore(FILTER).expect("it is valid");
 }
 
 #[test]
@@ -151,11 +151,9 @@ fn sync_9_damage_beside_our_own_writes_is_noticed() {
                 if is_damaged_first {
                     iptables(tools, damage);
                 }
-                restore(
-                    tools,
-                    "*nat\n:PROXYD-OTHER - [0:0]\n-A PROXYD-OTHER -j RETURN\nCOMMIT\n",
-                )
-                .expect("it is valid");
+                tools
+                    .restore("*nat\n:PROXYD-OTHER - [0:0]\n-A PROXYD-OTHER -j RETURN\nCOMMIT\n")
+                    .expect("it is valid");
                 drift.put(Table::Nat, &chain("OTHER", &["-j RETURN"]));
                 if !is_damaged_first {
                     iptables(tools, damage);
@@ -179,9 +177,7 @@ fn sync_9_a_chain_in_the_place_of_another_is_noticed() {
         }
         let mut drift = written(tools);
         assert!(!has_drifted(&mut drift, tools));
-        restore(
-            tools,
-            "*nat\n-F PROXYD-SERVICES\n-F PROXYD-DEEP\n-X PROXYD-DEEP\n:PROXYD-DEEP - [0:0]\n\
+        tools.restore("*nat\n-F PROXYD-SERVICES\n-F PROXYD-DEEP\n-X PROXYD-DEEP\n:PROXYD-DEEP - [0:0]\n\
              -A PROXYD-DEEP -j ACCEPT\n-A PROXYD-DEEP -j ACCEPT\n-A PROXYD-SERVICES -j PROXYD-DEEP\nCOMMIT\n",
         )
         .expect("it is valid");
@@ -207,8 +203,8 @@ fn sync_9_a_table_that_is_gone_or_switched_off_is_noticed() {
                     format!("nft add table {family} nat"),
                 ),
             ] {
-                restore(tools, NAT).expect("it is valid");
-                restore(tools, FILTER).expect("it is valid");
+                tools.restore(NAT).expect("it is valid");
+                tools.restore(FILTER).expect("it is valid");
                 let mut drift = written(tools);
                 for _ in 0..n_before {
                     assert!(!has_drifted(&mut drift, tools));
@@ -252,28 +248,28 @@ fn what_we_write_and_note_is_no_disturbance() {
         let mut drift = written(tools);
         for n in 0..2 {
             assert!(!has_drifted(&mut drift, tools));
-            restore(
-                tools,
-                "*nat\n:PROXYD-NEW - [0:0]\n-A PROXYD-NEW -j PROXYD-DEEP\n\
+            tools
+                .restore(
+                    "*nat\n:PROXYD-NEW - [0:0]\n-A PROXYD-NEW -j PROXYD-DEEP\n\
                  :PROXYD-SERVICES - [0:0]\n-A PROXYD-SERVICES -p tcp -g PROXYD-NEW\nCOMMIT\n",
-            )
-            .expect("it is valid");
+                )
+                .expect("it is valid");
             drift.put(Table::Nat, &chain("NEW", &["-j PROXYD-DEEP"]));
             drift.put(Table::Nat, &chain("SERVICES", &["-p tcp -g PROXYD-NEW"]));
             for _ in 0..UNSEEN + 2 {
                 assert!(!has_drifted(&mut drift, tools), "{n} {tools:?}");
             }
-            restore(
-                tools,
-                "*nat\n:PROXYD-SERVICES - [0:0]\n-A PROXYD-SERVICES -j PROXYD-DEEP\n\
+            tools
+                .restore(
+                    "*nat\n:PROXYD-SERVICES - [0:0]\n-A PROXYD-SERVICES -j PROXYD-DEEP\n\
                  -F PROXYD-NEW\n-X PROXYD-NEW\nCOMMIT\n",
-            )
-            .expect("it is valid");
+                )
+                .expect("it is valid");
             drift.put(Table::Nat, &chain("SERVICES", &["-j PROXYD-DEEP"]));
             drift.remove(Table::Nat, "PROXYD-NEW");
         }
         assert!(!has_drifted(&mut drift, tools));
-        ipset(tools, "add PROXYD4-a 10.0.0.3,tcp:1\nadd PROXYD4-b 10.0.0.0/8\ndel PROXYD4-a 10.0.0.1,tcp:80\ndel PROXYD4-a 10.0.0.2,udp:80\n").expect("it is valid");
+        tools.ipset_restore("add PROXYD4-a 10.0.0.3,tcp:1\nadd PROXYD4-b 10.0.0.0/8\ndel PROXYD4-a 10.0.0.1,tcp:80\ndel PROXYD4-a 10.0.0.2,udp:80\n").expect("it is valid");
         assert!(has_drifted(&mut drift, tools));
         drift.wrote_set("PROXYD4-a", 1, 2);
         drift.wrote_set("PROXYD4-b", 1, 0);
@@ -298,7 +294,7 @@ fn sync_9_a_set_that_is_flushed_or_gone_is_noticed() {
                 shell(&format!("ipset {damage}"));
                 assert!(has_drifted(&mut drift, tools), "{damage}");
                 shell("ipset flush");
-                ipset(tools, SETS).expect("it is valid");
+                tools.ipset_restore(SETS).expect("it is valid");
             }
         }
     });

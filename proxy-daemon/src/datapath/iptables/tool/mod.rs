@@ -5,13 +5,12 @@
 //! names; the process that holds the lock of iptables-legacy is named.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::flavour::Flavour;
 use super::lock::{self, VARIABLE};
-use super::script::Lines;
 use crate::datapath::DatapathError;
 use crate::net::IpFamily;
 use crate::sys::process::{Call, Ended, find};
@@ -88,37 +87,23 @@ impl Tools {
         self.flavour
     }
 
-    fn call<'a>(&'a self, program: &'a Path, arguments: &'a [&'a str]) -> Call<'a> {
-        Call {
-            program,
-            arguments,
-            environment: &self.environment,
-        }
-    }
-
-    /// Gives what `write` writes to `iptables-restore --noflush`: each table's part is one transaction.
+    /// Gives this to `iptables-restore --noflush`: each table's part is one transaction.
     ///
     /// # Errors
     /// [`DatapathError::Refused`]; tables before the one with the error have been changed.
-    pub(crate) fn restore(
-        &self,
-        write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
-    ) -> Result<(), DatapathError> {
-        let refused = |source| refused("writing rules", &self.restore, source);
+    pub(crate) fn restore(&self, input: &str) -> Result<(), DatapathError> {
         let wait = self.lock_wait.as_secs().to_string();
         let arguments: &[&str] = match self.flavour {
             Flavour::Nft => &["--noflush"],
             Flavour::Legacy => &["--noflush", "-w", &wait],
         };
-        let ended = self
-            .call(&self.restore, arguments)
-            .feed(write)
-            .map_err(refused)?;
-        match ended.status.success() {
-            true => Ok(()),
-            false if ended.said.contains("holding the xtables lock") => Err(refused(self.locked())),
-            false => Err(refused(failure(&ended))),
-        }
+        self.run(
+            "writing rules",
+            &self.restore,
+            arguments,
+            input,
+            &mut |_| {},
+        )
     }
 
     /// That the lock of iptables-legacy could not be taken.
@@ -147,56 +132,35 @@ impl Tools {
             return Ok(());
         }
         let mut is_readable = true;
-        self.read("reading rules", &self.save, &["-t", table], &mut |line| {
+        let mut take = |line: &str| {
             // iptables-nft-save says so in a comment, and ends well.
             is_readable &= !(line.starts_with("# Table") && line.contains("incompatible"));
             each(line);
-        })?;
+        };
+        self.run("reading rules", &self.save, &["-t", table], "", &mut take)?;
         if is_readable {
             return Ok(());
         }
         let advice = format!(
             "the table {table} has rules of others that iptables-nft cannot read; move those to a table of another name, or use --mode=nftables"
         );
-        Err(refused(
-            "reading rules",
-            &self.save,
-            io::Error::other(advice),
-        ))
+        let source = io::Error::other(advice);
+        Err(refused("reading rules", &self.save, source))
     }
 
-    /// Tells ipset these lines; does nothing if there are none.
-    ///
-    /// # Errors
-    /// What [`Self::ipset_restore`] could not do.
-    pub(crate) fn ipset_lines(&self, lines: &Lines) -> Result<(), DatapathError> {
-        if lines.n == 0 {
-            return Ok(());
-        }
-        self.ipset_restore(&mut |to| to.write_all(lines.text().as_bytes()))
-    }
-
-    /// Gives what `write` writes to `ipset -exist restore`.
+    /// Gives this to `ipset -exist restore`; does nothing if it is empty.
     ///
     /// With `-exist` it is fine to create a set that is there with the same parameters, to add an
     /// entry that is there, and to delete one that is not.
     ///
     /// # Errors
     /// [`DatapathError::Refused`]; of the lines before the one with the error some have been carried out.
-    pub(crate) fn ipset_restore(
-        &self,
-        write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
-    ) -> Result<(), DatapathError> {
-        let refused = |source| refused("writing sets", &self.ipset, source);
-        let ended = self
-            .call(&self.ipset, &["-exist", "restore"])
-            .feed(write)
-            .map_err(refused)?;
-        if ended.status.success() {
-            Ok(())
-        } else {
-            Err(refused(failure(&ended)))
+    pub(crate) fn ipset_restore(&self, input: &str) -> Result<(), DatapathError> {
+        if input.is_empty() {
+            return Ok(());
         }
+        let arguments = &["-exist", "restore"];
+        self.run("writing sets", &self.ipset, arguments, input, &mut |_| {})
     }
 
     /// Hands each line of `ipset save` to `each`: of all sets, of whatever family and owner, or of one.
@@ -209,31 +173,44 @@ impl Tools {
         each: &mut dyn FnMut(&str),
     ) -> Result<(), DatapathError> {
         let arguments: Vec<&str> = ["save"].into_iter().chain(set).collect();
-        self.read("reading sets", &self.ipset, &arguments, each)
+        self.run("reading sets", &self.ipset, &arguments, "", each)
     }
 
-    fn read(
+    fn run(
         &self,
         operation: &'static str,
         program: &Path,
         arguments: &[&str],
+        input: &str,
         each: &mut dyn FnMut(&str),
     ) -> Result<(), DatapathError> {
-        let ended = self
-            .call(program, arguments)
-            .read(each)
-            .map_err(|source| refused(operation, program, source))?;
+        let call = Call {
+            program,
+            arguments,
+            environment: &self.environment,
+        };
+        let refused = |source| refused(operation, program, source);
+        let ended = call.run(input.as_bytes(), each).map_err(refused)?;
         if ended.status.success() {
-            Ok(())
-        } else if program == self.ipset && lacks_ip_set(&ended.said) {
-            Err(DatapathError::Unusable {
-                operation,
-                advice: "this kernel has no ip_set; load the module, or use --mode=nftables",
-                source: failure(&ended),
-            })
-        } else {
-            Err(refused(operation, program, failure(&ended)))
+            return Ok(());
         }
+        let is_unread = program == self.ipset && input.is_empty();
+        Err(if is_unread && lacks_ip_set(&ended.said) {
+            no_ip_set(failure(&ended))
+        } else if ended.said.contains("holding the xtables lock") {
+            refused(self.locked())
+        } else {
+            refused(failure(&ended))
+        })
+    }
+}
+
+/// What is to be done about a kernel that does not know sets.
+pub(super) fn no_ip_set(source: io::Error) -> DatapathError {
+    DatapathError::Unusable {
+        operation: "reading sets",
+        advice: "this kernel has no ip_set; load the module, or use --mode=nftables",
+        source,
     }
 }
 
@@ -278,7 +255,7 @@ fn version(program: &Path) -> String {
         environment: &[],
     };
     let mut text = String::new();
-    match call.read(&mut |line| text.push_str(line)) {
+    match call.run(b"", &mut |line| text.push_str(line)) {
         Ok(_) => text,
         Err(_) => String::new(),
     }

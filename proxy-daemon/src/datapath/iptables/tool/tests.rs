@@ -37,20 +37,6 @@ pub(in crate::datapath::iptables) fn all_tools() -> Vec<Tools> {
     all
 }
 
-pub(in crate::datapath::iptables) fn restore(
-    tools: &Tools,
-    input: &str,
-) -> Result<(), DatapathError> {
-    tools.restore(&mut |w| w.write_all(input.as_bytes()))
-}
-
-pub(in crate::datapath::iptables) fn ipset(
-    tools: &Tools,
-    input: &str,
-) -> Result<(), DatapathError> {
-    tools.ipset_restore(&mut |w| w.write_all(input.as_bytes()))
-}
-
 fn save(tools: &Tools, table: &str) -> Vec<String> {
     let mut lines = Vec::new();
     tools
@@ -71,11 +57,9 @@ fn cause(result: Result<(), DatapathError>) -> (String, io::Error) {
 fn what_is_restored_is_saved() {
     in_netns(|| {
         for tools in all_tools() {
-            restore(
-                &tools,
-                "*nat\n:PROXYD-A - [0:0]\n-A PROXYD-A -j RETURN\nCOMMIT\n",
-            )
-            .expect("it is valid");
+            tools
+                .restore("*nat\n:PROXYD-A - [0:0]\n-A PROXYD-A -j RETURN\nCOMMIT\n")
+                .expect("it is valid");
             let lines = save(&tools, "nat");
             assert!(lines.contains(&":PROXYD-A - [0:0]".to_owned()), "{lines:?}");
             assert!(
@@ -107,14 +91,11 @@ fn many_rules_go_in_and_come_out() {
     const N: usize = 5_000;
     in_netns(|| {
         for tools in all_tools() {
+            let rules: String = (0..N)
+                .map(|i| format!("-A PROXYD-A -p udp -m udp --dport {i} -j RETURN\n"))
+                .collect();
             tools
-                .restore(&mut |w| {
-                    writeln!(w, "*nat\n:PROXYD-A - [0:0]")?;
-                    for i in 0..N {
-                        writeln!(w, "-A PROXYD-A -p udp -m udp --dport {i} -j RETURN")?;
-                    }
-                    writeln!(w, "COMMIT")
-                })
+                .restore(&format!("*nat\n:PROXYD-A - [0:0]\n{rules}COMMIT\n"))
                 .expect("they are valid");
             let lines = save(&tools, "nat");
             let rules: BTreeSet<&str> = lines
@@ -132,7 +113,7 @@ fn an_error_is_what_the_program_said_with_its_line() {
     in_netns(|| {
         for tools in all_tools() {
             let input = "*nat\n:PROXYD-A - [0:0]\n-A PROXYD-A -j PROXYD-MISSING\nCOMMIT\n";
-            let (object, error) = cause(restore(&tools, input));
+            let (object, error) = cause(tools.restore(input));
             assert!(object.contains(tools.flavour.name()), "{object}");
             let text = error.to_string();
             assert!(text.contains("PROXYD-MISSING"), "{text}");
@@ -145,7 +126,7 @@ fn an_error_is_what_the_program_said_with_its_line() {
                     .iter()
                     .any(|line| line.contains("PROXYD"))
             );
-            let (object, error) = cause(ipset(&tools, "add PROXYD-MISSING 10.0.0.1\n"));
+            let (object, error) = cause(tools.ipset_restore("add PROXYD-MISSING 10.0.0.1\n"));
             assert_eq!(object, "ipset");
             assert!(error.to_string().contains("Error in line 1"), "{error}");
         }
@@ -153,14 +134,10 @@ fn an_error_is_what_the_program_said_with_its_line() {
 }
 
 #[test]
-fn the_reason_of_a_writer_that_fails_is_told_and_nothing_is_written() {
+fn of_input_that_ends_too_early_nothing_is_written() {
     in_netns(|| {
         for tools in all_tools() {
-            let (_, error) = cause(tools.restore(&mut |w| {
-                w.write_all(b"*nat\n:PROXYD-A - [0:0]\n")?;
-                Err(io::Error::other("out of words"))
-            }));
-            assert_eq!(error.to_string(), "out of words");
+            cause(tools.restore("*nat\n:PROXYD-A - [0:0]\n"));
             assert!(
                 !save(&tools, "nat")
                     .iter()
@@ -175,11 +152,11 @@ fn sets_are_written_again_without_harm() {
     in_netns(|| {
         for tools in all_tools() {
             for _ in 0..2 {
-                ipset(
-                    &tools,
-                    "create PROXYD-A hash:ip\nadd PROXYD-A 10.0.0.1\ndel PROXYD-A 10.0.0.2\n",
-                )
-                .expect("it is valid");
+                tools
+                    .ipset_restore(
+                        "create PROXYD-A hash:ip\nadd PROXYD-A 10.0.0.1\ndel PROXYD-A 10.0.0.2\n",
+                    )
+                    .expect("it is valid");
             }
             let mut lines = Vec::new();
             tools
@@ -215,12 +192,8 @@ fn who_holds_the_lock_too_long_is_named() {
     in_netns(|| {
         let (tools, file) = with_lock("too-long", Duration::from_secs(3));
         let held = hold(&file);
-        // More than fits into the pipe: the writer waits too.
-        let (_, error) = cause(tools.restore(&mut |w| {
-            writeln!(w, "*nat\n:PROXYD-A - [0:0]")?;
-            (0..10_000).try_for_each(|_| writeln!(w, "-A PROXYD-A -j RETURN"))?;
-            writeln!(w, "COMMIT")
-        }));
+        let rules = "-A PROXYD-A -j RETURN\n".repeat(10_000);
+        let (_, error) = cause(tools.restore(&format!("*nat\n:PROXYD-A - [0:0]\n{rules}COMMIT\n")));
         drop(held);
         fs::remove_file(&file).expect("the file is there");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
@@ -253,7 +226,9 @@ fn a_lock_is_waited_for() {
             }
             drop(held);
         });
-        restore(&tools, "*nat\n:PROXYD-A - [0:0]\nCOMMIT\n").expect("the lock is free again");
+        tools
+            .restore("*nat\n:PROXYD-A - [0:0]\nCOMMIT\n")
+            .expect("the lock is free again");
         release.join().expect("it was waited for");
         fs::remove_file(&file).expect("the file is there");
         assert!(save(&tools, "nat").contains(&":PROXYD-A - [0:0]".to_owned()));

@@ -173,7 +173,7 @@ struct Remaining {
 }
 
 impl<F: Family> Installed<F> {
-    fn new(tools: &Tools, globals: Globals<F>) -> Self {
+    fn new(globals: Globals<F>) -> Self {
         Self {
             globals,
             vips: Tree::new(names::VIPS, true),
@@ -181,7 +181,7 @@ impl<F: Family> Installed<F> {
             backends: Counts::default(),
             cluster_ips: Counts::default(),
             unused_sets: UnusedSets::default(),
-            drift: DriftCheck::new(tools),
+            drift: DriftCheck::default(),
         }
     }
 
@@ -327,7 +327,7 @@ pub(crate) fn resync<F: Family>(
     reading: Reading,
 ) -> Result<(Installed<F>, SyncReport), DatapathError> {
     let globals = &desired.globals;
-    let mut installed = Installed::new(tools, globals.clone());
+    let mut installed = Installed::new(globals.clone());
     let mut plan = Plan::new(tools);
     let mut elements = Vec::new();
     render_globals(globals, &mut elements);

@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hasher as _};
 use std::io;
 
 use super::chain::{Chain, Table};
-use super::drift::{self, Jump, Unprinted};
+use super::drift::{self, Jump};
 use super::flavour::Flavour;
 use super::layout::Hook;
 use super::names::{CHAIN_PREFIX, set_prefix};
@@ -85,7 +85,7 @@ impl InstalledTable {
     }
 
     fn unprinted(tools: &Tools, table: Table) -> Result<Self, DatapathError> {
-        let Unprinted { chains, jumps } = Unprinted::read(tools, table)?;
+        let (chains, jumps) = drift::read_unprinted(tools, table)?;
         let mut installed = Self {
             chains: chains.into_iter().map(|name| (name, None)).collect(),
             hooks: Vec::new(),

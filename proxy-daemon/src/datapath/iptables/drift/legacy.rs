@@ -32,8 +32,6 @@ const HEAD: &[u8] = b"ERROR";
 /// `struct xt_entry_target`: the length of the name, and where its data begins.
 const TARGET_NAME: std::ops::Range<usize> = 2..31;
 const TARGET_DATA: usize = 32;
-/// How often the entries are read again because another program wrote meanwhile.
-const ATTEMPTS: usize = 5;
 
 /// What the kernel says about a table: hooks, number and size of the entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,14 +67,15 @@ pub(super) fn info(family: IpFamily, table: Table) -> io::Result<Option<Info>> {
     Ok(Some(info))
 }
 
-/// The chains of ours in a table.
+/// The chains of ours, with their tables.
 ///
 /// # Errors
-/// `Interrupted` if others wrote meanwhile, again and again.
-pub(super) fn chains(family: IpFamily, table: Table) -> io::Result<Vec<Found>> {
-    for _ in 0..ATTEMPTS {
+/// `Interrupted` if others wrote meanwhile.
+pub(super) fn chains(family: IpFamily) -> io::Result<Vec<(Table, Found)>> {
+    let mut chains = Vec::new();
+    for table in Table::ALL {
         let Some(info) = info(family, table)? else {
-            return Ok(Vec::new());
+            continue;
         };
         let mut bytes = vec![0; ENTRIES_HEADER + info.size()];
         put_name(table, &mut bytes);
@@ -84,51 +83,37 @@ pub(super) fn chains(family: IpFamily, table: Table) -> io::Result<Vec<Found>> {
         if let Some(place) = bytes.get_mut(ENTRIES_SIZE..ENTRIES_SIZE + size.len()) {
             place.copy_from_slice(&size);
         }
-        match get(family, GET_ENTRIES, &mut bytes) {
+        get(family, GET_ENTRIES, &mut bytes).map_err(|error| match error.raw_os_error() {
             // Kernel: the size is another now.
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
-            Err(error) => return Err(error),
-            Ok(()) => {
-                let entries = bytes.get(ENTRIES_HEADER..).unwrap_or(&[]);
-                return Ok(count(Layout::of(family), entries));
-            }
-        }
+            Some(libc::EAGAIN) => io::ErrorKind::Interrupted.into(),
+            _ => error,
+        })?;
+        let entries = bytes.get(ENTRIES_HEADER..).unwrap_or(&[]);
+        let found = count(family, entries).into_iter();
+        chains.extend(found.map(|found| (table, found)));
     }
-    Err(io::ErrorKind::Interrupted.into())
+    Ok(chains)
 }
 
-/// Where in an entry things are: `struct ipt_entry` and `struct ip6t_entry`.
-#[derive(Clone, Copy)]
-struct Layout {
-    target: usize,
-    next: usize,
-}
-
-impl Layout {
-    const fn of(family: IpFamily) -> Self {
-        match family {
-            IpFamily::V4 => Self {
-                target: 88,
-                next: 90,
-            },
-            IpFamily::V6 => Self {
-                target: 140,
-                next: 142,
-            },
-        }
+/// Where `struct ipt_entry` and `struct ip6t_entry` say where the target is; the next entry is said after it.
+const fn target_at(family: IpFamily) -> usize {
+    match family {
+        IpFamily::V4 => 88,
+        IpFamily::V6 => 140,
     }
 }
 
 /// The chains of ours, with the numbers of their rules and of the rules that go to them.
-fn count(layout: Layout, entries: &[u8]) -> Vec<Found> {
+fn count(family: IpFamily, entries: &[u8]) -> Vec<Found> {
     // By where the first entry after the head is, which is where others go to: the name, and how many
     // entries come after the head, of which one is the tail.
     let mut chains: BTreeMap<usize, (&str, u32)> = BTreeMap::new();
     let mut jumps: BTreeMap<usize, u32> = BTreeMap::new();
+    let target_at = target_at(family);
     let mut current = None;
     let mut at = 0;
     while let Some(entry) = entries.get(at..)
-        && let (Some(target), Some(next)) = (short(entry, layout.target), short(entry, layout.next))
+        && let (Some(target), Some(next)) = (short(entry, target_at), short(entry, target_at + 2))
         && next > target
     {
         let data = target.saturating_add(TARGET_DATA);
@@ -225,7 +210,7 @@ mod tests {
 
     #[test]
     fn offsets_that_make_no_sense_end_the_reading() {
-        for layout in [IpFamily::V4, IpFamily::V6].map(Layout::of) {
+        for family in IpFamily::ALL {
             for bytes in [
                 vec![],
                 vec![0; 100],
@@ -233,7 +218,7 @@ mod tests {
                 vec![0xff; 400],
                 vec![1; 1000],
             ] {
-                assert!(count(layout, &bytes).is_empty());
+                assert!(count(family, &bytes).is_empty());
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::datapath::iptables::names::CHAIN_PREFIX;
 use crate::net::IpFamily;
 use crate::sys::netfilter::attributes::{Attr, Attrs, Writer};
 use crate::sys::netfilter::library::Header;
-use crate::sys::netfilter::{NFTABLES, Netfilter, family_number, undisturbed};
+use crate::sys::netfilter::{NFTABLES, Netfilter, family_number};
 
 const NEW_TABLE: u16 = 0;
 const GET_TABLE: u16 = NFTABLES | 1;
@@ -36,86 +36,75 @@ const NFTA_IMMEDIATE_DATA: u16 = 2;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CHAIN: u16 = 2;
 
-/// How often a listing is repeated because another program wrote meanwhile.
-const LISTINGS: usize = 5;
-
 fn is_ours(chain: &str) -> bool {
     chain.starts_with(CHAIN_PREFIX)
 }
 
-/// The number of the last transaction, in whichever table of the network namespace.
-pub(super) fn generation() -> io::Result<u32> {
-    crate::sys::netfilter::generation(&mut Netfilter::open()?)
-}
-
 /// Carries out one change.
-fn change(family: IpFamily, kind: u16, attributes: &Writer) -> io::Result<()> {
+fn change(
+    netfilter: &mut Netfilter,
+    family: IpFamily,
+    kind: u16,
+    attributes: &Writer,
+) -> io::Result<()> {
     let family = family_number(family).into();
-    Netfilter::open()?.commit_one(Header { kind, family }, attributes)
+    netfilter.commit_one(Header { kind, family }, attributes)
 }
 
 /// Whether the table is there and switched off: none of its chains sees a packet then.
-pub(super) fn is_dormant(family: IpFamily, table: Table) -> io::Result<bool> {
+pub(super) fn is_dormant(
+    netfilter: &mut Netfilter,
+    family: IpFamily,
+    table: Table,
+) -> io::Result<bool> {
     let mut name = Writer::new();
     name.attr_str(NFTA_TABLE_NAME, table.name());
     let mut flags = 0;
-    let family = family_number(family);
-    match Netfilter::open()?.get(GET_TABLE, family, &name, &mut |table| {
-        flags = table.u32(NFTA_TABLE_FLAGS).unwrap_or(0);
-    }) {
+    let mut take = |table: Attrs<'_>| flags = table.u32(NFTA_TABLE_FLAGS).unwrap_or(0);
+    match netfilter.get(GET_TABLE, family_number(family), &name, &mut take) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-        Ok(()) => Ok(flags & DORMANT != 0),
+        other => other.map(|()| flags & DORMANT != 0),
     }
 }
 
 /// Switches the table on.
-pub(super) fn wake(family: IpFamily, table: Table) -> io::Result<()> {
+pub(super) fn wake(netfilter: &mut Netfilter, family: IpFamily, table: Table) -> io::Result<()> {
     let mut w = Writer::new();
     w.attr_str(NFTA_TABLE_NAME, table.name());
     w.attr_u32(NFTA_TABLE_FLAGS, 0);
-    change(family, NEW_TABLE, &w)
+    change(netfilter, family, NEW_TABLE, &w)
 }
 
 /// The chains of ours, with their tables.
 ///
 /// # Errors
-/// `Interrupted` if others wrote meanwhile, again and again.
-pub(super) fn chains(family: IpFamily) -> io::Result<Vec<(Table, Found)>> {
-    let mut netfilter = Netfilter::open()?;
-    undisturbed(LISTINGS, || {
-        let mut chains = Vec::new();
-        all_chains(&mut netfilter, family, &mut |table, name, chain| {
-            if is_ours(name) {
+/// `Interrupted` if others wrote meanwhile.
+pub(super) fn chains(
+    netfilter: &mut Netfilter,
+    family: IpFamily,
+) -> io::Result<Vec<(Table, Found)>> {
+    let mut chains = Vec::new();
+    netfilter.list(
+        GET_CHAIN,
+        family_number(family),
+        &Writer::new(),
+        &mut |chain| {
+            let table = chain.str(NFTA_CHAIN_TABLE);
+            let table = Table::ALL.into_iter().find(|t| Some(t.name()) == table);
+            if let (Some(table), Some(name)) = (table, chain.str(NFTA_CHAIN_NAME))
+                && is_ours(name)
+            {
+                let handle = chain.get(NFTA_CHAIN_HANDLE).and_then(Attr::u64);
                 let found = Found {
                     name: name.to_owned(),
-                    handle: chain
-                        .get(NFTA_CHAIN_HANDLE)
-                        .and_then(Attr::u64)
-                        .unwrap_or(0),
+                    handle: handle.unwrap_or(0),
                     uses: chain.u32(NFTA_CHAIN_USE).unwrap_or(0),
                 };
                 chains.push((table, found));
             }
-        })?;
-        Ok(chains)
-    })
-}
-
-/// Hands out the name of each chain in the tables that we write, with its attributes.
-fn all_chains(
-    netfilter: &mut Netfilter,
-    family: IpFamily,
-    each: &mut dyn FnMut(Table, &str, Attrs<'_>),
-) -> io::Result<()> {
-    let family = family_number(family);
-    netfilter.list(GET_CHAIN, family, &Writer::new(), &mut |chain| {
-        let table = chain.str(NFTA_CHAIN_TABLE);
-        let table = Table::ALL.into_iter().find(|t| Some(t.name()) == table);
-        if let (Some(table), Some(name)) = (table, chain.str(NFTA_CHAIN_NAME)) {
-            each(table, name, chain);
-        }
-    })
+        },
+    )?;
+    Ok(chains)
 }
 
 /// A rule in a foreign chain that jumps to a chain of ours.
@@ -127,36 +116,31 @@ pub(crate) struct Jump {
 }
 
 /// The rules of a table, in chains of others, that go to a chain of ours.
-pub(super) fn jumps(family: IpFamily, table: Table) -> io::Result<Vec<Jump>> {
-    let mut netfilter = Netfilter::open()?;
-    undisturbed(LISTINGS, || {
-        let mut jumps = Vec::new();
-        let mut chains = Vec::new();
-        all_chains(&mut netfilter, family, &mut |of, name, _| {
-            if of == table && !is_ours(name) {
-                chains.push(name.to_owned());
-            }
-        })?;
-        for chain in chains {
-            let mut w = Writer::new();
-            w.attr_str(NFTA_RULE_TABLE, table.name());
-            w.attr_str(NFTA_RULE_CHAIN, &chain);
-            netfilter.list(GET_RULE, family_number(family), &w, &mut |rule| {
-                let is_of_it = rule.str(NFTA_RULE_CHAIN) == Some(&*chain)
-                    && rule.str(NFTA_RULE_TABLE) == Some(table.name());
-                if is_of_it
-                    && goes_to_ours(rule)
-                    && let Some(handle) = rule.get(NFTA_RULE_HANDLE)
-                {
-                    jumps.push(Jump {
-                        chain: chain.clone(),
-                        handle: handle.payload.to_owned(),
-                    });
-                }
-            })?;
+///
+/// # Errors
+/// `Interrupted` if others wrote meanwhile.
+pub(super) fn jumps(
+    netfilter: &mut Netfilter,
+    family: IpFamily,
+    table: Table,
+) -> io::Result<Vec<Jump>> {
+    let mut jumps = Vec::new();
+    let mut w = Writer::new();
+    w.attr_str(NFTA_RULE_TABLE, table.name());
+    netfilter.list(GET_RULE, family_number(family), &w, &mut |rule| {
+        if let Some(chain) = rule.str(NFTA_RULE_CHAIN)
+            && rule.str(NFTA_RULE_TABLE) == Some(table.name())
+            && !is_ours(chain)
+            && goes_to_ours(rule)
+            && let Some(handle) = rule.get(NFTA_RULE_HANDLE)
+        {
+            jumps.push(Jump {
+                chain: chain.to_owned(),
+                handle: handle.payload.to_owned(),
+            });
         }
-        Ok(jumps)
-    })
+    })?;
+    Ok(jumps)
 }
 
 /// Whether one of its expressions is a verdict that names a chain of ours.
@@ -174,7 +158,7 @@ pub(super) fn delete(family: IpFamily, table: Table, jump: &Jump) -> io::Result<
     w.attr_str(NFTA_RULE_TABLE, table.name());
     w.attr_str(NFTA_RULE_CHAIN, &jump.chain);
     w.attr(NFTA_RULE_HANDLE, &jump.handle);
-    match change(family, DELETE_RULE, &w) {
+    match change(&mut Netfilter::open()?, family, DELETE_RULE, &w) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Bound;
 
 use crate::sys::netfilter::attributes::{Attrs, Writer};
 use crate::sys::netfilter::{IPSET, Netfilter};
@@ -26,27 +25,18 @@ const PROTOCOL: u8 = 6;
 /// `IPSET_FLAG_LIST_HEADER`: without the entries.
 const HEADER_ONLY: u32 = 1 << 2;
 
-/// A check ends once the kernel has counted this many entries, and for each so many one of the next checks
-/// is skipped: counting some 20,000 costs a millisecond.
+/// For each so many entries one of the next checks is skipped: the kernel counts some 20,000 in a
+/// millisecond.
 const COUNTED: usize = 8_192;
 /// At most so many checks are skipped, so that every set is checked soon.
-const MOST_SKIPPED: usize = 12;
+const MOST_SKIPPED: usize = 20;
 
 /// How many entries sets must have.
 #[derive(Debug, Default)]
 pub(super) struct Sizes {
     sets: BTreeMap<String, usize>,
-    /// The set that was checked last.
-    last: String,
     /// How many of the next checks to skip.
     n_skipped: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Set {
-    Absent,
-    Uncounted,
-    Has(usize),
 }
 
 impl Sizes {
@@ -56,40 +46,33 @@ impl Sizes {
         *n = (*n + n_added).saturating_sub(n_removed);
     }
 
-    /// The first difference among the sets that are next to be checked.
+    /// The first difference.
     ///
-    /// Kernel: to say how many entries a set has, it counts them. So a question does not ask for all of
-    /// them where they are large.
-    pub(super) fn difference(&mut self) -> io::Result<Option<String>> {
+    /// Kernel: to say how many entries a set has, it counts them. So large sets are checked more rarely.
+    pub(super) fn difference(&mut self, netfilter: &mut Netfilter) -> io::Result<Option<String>> {
         if self.n_skipped > 0 {
             self.n_skipped -= 1;
             return Ok(None);
         }
-        let mut n_counted = 0;
-        for _ in 0..self.sets.len() {
-            let after = (Bound::Excluded(&self.last), Bound::Unbounded);
-            let next = self.sets.range::<String, _>(after).next();
-            let Some((name, expected)) = next.or_else(|| self.sets.first_key_value()) else {
-                break;
-            };
-            let found = look(name)?;
-            let difference = match found {
-                Set::Absent => Some(format!("the set {name} is gone")),
-                Set::Has(n) if n != *expected => Some(format!(
-                    "the set {name} has {n} entries, expected {expected}"
-                )),
-                Set::Uncounted | Set::Has(_) => None,
-            };
-            n_counted += expected;
-            self.last = name.clone();
-            if difference.is_some() {
-                return Ok(difference);
+        for (name, expected) in &self.sets {
+            let mut counted = None;
+            let asked = list(netfilter, Some(name), &mut |set| {
+                counted = set.inside(IPSET_ATTR_DATA).u32(IPSET_ATTR_ELEMENTS);
+            });
+            match asked {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Ok(Some(format!("the set {name} is gone")));
+                }
+                other => other?,
             }
-            if n_counted >= COUNTED {
-                break;
+            if let Some(n) = counted
+                && usize::try_from(n) != Ok(*expected)
+            {
+                let difference = format!("the set {name} has {n} entries, expected {expected}");
+                return Ok(Some(difference));
             }
         }
-        self.n_skipped = (n_counted / COUNTED).min(MOST_SKIPPED);
+        self.n_skipped = (self.sets.values().sum::<usize>() / COUNTED).min(MOST_SKIPPED);
         Ok(None)
     }
 }
@@ -99,7 +82,7 @@ impl Sizes {
 /// # Errors
 /// What the kernel answers; `Unsupported` if it has no sets.
 pub(super) fn uses(prefix: &str, mut each: impl FnMut(&str, bool)) -> io::Result<()> {
-    list(None, &mut |set| {
+    list(&mut Netfilter::open()?, None, &mut |set| {
         let Some(name) = set.str(IPSET_ATTR_SETNAME) else {
             return;
         };
@@ -111,26 +94,16 @@ pub(super) fn uses(prefix: &str, mut each: impl FnMut(&str, bool)) -> io::Result
 }
 
 /// Asks for a set, or for all, without their entries.
-fn list(name: Option<&str>, each: &mut dyn FnMut(Attrs<'_>)) -> io::Result<()> {
+fn list(
+    netfilter: &mut Netfilter,
+    name: Option<&str>,
+    each: &mut dyn FnMut(Attrs<'_>),
+) -> io::Result<()> {
     let mut w = Writer::new();
     w.attr(IPSET_ATTR_PROTOCOL, &[PROTOCOL]);
     if let Some(name) = name {
         w.attr_str(IPSET_ATTR_SETNAME, name);
     }
     w.attr_u32(IPSET_ATTR_FLAGS, HEADER_ONLY);
-    Netfilter::open()?.list(LIST, ANY_FAMILY, &w, each)
-}
-
-fn look(name: &str) -> io::Result<Set> {
-    let mut set = Set::Absent;
-    let asked = list(Some(name), &mut |attributes| {
-        let n = attributes.inside(IPSET_ATTR_DATA).u32(IPSET_ATTR_ELEMENTS);
-        let n = n.and_then(|n| usize::try_from(n).ok());
-        set = n.map_or(Set::Uncounted, Set::Has);
-    });
-    match asked {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Set::Absent),
-        Err(error) => Err(error),
-        Ok(()) => Ok(set),
-    }
+    netfilter.list(LIST, ANY_FAMILY, &w, each)
 }

@@ -35,8 +35,8 @@ fn chain(name: &str, rules: &[&str]) -> Chain {
 }
 
 /// What we believe after having written [`NAT`], [`FILTER`] and [`SETS`].
-fn written(tools: &Tools) -> DriftCheck {
-    let mut drift = DriftCheck::new(tools);
+fn written() -> DriftCheck {
+    let mut drift = DriftCheck::default();
     let deep = ["-p udp -j RETURN", "-p tcp -j RETURN"];
     for (table, chain) in [
         (Table::Nat, chain("SERVICES", &["-j PROXYD-DEEP"])),
@@ -104,7 +104,7 @@ fn sync_9_damage_is_noticed_whenever_it_was_done() {
     each(|tools| {
         for damage in DAMAGE {
             for n_before in [0, 1, 2] {
-                let mut drift = written(tools);
+                let mut drift = written();
                 for _ in 0..n_before {
                     assert!(!has_drifted(&mut drift, tools));
                 }
@@ -126,7 +126,7 @@ fn sync_9_damage_is_noticed_whenever_it_was_done() {
 fn sync_9_damage_beside_a_change_of_others_is_noticed() {
     each(|tools| {
         for damage in DAMAGE {
-            let mut drift = written(tools);
+            let mut drift = written();
             assert!(!has_drifted(&mut drift, tools));
             for table in ["nat", "filter"] {
                 iptables(tools, &format!("-t {table} -A OUTPUT -p tcp -j RETURN"));
@@ -146,7 +146,7 @@ fn sync_9_damage_beside_our_own_writes_is_noticed() {
     each(|tools| {
         for damage in DAMAGE {
             for is_damaged_first in [false, true] {
-                let mut drift = written(tools);
+                let mut drift = written();
                 assert!(!has_drifted(&mut drift, tools));
                 if is_damaged_first {
                     iptables(tools, damage);
@@ -175,7 +175,7 @@ fn sync_9_a_chain_in_the_place_of_another_is_noticed() {
         if tools.flavour() == Flavour::Legacy {
             return;
         }
-        let mut drift = written(tools);
+        let mut drift = written();
         assert!(!has_drifted(&mut drift, tools));
         tools.restore("*nat\n-F PROXYD-SERVICES\n-F PROXYD-DEEP\n-X PROXYD-DEEP\n:PROXYD-DEEP - [0:0]\n\
              -A PROXYD-DEEP -j ACCEPT\n-A PROXYD-DEEP -j ACCEPT\n-A PROXYD-SERVICES -j PROXYD-DEEP\nCOMMIT\n",
@@ -205,7 +205,7 @@ fn sync_9_a_table_that_is_gone_or_switched_off_is_noticed() {
             ] {
                 tools.restore(NAT).expect("it is valid");
                 tools.restore(FILTER).expect("it is valid");
-                let mut drift = written(tools);
+                let mut drift = written();
                 for _ in 0..n_before {
                     assert!(!has_drifted(&mut drift, tools));
                 }
@@ -221,7 +221,7 @@ fn sync_9_a_table_that_is_gone_or_switched_off_is_noticed() {
 #[test]
 fn what_others_do_to_theirs_is_not_ours() {
     each(|tools| {
-        let mut drift = written(tools);
+        let mut drift = written();
         let mut has_drifted = || has_drifted(&mut drift, tools);
         assert!(!has_drifted());
         for table in ["nat", "mangle", "filter"] {
@@ -245,7 +245,7 @@ fn what_others_do_to_theirs_is_not_ours() {
 #[test]
 fn what_we_write_and_note_is_no_disturbance() {
     each(|tools| {
-        let mut drift = written(tools);
+        let mut drift = written();
         for n in 0..2 {
             assert!(!has_drifted(&mut drift, tools));
             tools
@@ -287,7 +287,7 @@ fn sync_9_a_set_that_is_flushed_or_gone_is_noticed() {
             "destroy PROXYD4-b",
         ] {
             for n_before in [0, 1] {
-                let mut drift = written(tools);
+                let mut drift = written();
                 for _ in 0..n_before {
                     assert!(!has_drifted(&mut drift, tools));
                 }
@@ -304,7 +304,7 @@ fn sync_9_a_set_that_is_flushed_or_gone_is_noticed() {
 fn asking_creates_and_writes_nothing() {
     for tools in all_tools() {
         in_netns(move || {
-            let mut drift = DriftCheck::new(&tools);
+            let mut drift = DriftCheck::default();
             assert!(!has_drifted(&mut drift, &tools));
             let names = "cat /proc/self/net/ip_tables_names /proc/self/net/ip6_tables_names; nft list ruleset";
             assert_eq!(shell(names), "");
@@ -312,12 +312,13 @@ fn asking_creates_and_writes_nothing() {
         });
     }
     each(|tools| {
-        let mut drift = written(tools);
+        let mut drift = written();
         let before = shell("nft list ruleset");
         for _ in 0..3 {
-            let generation = nft::generation().expect("it can be asked");
+            let now = || generation(&mut Netfilter::open().expect("a socket")).expect("a number");
+            let before = now();
             assert!(!has_drifted(&mut drift, tools));
-            assert_eq!(nft::generation().expect("it can be asked"), generation);
+            assert_eq!(now(), before);
         }
         assert_eq!(shell("nft list ruleset"), before);
     });

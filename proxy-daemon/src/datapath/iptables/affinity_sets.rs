@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::affinity_set::AffinitySet;
+use super::drift;
 use super::readback;
-use super::script::Lines;
 use super::tool::Tools;
 use crate::datapath::DatapathError;
 use crate::net::Family;
@@ -19,9 +19,9 @@ const TEMPORARY: &str = "-new";
 #[derive(Debug, Default)]
 pub(crate) struct Updates {
     /// Lines before the rules are written.
-    pub(crate) before: Lines,
+    pub(crate) before: Vec<String>,
     /// Lines after that.
-    pub(crate) after: Lines,
+    pub(crate) after: Vec<String>,
     /// Sets whose timeout changed, with the previous one in seconds.
     rescaled: Vec<(AffinitySet, u32)>,
 }
@@ -39,7 +39,7 @@ impl Updates {
         }
         let names: BTreeSet<&str> = self.rescaled.iter().map(|(m, _)| &*m.name).collect();
         let clients = readback::clients(tools, &names)?;
-        let mut lines = Lines::default();
+        let mut lines = Vec::new();
         for (set, old) in &self.rescaled {
             let clients = clients.get(&set.name).into_iter().flatten();
             let left = clients.filter_map(|(client, left)| {
@@ -48,20 +48,20 @@ impl Updates {
             });
             replace(set, left, &mut lines);
         }
-        tools.ipset_restore(lines.text())
+        tools.ipset_restore(&lines)
     }
 }
 
 /// Puts a new set in the place of one that rules may use.
-fn replace(set: &AffinitySet, clients: impl Iterator<Item = String>, to: &mut Lines) {
+fn replace(set: &AffinitySet, clients: impl Iterator<Item = String>, to: &mut Vec<String>) {
     let name = &set.name;
     let temporary = format!("{name}{TEMPORARY}");
-    to.push(format_args!("{}", set.declaration(&temporary)));
+    to.push(set.declaration(&temporary));
     for client in clients {
-        to.push(format_args!("add {temporary} {client}"));
+        to.push(format!("add {temporary} {client}"));
     }
-    to.push(format_args!("swap {temporary} {name}"));
-    to.push(format_args!("destroy {temporary}"));
+    to.push(format!("swap {temporary} {name}"));
+    to.push(format!("destroy {temporary}"));
 }
 
 /// Affinity sets that no rule of ours uses any more.
@@ -82,7 +82,7 @@ impl UnusedSets {
         old.retain(|name, _| {
             let is_temporary = name.ends_with(TEMPORARY);
             if is_temporary {
-                updates.before.push(format_args!("destroy {name}"));
+                updates.before.push(format!("destroy {name}"));
             }
             !is_temporary
         });
@@ -92,8 +92,7 @@ impl UnusedSets {
                     replace(set, std::iter::empty(), &mut updates.before);
                 }
                 None => {
-                    let declaration = set.declaration(&set.name);
-                    updates.before.push(format_args!("{declaration}"));
+                    updates.before.push(set.declaration(&set.name));
                 }
                 Some(timeout) if timeout != set.timeout => {
                     updates.rescaled.push((set.clone(), timeout));
@@ -102,7 +101,7 @@ impl UnusedSets {
             }
         }
         for name in old.keys() {
-            updates.after.push(format_args!("flush {name}"));
+            updates.after.push(format!("flush {name}"));
         }
         self.0.extend(old.into_keys());
         updates
@@ -116,12 +115,12 @@ impl UnusedSets {
         if self.0.is_empty() {
             return Ok(());
         }
-        let (unused, used) = readback::sets_by_use::<F>()?;
-        let mut lines = Lines::default();
+        let (unused, used) = drift::sets_by_use(F::FAMILY)?;
+        let mut lines = Vec::new();
         for name in unused.iter().filter(|name| self.0.contains(*name)) {
-            lines.push(format_args!("destroy {name}"));
+            lines.push(format!("destroy {name}"));
         }
-        tools.ipset_restore(lines.text())?;
+        tools.ipset_restore(&lines)?;
         self.0.retain(|name| used.contains(name));
         Ok(())
     }

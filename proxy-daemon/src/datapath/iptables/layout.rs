@@ -17,8 +17,7 @@ use crate::net::{Family, IpFamily};
 /// A rule in a built-in chain that jumps to a chain of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hook {
-    /// The table.
-    pub(crate) table: Table,
+    table: Table,
     /// The built-in chain.
     pub(crate) chain: &'static str,
     /// Ours.
@@ -26,8 +25,7 @@ pub(crate) struct Hook {
 }
 
 impl Hook {
-    /// Every hook.
-    pub(crate) const ALL: [Self; 6] = [
+    const ALL: [Self; 6] = [
         Self::new(Table::Nat, "PREROUTING", names::SERVICES),
         Self::new(Table::Nat, "OUTPUT", names::SERVICES),
         Self::new(Table::Nat, "POSTROUTING", names::POSTROUTING),
@@ -42,6 +40,12 @@ impl Hook {
             chain,
             target,
         }
+    }
+
+    /// Those of a table.
+    pub(crate) fn of(table: Table) -> impl Iterator<Item = &'static Self> {
+        const ALL: &[Hook] = &Hook::ALL;
+        ALL.iter().filter(move |hook| hook.table == table)
     }
 
     /// The rule, without `-A` and the chain's name.

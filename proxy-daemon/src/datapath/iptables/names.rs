@@ -36,8 +36,8 @@ pub(crate) const UNKNOWN: &str = "PROXYD-UNKNOWN";
 pub(crate) const REFUSE: &str = "PROXYD-REFUSE";
 
 /// The prefix of a family's set names: sets of both families share one namespace.
-pub(crate) const fn set_prefix<F: Family>() -> &'static str {
-    match F::FAMILY {
+pub(crate) const fn set_prefix(family: IpFamily) -> &'static str {
+    match family {
         IpFamily::V4 => "PROXYD4-",
         IpFamily::V6 => "PROXYD6-",
     }
@@ -50,7 +50,7 @@ pub(crate) fn chain(kind: &str, parts: &[&str]) -> String {
 
 /// The affinity set of a backend.
 pub(crate) fn affinity_set<F: Family>(parts: &[&str]) -> String {
-    format!("{}A-{}", set_prefix::<F>(), hash(parts))
+    format!("{}A-{}", set_prefix(F::FAMILY), hash(parts))
 }
 
 /// 80 bits of SHA-256: nobody can create a Service whose chain names collide with another's.

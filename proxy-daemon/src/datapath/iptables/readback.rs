@@ -11,6 +11,7 @@ use super::drift::{self, Jump};
 use super::flavour::Flavour;
 use super::layout::Hook;
 use super::names::{CHAIN_PREFIX, set_prefix};
+use super::render::Elements;
 use super::sets::SetId;
 use super::tool::Tools;
 use crate::datapath::DatapathError;
@@ -92,8 +93,7 @@ impl InstalledTable {
             jumps,
         };
         if tools.flavour() == Flavour::Legacy {
-            let hooks = Hook::ALL.iter().filter(|hook| hook.table == table);
-            for hook in hooks.filter(|hook| installed.chains.contains_key(hook.target)) {
+            for hook in Hook::of(table).filter(|hook| installed.chains.contains_key(hook.target)) {
                 let (table, rule) = (table.name(), hook.rule());
                 let check = format!("*{table}\n-C {} {rule}\nCOMMIT\n", hook.chain);
                 match tools.restore(&check) {
@@ -169,86 +169,79 @@ fn leads_to_ours(rule: &str) -> bool {
 pub(crate) struct InstalledSets {
     /// The constant ones.
     pub(crate) fixed: Vec<SetId>,
+    /// Their elements.
+    pub(crate) elements: Elements,
     /// Our other sets by name, with their timeouts in seconds.
     pub(crate) others: BTreeMap<String, u32>,
+    /// One that has our name and another type.
+    foreign: Option<String>,
 }
 
 impl InstalledSets {
-    /// Reads the sets; hands out each element of those that are always there.
+    /// Reads the sets.
     ///
     /// # Errors
-    /// What the program could not do; some elements have been handed out then.
-    pub(crate) fn read<F: Family>(
-        tools: &Tools,
-        element: &mut dyn FnMut(SetId, &str),
-    ) -> Result<Self, DatapathError> {
-        let mut sets = Self::default();
-        let mut foreign = None;
-        tools.ipset_save(None, &mut |line| {
-            foreign = sets.take::<F>(line, element).or(foreign.take());
-        })?;
-        check_types(foreign)?;
-        Ok(sets)
+    /// What the program could not do; [`DatapathError::Refused`] if a set of another type has one of our names.
+    pub(crate) fn read<F: Family>(tools: &Tools) -> Result<Self, DatapathError> {
+        let sets = read_sets(tools, Self::take::<F>)?;
+        sets.foreign.clone().map_or(Ok(sets), |name| {
+            Err(DatapathError::Refused {
+                operation: "reading",
+                object: format!("the set {name}"),
+                source: io::Error::other(
+                    "the set has our name but another type; run proxy-daemon --cleanup, or rename the foreign set",
+                ),
+            })
+        })
     }
 
-    /// Reads ours one by one: ipset cannot print one of the foreign sets.
-    ///
-    /// # Errors
-    /// What the program could not do.
-    pub(crate) fn read_one_by_one<F: Family>(
-        tools: &Tools,
-        element: &mut dyn FnMut(SetId, &str),
-    ) -> Result<Self, DatapathError> {
-        let mut names = Vec::new();
-        drift::sets_by_use(set_prefix::<F>(), |name, _| names.push(name.to_owned()))?;
-        let mut sets = Self::default();
-        let mut foreign = None;
-        for name in &names {
-            tools.ipset_save(Some(name), &mut |line| {
-                foreign = sets.take::<F>(line, element).or(foreign.take());
-            })?;
-        }
-        check_types(foreign)?;
-        Ok(sets)
-    }
-
-    /// Takes a line; returns the name of the set that it declares with another type than ours.
-    fn take<F: Family>(
-        &mut self,
-        line: &str,
-        element: &mut dyn FnMut(SetId, &str),
-    ) -> Option<String> {
+    fn take<F: Family>(&mut self, line: &str) {
         let mut words = line.split(' ');
         let (verb, name) = (words.next(), words.next().unwrap_or_default());
-        let suffix = name.strip_prefix(set_prefix::<F>())?;
+        let Some(suffix) = name.strip_prefix(set_prefix(F::FAMILY)) else {
+            return;
+        };
         match (verb, SetId::of_suffix(suffix)) {
             (Some("create"), Some(id)) => {
                 self.fixed.push(id);
-                let is_foreign = !is_declared_so(line, &id.declaration::<F>());
-                return is_foreign.then(|| name.to_owned());
+                if !is_declared_so(line, &id.declaration::<F>()) {
+                    self.foreign = Some(name.to_owned());
+                }
             }
             (Some("create"), None) => {
                 let timeout = words.skip_while(|word| **word != *"timeout").nth(1);
                 let timeout = timeout.and_then(|word| word.parse().ok());
                 self.others.insert(name.to_owned(), timeout.unwrap_or(0));
             }
-            (Some("add"), Some(id)) => element(id, words.next().unwrap_or_default()),
+            (Some("add"), Some(id)) => {
+                let element = words.next().unwrap_or_default();
+                self.elements.insert((id, element.to_owned()));
+            }
             _ => {}
         }
-        None
     }
 }
 
-fn check_types(foreign: Option<String>) -> Result<(), DatapathError> {
-    foreign.map_or(Ok(()), |name| {
-        Err(DatapathError::Refused {
-            operation: "reading",
-            object: format!("the set {name}"),
-            source: io::Error::other(
-                "the set has our name but another type; run proxy-daemon --cleanup, or rename the foreign set",
-            ),
-        })
-    })
+/// Hands each line of `ipset save` to `take`: of all sets, or of ours one by one, if ipset cannot print
+/// one of another program.
+fn read_sets<T: Default>(tools: &Tools, take: impl Fn(&mut T, &str)) -> Result<T, DatapathError> {
+    let mut found = T::default();
+    match tools.ipset_save(None, &mut |line| take(&mut found, line)) {
+        Err(error) if !matches!(error, DatapathError::Unusable { .. }) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "cannot list all sets, reading ours one by one; update ipset if it does not support a set of another program"
+            );
+        }
+        other => return other.map(|()| found),
+    }
+    let mut found = T::default();
+    let (unused, used) = drift::sets_by_use(tools.family())?;
+    for name in unused.iter().chain(&used) {
+        tools.ipset_save(Some(name), &mut |line| take(&mut found, line))?;
+    }
+    Ok(found)
 }
 
 /// Whether a set has our declaration; words that ipset adds itself do not count.
@@ -257,39 +250,15 @@ fn is_declared_so(printed: &str, wanted: &str) -> bool {
     wanted.split(' ').all(|word| words.contains(&word))
 }
 
-/// The names of the sets of a family that are ours: those that no rule uses, and those that one does.
-///
-/// # Errors
-/// [`DatapathError`] if the kernel could not be asked.
-pub(crate) fn sets_by_use<F: Family>() -> Result<(Vec<String>, Vec<String>), DatapathError> {
-    let (mut unused, mut used) = (Vec::new(), Vec::new());
-    drift::sets_by_use(set_prefix::<F>(), |name, is_used| {
-        let which = if is_used { &mut used } else { &mut unused };
-        which.push(name.to_owned());
-    })?;
-    Ok((unused, used))
-}
-
 /// Clients by set, each with its remaining timeout in seconds.
 type Clients = BTreeMap<String, Vec<(String, u32)>>;
 
-/// The clients in these sets, each with its remaining timeout in seconds.
+/// The clients in these sets.
 ///
 /// # Errors
 /// What the program could not do.
 pub(crate) fn clients(tools: &Tools, wanted: &BTreeSet<&str>) -> Result<Clients, DatapathError> {
-    let mut found = Clients::new();
-    let all = tools.ipset_save(None, &mut |line| take_client(line, wanted, &mut found));
-    if all.is_err() {
-        // ipset may be unable to print a foreign set.
-        found.clear();
-        for name in wanted {
-            tools.ipset_save(Some(name), &mut |line| {
-                take_client(line, wanted, &mut found);
-            })?;
-        }
-    }
-    Ok(found)
+    read_sets(tools, |found, line| take_client(line, wanted, found))
 }
 
 fn take_client(line: &str, wanted: &BTreeSet<&str>, to: &mut Clients) {
@@ -315,8 +284,8 @@ pub(crate) fn read_printed_rules(text: &str) {
 pub(crate) fn read_printed_sets(text: &str) {
     let (mut sets, mut found) = (InstalledSets::default(), Clients::new());
     for line in text.lines() {
-        let _foreign = sets.take::<crate::net::V4>(line, &mut |_, _| {});
-        let _foreign = sets.take::<crate::net::V6>(line, &mut |_, _| {});
+        sets.take::<crate::net::V4>(line);
+        sets.take::<crate::net::V6>(line);
         let names: Vec<String> = sets.others.keys().cloned().collect();
         let names = names.iter().map(String::as_str).collect();
         take_client(line, &names, &mut found);

@@ -8,18 +8,26 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::affinity_set::AffinitySet;
 use super::bits::Bits;
-use super::chain::{Chain, Header, comment, dnat, from_pod, mark, one_in, ports};
+use super::chain::{Chain, Header, Table, comment, dnat, from_pod, mark, one_in, ports};
+use super::layout;
 use super::names;
 use super::sets::{self, SetId};
+use super::tree::Tree;
 use crate::datapath::common::{Masquerade, common_forward};
+use crate::datapath::counts::Counts;
 use crate::forwarding::{
-    Backend, BackendSet, Exposure, Frontend, FrontendAddress, FrontendKey, Globals, Route, Routes,
-    ServicePort,
+    Backend, BackendSet, Exposure, ForwardingState, Frontend, FrontendAddress, FrontendKey,
+    Globals, Route, Routes, ServicePort,
 };
 use crate::net::{Family, L4Proto};
 
+/// An element, as it is printed, and its set.
+pub(crate) type Element = (SetId, String);
+/// Elements in the order in which they can be added.
+pub(crate) type Elements = BTreeSet<Element>;
+
 /// What one or several ServicePorts need.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Rendered<F: Family> {
     /// Chains of their own, targets before those that go to them.
     pub(crate) chains: Vec<Chain>,
@@ -28,31 +36,93 @@ pub(crate) struct Rendered<F: Family> {
     /// Frontends that are NodePorts.
     pub(crate) node_ports: Vec<(Bits, Vec<String>)>,
     /// Elements that belong to one ServicePort each.
-    pub(crate) elements: Vec<(SetId, String)>,
+    pub(crate) elements: Elements,
     /// Affinity sets.
     pub(crate) affinity_sets: Vec<AffinitySet>,
-    /// Backends of TCP; once per use.
-    pub(crate) backends: Vec<Backend<F>>,
-    /// Live `ClusterIP`s; once per use.
-    pub(crate) cluster_ips: Vec<F::Addr>,
+    /// Elements that others may have too; once per use.
+    pub(crate) shared: Vec<Shared<F>>,
 }
 
-impl<F: Family> Default for Rendered<F> {
-    fn default() -> Self {
-        Self {
-            chains: Vec::new(),
-            vips: Vec::new(),
-            node_ports: Vec::new(),
-            elements: Vec::new(),
-            affinity_sets: Vec::new(),
-            backends: Vec::new(),
-            cluster_ips: Vec::new(),
+/// An element that several ServicePorts may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Shared<F: Family> {
+    /// A live `ClusterIP`.
+    ClusterIp(F::Addr),
+    /// A backend of TCP.
+    Backend(Backend<F>),
+}
+
+impl<F: Family> Shared<F> {
+    /// The element; `None` if no rule uses its set.
+    pub(crate) fn element(&self, globals: &Globals<F>) -> Option<Element> {
+        match self {
+            Self::ClusterIp(address) => Some((SetId::ClusterIps, address.to_string())),
+            Self::Backend(backend) => {
+                let is_used = globals.netfilter.drop_invalid;
+                is_used.then(|| (SetId::Backends, sets::backend(backend)))
+            }
         }
     }
 }
 
+/// What a state needs besides chains.
+#[derive(Debug)]
+pub(crate) struct Whole<F: Family> {
+    /// The frontends that are VIPs.
+    pub(crate) vips: Tree<F>,
+    /// The frontends that are NodePorts.
+    pub(crate) node_ports: Tree<F>,
+    /// How often each shared element is used.
+    pub(crate) shared: Counts<Shared<F>>,
+    /// All elements.
+    pub(crate) elements: Elements,
+    /// Affinity sets.
+    pub(crate) affinity_sets: Vec<AffinitySet>,
+}
+
+/// Renders a state: hands out each chain, targets before those that go to them.
+pub(crate) fn render_state<F: Family>(
+    state: &ForwardingState<F>,
+    each: &mut dyn FnMut(Table, &Chain),
+) -> Whole<F> {
+    let globals = &state.globals;
+    let mut whole = Whole {
+        vips: Tree::new(names::VIPS, true),
+        node_ports: Tree::new(names::NODE_PORTS, false),
+        shared: Counts::default(),
+        elements: Elements::new(),
+        affinity_sets: Vec::new(),
+    };
+    render_globals(globals, &mut whole.elements);
+    render_spared::<F>(&state.spared, &mut whole.elements);
+    for service_port in state.service_ports.values() {
+        let mut rendered = Rendered::default();
+        render_service_port(service_port, globals, &mut rendered);
+        for chain in &rendered.chains {
+            each(Table::Nat, chain);
+        }
+        whole.vips.extend(rendered.vips);
+        whole.node_ports.extend(rendered.node_ports);
+        whole.shared.add(&rendered.shared, 1);
+        whole.elements.append(&mut rendered.elements);
+        whole.affinity_sets.append(&mut rendered.affinity_sets);
+    }
+    for tree in [&whole.vips, &whole.node_ports] {
+        tree.chains(&mut |chain| each(Table::Nat, &chain));
+    }
+    for table in Table::ALL {
+        for chain in layout::chains(table, globals) {
+            each(table, &chain);
+        }
+    }
+    let shared = whole.shared.keys();
+    let shared = shared.filter_map(|shared| shared.element(globals));
+    whole.elements.extend(shared);
+    whole
+}
+
 /// Renders what is the same for all ServicePorts and can change without them.
-pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, to: &mut Vec<(SetId, String)>) {
+pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, to: &mut Elements) {
     let Globals {
         detector: _,
         // The kernel knows them.
@@ -61,23 +131,16 @@ pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, to: &mut Vec<(SetI
         service_cidrs,
         netfilter: _,
     } = globals;
-    to.extend(
-        node_port_addresses
-            .iter()
-            .map(|address| (SetId::NodePortAddresses, address.to_string())),
-    );
-    to.extend(
-        service_cidrs
-            .iter()
-            .flat_map(sets::network::<F>)
-            .map(|network| (SetId::ServiceCidrs, network)),
-    );
+    let addresses = node_port_addresses.iter();
+    to.extend(addresses.map(|address| (SetId::NodePortAddresses, address.to_string())));
+    let networks = service_cidrs.iter().flat_map(sets::network::<F>);
+    to.extend(networks.map(|network| (SetId::ServiceCidrs, network)));
 }
 
 /// Renders addresses that are not dropped as unallocated.
 pub(crate) fn render_spared<'a, F: Family>(
     addresses: impl IntoIterator<Item = &'a F::Addr>,
-    to: &mut Vec<(SetId, String)>,
+    to: &mut Elements,
 ) {
     let addresses = addresses.into_iter();
     to.extend(addresses.map(|address| (SetId::Spared, address.to_string())));
@@ -116,9 +179,9 @@ pub(crate) fn render_service_port<F: Family>(
     }
     if service_port.protocol == L4Proto::Tcp {
         let backends = service_port.cluster.iter().chain(&service_port.local);
-        to.backends.extend(backends.copied());
+        to.shared.extend(backends.copied().map(Shared::Backend));
     }
-    to.cluster_ips.push(service_port.cluster_ip);
+    to.shared.push(Shared::ClusterIp(service_port.cluster_ip));
 }
 
 /// Renders a frontend's elements for the filter chains.

@@ -1,4 +1,4 @@
-//! What is the input of `iptables-restore` and `ipset restore`?
+//! What is the input of `iptables-restore`?
 //!
 //! Invariants: a chain is written with all its rules in one piece, so that no packet sees half of it;
 //! targets come before the chains that jump to them, and unused chains are removed last, so that the
@@ -9,35 +9,6 @@ use std::fmt::Write as _;
 use super::chain::{Chain, Table};
 use super::flavour::Flavour;
 use crate::datapath::SyncReport;
-
-/// Input for ipset.
-#[derive(Debug, Default)]
-pub(crate) struct Lines {
-    text: String,
-    /// How many lines.
-    pub(crate) n: usize,
-}
-
-impl Lines {
-    /// Adds a line.
-    pub(crate) fn push(&mut self, line: std::fmt::Arguments<'_>) {
-        // Writing to a String cannot fail.
-        self.text.write_fmt(line).unwrap_or_default();
-        self.text.push('\n');
-        self.n += 1;
-    }
-
-    /// Adds the lines of another.
-    pub(crate) fn append(&mut self, other: &Self) {
-        self.text.push_str(&other.text);
-        self.n += other.n;
-    }
-
-    /// All lines.
-    pub(crate) fn text(&self) -> &str {
-        &self.text
-    }
-}
 
 /// The input for one table.
 #[derive(Debug)]
@@ -122,17 +93,16 @@ impl Script {
         }
     }
 
-    /// The input; `None` if there is nothing to do.
-    pub(crate) fn finish(mut self) -> Option<String> {
+    /// The input; empty if there is nothing to do.
+    pub(crate) fn finish(mut self) -> String {
         let removed = std::mem::take(&mut self.removed);
         // They may refer to each other: all are flushed before the first is deleted.
         self.empty(&removed);
         self.delete(&removed);
-        if self.text.is_empty() {
-            return None;
+        if !self.text.is_empty() {
+            self.text.push_str("COMMIT\n");
         }
-        self.text.push_str("COMMIT\n");
-        Some(self.text)
+        self.text
     }
 
     fn begin_piece(&mut self) {

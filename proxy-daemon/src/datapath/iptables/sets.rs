@@ -66,7 +66,7 @@ impl SetId {
 
     /// Its name.
     pub(crate) fn name<F: Family>(self) -> String {
-        format!("{}{}", set_prefix::<F>(), self.suffix())
+        format!("{}{}", set_prefix(F::FAMILY), self.suffix())
     }
 
     /// The set whose name ends so after the family's prefix.
@@ -151,15 +151,6 @@ fn endpoint(address: &dyn Display, protocol: L4Proto, port: Port) -> String {
 /// The element of a backend of TCP.
 pub(crate) fn backend<F: Family>(backend: &Backend<F>) -> String {
     endpoint(&backend.address, L4Proto::Tcp, backend.port)
-}
-
-/// The backend of TCP that an element names, as `ipset save` prints it.
-pub(crate) fn read_backend<F: Family>(element: &str) -> Option<Backend<F>> {
-    let (address, port) = element.split_once(",tcp:")?;
-    Some(Backend {
-        address: F::addr(address.parse().ok()?)?,
-        port: Port::new(port.parse().ok()?)?,
-    })
 }
 
 /// The elements of a frontend: a NodePort's cover every address.

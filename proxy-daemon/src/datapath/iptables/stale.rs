@@ -4,11 +4,12 @@
 //! does not stop the other; foreign rules are removed only if they jump to ours; a chain that remains is
 //! empty, so that packets return from it.
 
+use super::apply::Remaining;
 use super::chain::Table;
 use super::drift::{Jump, remove_jump};
 use super::script::Script;
 use super::tool::Tools;
-use crate::datapath::{DatapathError, SyncReport};
+use crate::datapath::DatapathError;
 
 /// Up to this number, chains are deleted one by one if they cannot be deleted together.
 const ONE_BY_ONE: usize = 64;
@@ -25,68 +26,46 @@ pub(crate) struct Stale {
 }
 
 impl Stale {
-    /// Removes it; returns the chains that remain, and the last error.
-    pub(crate) fn remove(
-        self,
-        tools: &Tools,
-    ) -> (SyncReport, Vec<String>, Result<(), DatapathError>) {
+    /// Removes it; returns the number of objects removed.
+    pub(super) fn remove(self, tools: &Tools, left: &mut Remaining) -> usize {
         let Self {
             table,
             jumps,
             mut chains,
         } = self;
-        let mut report = SyncReport::default();
-        let mut result = Ok(());
+        let mut n_removed = 0;
         for jump in &jumps {
             match remove_jump(tools, table, jump) {
-                Ok(()) => report.n_removed += 1,
-                Err(error) => result = Err(error),
+                Ok(()) => n_removed += 1,
+                Err(error) => left.because = Some(error),
             }
         }
-        if chains.is_empty() {
-            return (report, chains, result);
-        }
-        let empty = |script: &mut Script, chains: &[String]| script.empty(chains);
-        let remove = |script: &mut Script, chains: &[String]| script.delete(chains);
+        let write = |fill: fn(&mut Script, &[String]), chains: &[String]| {
+            let mut script = Script::new(table, tools.flavour());
+            fill(&mut script, chains);
+            tools.restore(&script.finish())
+        };
         let n = chains.len();
-        let all =
-            write(tools, table, &chains, empty).and_then(|()| write(tools, table, &chains, remove));
-        match all {
-            Ok(()) => chains.clear(),
-            Err(error) => {
-                // Wait for a lock or a hanging program once, not for each chain.
-                let mut is_late = error.is_late();
-                result = Err(error);
-                if n <= ONE_BY_ONE {
-                    chains.retain(|chain| {
-                        if is_late {
-                            return true;
-                        }
-                        let removed = write(tools, table, std::slice::from_ref(chain), remove);
-                        is_late = removed.as_ref().is_err_and(DatapathError::is_late);
-                        removed.is_err()
-                    });
+        let all = write(Script::empty, &chains).and_then(|()| write(Script::delete, &chains));
+        if let Err(error) = all {
+            // Wait for a lock or a hanging program once, not for each chain.
+            let mut is_late = n > ONE_BY_ONE || error.is_late();
+            chains.retain(|chain| {
+                is_late || {
+                    let removed = write(Script::delete, std::slice::from_ref(chain));
+                    is_late = removed.as_ref().is_err_and(DatapathError::is_late);
+                    removed.is_err()
                 }
-                if chains.is_empty() {
-                    result = Ok(());
-                }
+            });
+            if !chains.is_empty() {
+                left.because = Some(error);
             }
+        } else {
+            chains.clear();
         }
-        report.n_removed += n - chains.len();
-        (report, chains, result)
-    }
-}
-
-fn write(
-    tools: &Tools,
-    table: Table,
-    chains: &[String],
-    what: impl Fn(&mut Script, &[String]),
-) -> Result<(), DatapathError> {
-    let mut script = Script::new(table, tools.flavour());
-    what(&mut script, chains);
-    match script.finish() {
-        Some(text) => tools.restore(&text),
-        None => Ok(()),
+        n_removed += n - chains.len();
+        left.chains
+            .extend(chains.into_iter().map(|name| (table, name)));
+        n_removed
     }
 }

@@ -49,9 +49,11 @@ impl<F: Family> Tree<F> {
         }
     }
 
-    /// Adds a frontend; for a tree that is not in the kernel yet.
-    pub(crate) fn insert(&mut self, bits: Bits, rules: Vec<String>) {
-        self.entries.insert(bits, rules.into());
+    /// Adds frontends with their rules; for a tree that is not in the kernel yet.
+    pub(crate) fn extend(&mut self, entries: impl IntoIterator<Item = (Bits, Vec<String>)>) {
+        let entries = entries.into_iter();
+        self.entries
+            .extend(entries.map(|(bits, rules)| (bits, rules.into())));
     }
 
     /// Removes and adds frontends; returns the chains that change.
@@ -69,9 +71,7 @@ impl<F: Family> Tree<F> {
         for bits in removed {
             self.entries.remove(bits);
         }
-        for (bits, rules) in added {
-            self.insert(bits, rules);
-        }
+        self.extend(added);
         let after = self.along(&touched);
         let written = after
             .iter()
@@ -219,9 +219,7 @@ mod tests {
                     prop_assert!(kernel.remove(&name).is_some(), "{} is not there", name);
                 }
                 let mut fresh = Tree::<V4>::new("ROOT", true);
-                for (bits, rules) in numbers.iter().copied().map(entry) {
-                    fresh.insert(bits, rules);
-                }
+                fresh.extend(numbers.iter().copied().map(entry));
                 prop_assert_eq!(&kernel, &chains(&fresh));
             }
         }

@@ -23,8 +23,10 @@ use std::io;
 
 use super::chain::{Chain, Table};
 use super::flavour::Flavour;
+use super::names::set_prefix;
 use super::tool::{Tools, no_ip_set};
 use crate::datapath::DatapathError;
+use crate::net::IpFamily;
 use crate::sys::netfilter::{Netfilter, generation, undisturbed};
 use expected::{Expected, Found};
 pub(crate) use nft::Jump;
@@ -270,12 +272,12 @@ pub(crate) fn wake(tools: &Tools) -> Result<usize, DatapathError> {
     Ok(n_woken)
 }
 
-/// Calls `each` with the name of each set with this prefix, and whether rules use it.
+/// The names of our sets: those that no rule uses, and those that one does.
 ///
 /// # Errors
 /// [`DatapathError`] if the kernel could not be asked.
-pub(crate) fn sets_by_use(prefix: &str, each: impl FnMut(&str, bool)) -> Result<(), DatapathError> {
-    sets::uses(prefix, each).map_err(|source| match source.kind() {
+pub(crate) fn sets_by_use(family: IpFamily) -> Result<(Vec<String>, Vec<String>), DatapathError> {
+    sets::by_use(set_prefix(family)).map_err(|source| match source.kind() {
         // Kernel: the answer of `nfnetlink_rcv_msg()` without the subsystem.
         io::ErrorKind::InvalidInput => no_ip_set(source),
         _ => refused("sets", source),

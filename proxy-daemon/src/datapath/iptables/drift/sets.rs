@@ -77,20 +77,22 @@ impl Sizes {
     }
 }
 
-/// Calls `each` with the name of each set with this prefix, and whether rules use it.
+/// The names of the sets with this prefix: those that no rule uses, and those that one does.
 ///
 /// # Errors
-/// What the kernel answers; `Unsupported` if it has no sets.
-pub(super) fn uses(prefix: &str, mut each: impl FnMut(&str, bool)) -> io::Result<()> {
+/// What the kernel answers; `InvalidInput` if it has no sets.
+pub(super) fn by_use(prefix: &str) -> io::Result<(Vec<String>, Vec<String>)> {
+    let (mut unused, mut used) = (Vec::new(), Vec::new());
     list(&mut Netfilter::open()?, None, &mut |set| {
-        let Some(name) = set.str(IPSET_ATTR_SETNAME) else {
-            return;
-        };
-        let references = set.inside(IPSET_ATTR_DATA).u32(IPSET_ATTR_REFERENCES);
+        let name = set.str(IPSET_ATTR_SETNAME).unwrap_or_default();
         if name.starts_with(prefix) {
-            each(name, references != Some(0));
+            let references = set.inside(IPSET_ATTR_DATA).u32(IPSET_ATTR_REFERENCES);
+            let is_unused = references == Some(0);
+            let which = if is_unused { &mut unused } else { &mut used };
+            which.push(name.to_owned());
         }
-    })
+    })?;
+    Ok((unused, used))
 }
 
 /// Asks for a set, or for all, without their entries.

@@ -5,7 +5,6 @@
 use super::super::tool::tests::{all_tools, shell};
 use super::*;
 use crate::datapath::fixtures::in_netns;
-use crate::net::IpFamily;
 
 const NAT: &str = "*nat
 :PROXYD-SERVICES - [0:0]
@@ -64,7 +63,7 @@ fn each(test: impl Fn(&Tools) + Send + Clone + 'static) {
         in_netns(move || {
             tools.restore(NAT).expect("it is valid");
             tools.restore(FILTER).expect("it is valid");
-            tools.ipset_restore(SETS).expect("it is valid");
+            tools.ipset_restore(&[SETS]).expect("it is valid");
             test(&tools);
         });
     }
@@ -269,7 +268,7 @@ fn what_we_write_and_note_is_no_disturbance() {
             drift.remove(Table::Nat, "PROXYD-NEW");
         }
         assert!(!has_drifted(&mut drift, tools));
-        tools.ipset_restore("add PROXYD4-a 10.0.0.3,tcp:1\nadd PROXYD4-b 10.0.0.0/8\ndel PROXYD4-a 10.0.0.1,tcp:80\ndel PROXYD4-a 10.0.0.2,udp:80\n").expect("it is valid");
+        tools.ipset_restore(&["add PROXYD4-a 10.0.0.3,tcp:1\nadd PROXYD4-b 10.0.0.0/8\ndel PROXYD4-a 10.0.0.1,tcp:80\ndel PROXYD4-a 10.0.0.2,udp:80\n"]).expect("it is valid");
         assert!(has_drifted(&mut drift, tools));
         drift.wrote_set("PROXYD4-a", 1, 2);
         drift.wrote_set("PROXYD4-b", 1, 0);
@@ -294,7 +293,7 @@ fn sync_9_a_set_that_is_flushed_or_gone_is_noticed() {
                 shell(&format!("ipset {damage}"));
                 assert!(has_drifted(&mut drift, tools), "{damage}");
                 shell("ipset flush");
-                tools.ipset_restore(SETS).expect("it is valid");
+                tools.ipset_restore(&[SETS]).expect("it is valid");
             }
         }
     });

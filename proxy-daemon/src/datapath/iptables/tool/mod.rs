@@ -4,6 +4,7 @@
 //! the kernel create a table; an error is what the program said, with the line of our input that it
 //! names; the process that holds the lock of iptables-legacy is named.
 
+use std::borrow::Borrow;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -87,11 +88,15 @@ impl Tools {
         self.flavour
     }
 
-    /// Gives this to `iptables-restore --noflush`: each table's part is one transaction.
+    /// Gives this to `iptables-restore --noflush`: each table's part is one transaction. Does nothing if it is
+    /// empty.
     ///
     /// # Errors
     /// [`DatapathError::Refused`]; tables before the one with the error have been changed.
     pub(crate) fn restore(&self, input: &str) -> Result<(), DatapathError> {
+        if input.is_empty() {
+            return Ok(());
+        }
         let wait = self.lock_wait.as_secs().to_string();
         let arguments: &[&str] = match self.flavour {
             Flavour::Nft => &["--noflush"],
@@ -148,19 +153,20 @@ impl Tools {
         Err(refused("reading rules", &self.save, source))
     }
 
-    /// Gives this to `ipset -exist restore`; does nothing if it is empty.
+    /// Gives these lines to `ipset -exist restore`; does nothing if there are none.
     ///
     /// With `-exist` it is fine to create a set that is there with the same parameters, to add an
     /// entry that is there, and to delete one that is not.
     ///
     /// # Errors
     /// [`DatapathError::Refused`]; of the lines before the one with the error some have been carried out.
-    pub(crate) fn ipset_restore(&self, input: &str) -> Result<(), DatapathError> {
-        if input.is_empty() {
+    pub(crate) fn ipset_restore(&self, lines: &[impl Borrow<str>]) -> Result<(), DatapathError> {
+        if lines.is_empty() {
             return Ok(());
         }
+        let input = lines.join("\n") + "\n";
         let arguments = &["-exist", "restore"];
-        self.run("writing sets", &self.ipset, arguments, input, &mut |_| {})
+        self.run("writing sets", &self.ipset, arguments, &input, &mut |_| {})
     }
 
     /// Hands each line of `ipset save` to `each`: of all sets, of whatever family and owner, or of one.

@@ -126,7 +126,7 @@ fn an_error_is_what_the_program_said_with_its_line() {
                     .iter()
                     .any(|line| line.contains("PROXYD"))
             );
-            let (object, error) = cause(tools.ipset_restore("add PROXYD-MISSING 10.0.0.1\n"));
+            let (object, error) = cause(tools.ipset_restore(&["add PROXYD-MISSING 10.0.0.1\n"]));
             assert_eq!(object, "ipset");
             assert!(error.to_string().contains("Error in line 1"), "{error}");
         }
@@ -153,9 +153,9 @@ fn sets_are_written_again_without_harm() {
         for tools in all_tools() {
             for _ in 0..2 {
                 tools
-                    .ipset_restore(
+                    .ipset_restore(&[
                         "create PROXYD-A hash:ip\nadd PROXYD-A 10.0.0.1\ndel PROXYD-A 10.0.0.2\n",
-                    )
+                    ])
                     .expect("it is valid");
             }
             let mut lines = Vec::new();

@@ -46,20 +46,6 @@ pub(crate) fn have_same_rules<F: Family>(one: &Globals<F>, other: &Globals<F>) -
     one.detector == *detector && one.netfilter == *netfilter
 }
 
-/// Whether these globals, which have the same rules, have the same elements too.
-///
-/// The node's own addresses do not count: the kernel knows them (`fib`, `addrtype`).
-fn have_same_elements<F: Family>(one: &Globals<F>, other: &Globals<F>) -> bool {
-    let Globals {
-        detector: _,
-        local_addresses: _,
-        node_port_addresses,
-        service_cidrs,
-        netfilter: _,
-    } = other;
-    one.node_port_addresses == *node_port_addresses && one.service_cidrs == *service_cidrs
-}
-
 /// Whether these changes, which end in `now`, change nothing in netfilter.
 pub(crate) fn is_nothing<F: Family>(changes: &Changes<F>, now: &Globals<F>) -> bool {
     let Changes {
@@ -68,7 +54,12 @@ pub(crate) fn is_nothing<F: Family>(changes: &Changes<F>, now: &Globals<F>) -> b
         spared_removed,
         service_ports,
     } = changes;
-    let is_same = |old| have_same_rules(old, now) && have_same_elements(old, now);
+    // The node's own addresses do not count: the kernel knows them (`fib`, `addrtype`).
+    let is_same = |old: &Globals<F>| {
+        have_same_rules(old, now)
+            && old.node_port_addresses == now.node_port_addresses
+            && old.service_cidrs == now.service_cidrs
+    };
     globals.as_ref().is_none_or(is_same)
         && spared_added.is_empty()
         && spared_removed.is_empty()

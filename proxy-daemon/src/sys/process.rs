@@ -114,19 +114,19 @@ impl Call<'_> {
     /// If it cannot be started, hangs, or ends well before having read everything; what it printed until then
     /// was handed out. That it fails is no error: see [`Ended`].
     pub(crate) fn run(&self, input: &[u8], each: &mut dyn FnMut(&str)) -> io::Result<Ended> {
-        let files = Files::new(input)?;
+        let file = |name| memfd_create(name, MFdFlags::MFD_CLOEXEC).map(File::from);
+        let files = [file(c"stdin")?, file(c"stdout")?, file(c"stderr")?];
+        let [stdin, stdout, stderr] = &files;
+        let (mut stdin, mut stdout) = (stdin, stdout);
+        stdin.write_all(input)?;
+        stdin.rewind()?;
         let status = Running::spawn(self, &files)?.end(&files);
-        let Files {
-            stdin,
-            mut stdout,
-            stderr,
-        } = files;
         stdout.rewind()?;
         for line in BufReader::new(stdout).split(b'\n') {
             each(&String::from_utf8_lossy(&line?));
         }
         let status = status?;
-        if status.success() && (&stdin).stream_position()? < stdin.metadata()?.len() {
+        if status.success() && stdin.stream_position()? < stdin.metadata()?.len() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let mut said = vec![0; SAID];
@@ -134,42 +134,6 @@ impl Call<'_> {
         said.truncate(n);
         let said = String::from_utf8_lossy(&said).into_owned();
         Ok(Ended { status, said })
-    }
-}
-
-/// What a program reads and writes: files in memory, so that neither side ever waits for the other.
-struct Files {
-    stdin: File,
-    stdout: File,
-    stderr: File,
-}
-
-impl Files {
-    fn new(input: &[u8]) -> io::Result<Self> {
-        let file = |name| memfd_create(name, MFdFlags::MFD_CLOEXEC).map(File::from);
-        let mut stdin = file(c"stdin")?;
-        stdin.write_all(input)?;
-        stdin.rewind()?;
-        Ok(Self {
-            stdin,
-            stdout: file(c"stdout")?,
-            stderr: file(c"stderr")?,
-        })
-    }
-
-    /// How much was read and written; the position in a file is one for all who have it.
-    fn progress(&self) -> io::Result<[u64; 3]> {
-        let Self {
-            stdin,
-            stdout,
-            stderr,
-        } = self;
-        let mut stdin: &File = stdin;
-        Ok([
-            stdin.stream_position()?,
-            stdout.metadata()?.len(),
-            stderr.metadata()?.len(),
-        ])
     }
 }
 
@@ -203,7 +167,8 @@ struct Running {
 
 impl Running {
     #[expect(clippy::disallowed_methods, reason = "this is the one place")]
-    fn spawn(call: &Call<'_>, files: &Files) -> io::Result<Self> {
+    fn spawn(call: &Call<'_>, files: &[File; 3]) -> io::Result<Self> {
+        let [stdin, stdout, stderr] = files;
         let mut command = Command::new(call.program);
         command
             .args(call.arguments)
@@ -211,9 +176,9 @@ impl Running {
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .env("LC_ALL", "C")
             .envs(call.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(files.stdin.try_clone()?)
-            .stdout(files.stdout.try_clone()?)
-            .stderr(files.stderr.try_clone()?)
+            .stdin(stdin.try_clone()?)
+            .stdout(stdout.try_clone()?)
+            .stderr(stderr.try_clone()?)
             .process_group(0);
         end_with_us(&mut command);
         let child = {
@@ -242,7 +207,7 @@ impl Running {
     }
 
     /// Waits for the end, which is an error if it hangs.
-    fn end(mut self, files: &Files) -> io::Result<ExitStatus> {
+    fn end(mut self, files: &[File; 3]) -> io::Result<ExitStatus> {
         let (program, pid) = (self.name.clone(), self.child.id());
         let begun = SystemClock.now();
         let mut next_news = begun + NEWS;
@@ -250,7 +215,9 @@ impl Running {
         let mut seen = None;
         while self.end.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             let now = SystemClock.now();
-            let progress = Some((cpu_time(pid), files.progress()?));
+            // The position in a file is one for all who have it.
+            let positions = files.each_ref().map(|mut file| file.stream_position().ok());
+            let progress = Some((cpu_time(pid), positions));
             if progress != seen {
                 seen = progress;
                 active = now;

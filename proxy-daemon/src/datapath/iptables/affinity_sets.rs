@@ -15,41 +15,31 @@ use crate::net::Family;
 /// Suffix of a temporary set, before `ipset swap`; other names end in 16 letters and digits.
 const TEMPORARY: &str = "-new";
 
-/// Changes of affinity sets, as input for ipset.
-#[derive(Debug, Default)]
-pub(crate) struct Updates {
-    /// Lines before the rules are written.
-    pub(crate) before: Vec<String>,
-    /// Lines after that.
-    pub(crate) after: Vec<String>,
-    /// Sets whose timeout changed, with the previous one in seconds.
-    rescaled: Vec<(AffinitySet, u32)>,
-}
+/// Sets whose timeout changed, with the previous one in seconds.
+pub(crate) type Rescaled = Vec<(AffinitySet, u32)>;
 
-impl Updates {
-    /// Rescales remaining timeouts after the affinity timeout changed. Spec: AFF-8.
-    ///
-    /// A client that is added between reading and writing loses its affinity.
-    ///
-    /// # Errors
-    /// What the program could not do.
-    pub(crate) fn rescale_timeouts(&self, tools: &Tools) -> Result<(), DatapathError> {
-        if self.rescaled.is_empty() {
-            return Ok(());
-        }
-        let names: BTreeSet<&str> = self.rescaled.iter().map(|(m, _)| &*m.name).collect();
-        let clients = readback::clients(tools, &names)?;
-        let mut lines = Vec::new();
-        for (set, old) in &self.rescaled {
-            let clients = clients.get(&set.name).into_iter().flatten();
-            let left = clients.filter_map(|(client, left)| {
-                let left = set.remaining(*old, *left)?;
-                Some(format!("{client} timeout {left}"))
-            });
-            replace(set, left, &mut lines);
-        }
-        tools.ipset_restore(&lines)
+/// Rescales remaining timeouts after the affinity timeout changed. Spec: AFF-8.
+///
+/// A client that is added between reading and writing loses its affinity.
+///
+/// # Errors
+/// What the program could not do.
+pub(crate) fn rescale_timeouts(tools: &Tools, rescaled: &Rescaled) -> Result<(), DatapathError> {
+    if rescaled.is_empty() {
+        return Ok(());
     }
+    let names: BTreeSet<&str> = rescaled.iter().map(|(set, _)| &*set.name).collect();
+    let clients = readback::clients(tools, &names)?;
+    let mut lines = Vec::new();
+    for (set, old) in rescaled {
+        let clients = clients.get(&set.name).into_iter().flatten();
+        let left = clients.filter_map(|(client, left)| {
+            let left = set.remaining(*old, *left)?;
+            Some(format!("{client} timeout {left}"))
+        });
+        replace(set, left, &mut lines);
+    }
+    tools.ipset_restore(&lines)
 }
 
 /// Puts a new set in the place of one that rules may use.
@@ -71,40 +61,34 @@ fn replace(set: &AffinitySet, clients: impl Iterator<Item = String>, to: &mut Ve
 pub(crate) struct UnusedSets(BTreeSet<String>);
 
 impl UnusedSets {
-    /// The changes from the existing affinity sets, with their timeouts in seconds.
-    pub(crate) fn updates(
+    /// Adds the changes from the existing affinity sets, with their timeouts in seconds, to the lines for
+    /// ipset before and after the rules are written.
+    pub(crate) fn update(
         &mut self,
         mut old: BTreeMap<String, u32>,
         new: &[AffinitySet],
-    ) -> Updates {
-        let mut updates = Updates::default();
+        [before, after]: [&mut Vec<String>; 2],
+    ) -> Rescaled {
+        let mut rescaled = Rescaled::new();
         // Left behind by a daemon that ended; no rule uses them.
         old.retain(|name, _| {
             let is_temporary = name.ends_with(TEMPORARY);
             if is_temporary {
-                updates.before.push(format!("destroy {name}"));
+                before.push(format!("destroy {name}"));
             }
             !is_temporary
         });
         for set in new {
             match old.remove(&set.name) {
-                None if self.0.remove(&set.name) => {
-                    replace(set, std::iter::empty(), &mut updates.before);
-                }
-                None => {
-                    updates.before.push(set.declaration(&set.name));
-                }
-                Some(timeout) if timeout != set.timeout => {
-                    updates.rescaled.push((set.clone(), timeout));
-                }
+                None if self.0.remove(&set.name) => replace(set, std::iter::empty(), before),
+                None => before.push(set.declaration(&set.name)),
+                Some(timeout) if timeout != set.timeout => rescaled.push((set.clone(), timeout)),
                 Some(_) => {}
             }
         }
-        for name in old.keys() {
-            updates.after.push(format!("flush {name}"));
-        }
+        after.extend(old.keys().map(|name| format!("flush {name}")));
         self.0.extend(old.into_keys());
-        updates
+        rescaled
     }
 
     /// Destroys those that the kernel no longer uses.

@@ -7,8 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::affinity_sets::{self, UnusedSets};
-use super::bits::Bits;
+use super::affinity_sets::{Rescaled, UnusedSets, rescale_timeouts};
 use super::chain::{Chain, Table};
 use super::drift::{self, DriftCheck};
 use super::layout::Hook;
@@ -32,8 +31,8 @@ use crate::net::Family;
 #[derive(Debug)]
 pub(crate) struct Installed<F: Family> {
     globals: Globals<F>,
-    vips: Tree<F>,
-    node_ports: Tree<F>,
+    /// Of VIPs, and of NodePorts.
+    trees: [Tree<F>; 2],
     shared: Counts<Shared<F>>,
     unused_sets: UnusedSets,
     drift: DriftCheck,
@@ -53,7 +52,7 @@ struct Plan {
     after: Vec<String>,
     /// To be removed after everything else is written.
     stale: Vec<Stale>,
-    affinity_sets: affinity_sets::Updates,
+    rescaled: Rescaled,
     /// Numbers of elements added and removed, by set.
     sizes: BTreeMap<SetId, (usize, usize)>,
 }
@@ -66,7 +65,7 @@ impl Plan {
             filter: Script::new(Table::Filter, tools.flavour()),
             after: Vec::new(),
             stale: Vec::new(),
-            affinity_sets: affinity_sets::Updates::default(),
+            rescaled: Rescaled::new(),
             sizes: BTreeMap::new(),
         }
     }
@@ -99,16 +98,14 @@ impl Plan {
     /// Returns the chains that could not be removed, too, and the last error.
     fn write(self, tools: &Tools) -> Result<(SyncReport, Remaining), DatapathError> {
         let Self {
-            mut before,
+            before,
             nat,
             filter,
-            mut after,
+            after,
             stale,
-            affinity_sets,
+            rescaled,
             sizes,
         } = self;
-        before.extend_from_slice(&affinity_sets.before);
-        after.extend_from_slice(&affinity_sets.after);
         // The lines after the rules are removals, except for new backends.
         let n_late = sizes.get(&SetId::Backends).map_or(0, |(n, _)| *n);
         let mut report = SyncReport {
@@ -124,7 +121,7 @@ impl Plan {
             report.n_removed += stale.remove(tools, &mut left);
         }
         tools.ipset_restore(&after)?;
-        affinity_sets.rescale_timeouts(tools)?;
+        rescale_timeouts(tools, &rescaled)?;
         Ok((report, left))
     }
 }
@@ -185,24 +182,27 @@ impl<F: Family> Installed<F> {
         let mut plan = Plan::new(tools);
         plan.elements::<F>(&old.elements, &new.elements);
         for (id, (n_added, n_removed)) in &plan.sizes {
-            self.drift.wrote_set(&id.name::<F>(), *n_added, *n_removed);
+            self.drift.sets.wrote(&id.name::<F>(), *n_added, *n_removed);
         }
         let affinity_sets = old.affinity_sets.into_iter();
         let affinity_sets = affinity_sets.map(|set| (set.name, set.timeout));
-        plan.affinity_sets = self
+        let lines = [&mut plan.before, &mut plan.after];
+        plan.rescaled = self
             .unused_sets
-            .updates(affinity_sets.collect(), &new.affinity_sets);
+            .update(affinity_sets.collect(), &new.affinity_sets, lines);
+        let [vips, node_ports] = &mut self.trees;
+        let drift = self.drift.table(Table::Nat);
         for ChainChanges { written, removed } in [
             chain_changes(old.chains, new.chains),
-            update_tree(&mut self.vips, old.vips, new.vips),
-            update_tree(&mut self.node_ports, old.node_ports, new.node_ports),
+            vips.change(&old.vips, new.vips),
+            node_ports.change(&old.node_ports, new.node_ports),
         ] {
             for chain in &written {
-                self.drift.put(Table::Nat, chain);
+                drift.put(chain);
                 plan.nat.chain(chain);
             }
             for name in &removed {
-                self.drift.remove(Table::Nat, name);
+                drift.remove(name);
             }
             plan.nat.remove(removed);
         }
@@ -232,17 +232,6 @@ fn chain_changes(old: Vec<Chain>, new: Vec<Chain>) -> ChainChanges {
     }
 }
 
-type Entry = (Bits, Vec<String>);
-
-/// Changes the frontends of a tree that differ.
-fn update_tree<F: Family>(tree: &mut Tree<F>, old: Vec<Entry>, new: Vec<Entry>) -> ChainChanges {
-    let mut old: BTreeMap<_, _> = old.into_iter().collect();
-    let is_new = |(bits, rules): &Entry| old.remove(bits).as_ref() != Some(rules);
-    let added: Vec<Entry> = new.into_iter().filter(is_new).collect();
-    let removed: Vec<Bits> = old.into_keys().collect();
-    tree.change(&removed, added)
-}
-
 /// Reads back what is ours and makes it match, writing only what differs.
 ///
 /// # Errors
@@ -256,8 +245,8 @@ pub(crate) fn resync<F: Family>(
     let mut plan = Plan::new(tools);
     let mut nat = InstalledTable::read(tools, Table::Nat, reading)?;
     let mut filter = InstalledTable::read(tools, Table::Filter, reading)?;
-    let whole = render_state(desired, &mut |table, chain| {
-        drift.put(table, chain);
+    let (all, trees) = render_state(desired, &mut |table, chain| {
+        drift.table(table).put(chain);
         let installed = match table {
             Table::Nat => &mut nat,
             Table::Filter => &mut filter,
@@ -268,7 +257,7 @@ pub(crate) fn resync<F: Family>(
     });
     for (table, mut installed) in [(Table::Nat, nat), (Table::Filter, filter)] {
         for hook in Hook::of(table) {
-            drift.hook(table, hook.target);
+            drift.table(table).hook(hook.target);
             if !installed.take_hook(hook) {
                 plan.script(table).insert(hook.chain, &hook.rule());
             }
@@ -280,22 +269,24 @@ pub(crate) fn resync<F: Family>(
         if !sets.fixed.contains(&id) {
             plan.before.push(id.declaration::<F>());
         }
-        let elements = whole.elements.range((id, String::new())..);
+        let elements = all.elements.range((id, String::new())..);
         let n = elements.take_while(|(of, _)| *of == id).count();
-        drift.wrote_set(&id.name::<F>(), n, 0);
+        drift.sets.wrote(&id.name::<F>(), n, 0);
     }
-    plan.elements::<F>(&sets.elements, &whole.elements);
+    plan.elements::<F>(&sets.elements, &all.elements);
     let mut unused_sets = UnusedSets::default();
-    plan.affinity_sets = unused_sets.updates(sets.others, &whole.affinity_sets);
+    let lines = [&mut plan.before, &mut plan.after];
+    plan.rescaled = unused_sets.update(sets.others, &all.affinity_sets, lines);
     let (mut report, left) = plan.write(tools)?;
     tolerate(&left, &mut drift);
     report.n_added += drift::wake(tools)?;
     unused_sets.release::<F>(tools)?;
+    let mut shared = Counts::default();
+    shared.add(&all.shared, 1);
     let installed = Installed {
         globals: desired.globals.clone(),
-        vips: whole.vips,
-        node_ports: whole.node_ports,
-        shared: whole.shared,
+        trees,
+        shared,
         unused_sets,
         drift,
     };
@@ -305,7 +296,7 @@ pub(crate) fn resync<F: Family>(
 /// Chains that cannot be removed are harmless; the drift check must not report them again and again.
 fn tolerate(left: &Remaining, drift: &mut DriftCheck) {
     for (table, chain) in &left.chains {
-        drift.tolerate(*table, chain);
+        drift.table(*table).tolerate(chain);
     }
     if let Some(error) = &left.because {
         tracing::warn!(

@@ -32,7 +32,7 @@ impl Flavour {
     /// The one that this node uses, in the network namespace of the calling thread, and why.
     ///
     /// Changes nothing. If the programs of neither can be used, the answer is one whose opening says so.
-    pub fn detect() -> (Self, Because) {
+    pub fn detect() -> (Self, &'static str) {
         // At the same time, so that one that hangs takes its time once.
         let (nft, legacy) = std::thread::scope(|threads| {
             let nft = threads.spawn(|| Signs::of(Self::Nft));
@@ -49,32 +49,12 @@ impl fmt::Display for Flavour {
     }
 }
 
-/// Why a flavour was chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Because {
-    /// The programs of the other cannot be used here.
-    OnlyThisWorks,
-    /// kubelet made its chain for this very question, KUBE-IPTABLES-HINT, in this one.
-    Hint,
-    /// kubelet watches for flushes, by KUBE-KUBELET-CANARY, in this one.
-    Canary,
-    /// It has more rules of others.
-    MoreRules,
-    /// Neither is in use, and it is the newer one.
-    Newer,
-}
-
-impl fmt::Display for Because {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::OnlyThisWorks => "the programs of the other cannot be used here",
-            Self::Hint => "kubelet's chain KUBE-IPTABLES-HINT is in it",
-            Self::Canary => "kubelet's chain KUBE-KUBELET-CANARY is in it",
-            Self::MoreRules => "it has more rules than the other",
-            Self::Newer => "neither is in use, and it is the newer one",
-        })
-    }
-}
+// Why a flavour was chosen.
+const ONLY_THIS_WORKS: &str = "the programs of the other cannot be used here";
+const HINT: &str = "kubelet's chain KUBE-IPTABLES-HINT is in it";
+const CANARY: &str = "kubelet's chain KUBE-KUBELET-CANARY is in it";
+const MORE_RULES: &str = "it has more rules than the other";
+const NEWER: &str = "neither is in use, and it is the newer one";
 
 /// What kubelet left in a flavour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -136,7 +116,11 @@ fn read(flavour: Flavour, tables: &[&str], each: &mut dyn FnMut(&str)) -> bool {
     works
 }
 
-fn decide(nft: Signs, legacy: Signs, n_rules: impl Fn(Flavour) -> usize) -> (Flavour, Because) {
+fn decide(
+    nft: Signs,
+    legacy: Signs,
+    n_rules: impl Fn(Flavour) -> usize,
+) -> (Flavour, &'static str) {
     let one = |is_nft| {
         if is_nft {
             Flavour::Nft
@@ -144,21 +128,21 @@ fn decide(nft: Signs, legacy: Signs, n_rules: impl Fn(Flavour) -> usize) -> (Fla
             Flavour::Legacy
         }
     };
-    if nft.works != legacy.works {
-        return (one(nft.works), Because::OnlyThisWorks);
-    }
-    if nft.has_hint != legacy.has_hint {
-        return (one(nft.has_hint), Because::Hint);
-    }
-    if nft.has_canary != legacy.has_canary {
-        return (one(nft.has_canary), Because::Canary);
+    for (nft, legacy, because) in [
+        (nft.works, legacy.works, ONLY_THIS_WORKS),
+        (nft.has_hint, legacy.has_hint, HINT),
+        (nft.has_canary, legacy.has_canary, CANARY),
+    ] {
+        if nft != legacy {
+            return (one(nft), because);
+        }
     }
     let n_nft = n_rules(Flavour::Nft);
     let n_legacy = n_rules(Flavour::Legacy);
     if n_nft == n_legacy {
-        (Flavour::Nft, Because::Newer)
+        (Flavour::Nft, NEWER)
     } else {
-        (one(n_nft > n_legacy), Because::MoreRules)
+        (one(n_nft > n_legacy), MORE_RULES)
     }
 }
 
@@ -189,37 +173,31 @@ mod tests {
             has_canary: true,
         };
         let table = [
-            (none, none, [0, 0], Flavour::Nft, Because::Newer),
-            (
-                absent,
-                none,
-                [0, 0],
-                Flavour::Legacy,
-                Because::OnlyThisWorks,
-            ),
-            (none, absent, [0, 9], Flavour::Nft, Because::OnlyThisWorks),
+            (none, none, [0, 0], Flavour::Nft, NEWER),
+            (absent, none, [0, 0], Flavour::Legacy, ONLY_THIS_WORKS),
+            (none, absent, [0, 9], Flavour::Nft, ONLY_THIS_WORKS),
             (
                 all_but_programs,
                 none,
                 [9, 0],
                 Flavour::Legacy,
-                Because::OnlyThisWorks,
+                ONLY_THIS_WORKS,
             ),
             (
                 none,
                 all_but_programs,
                 [0, 9],
                 Flavour::Nft,
-                Because::OnlyThisWorks,
+                ONLY_THIS_WORKS,
             ),
-            (absent, absent, [0, 0], Flavour::Nft, Because::Newer),
-            (canary, hint, [9, 0], Flavour::Legacy, Because::Hint),
-            (hint, canary, [0, 9], Flavour::Nft, Because::Hint),
-            (none, canary, [9, 0], Flavour::Legacy, Because::Canary),
-            (hint, hint, [0, 0], Flavour::Nft, Because::Newer),
-            (hint, hint, [0, 1], Flavour::Legacy, Because::MoreRules),
-            (none, none, [9, 10], Flavour::Legacy, Because::MoreRules),
-            (none, none, [10, 9], Flavour::Nft, Because::MoreRules),
+            (absent, absent, [0, 0], Flavour::Nft, NEWER),
+            (canary, hint, [9, 0], Flavour::Legacy, HINT),
+            (hint, canary, [0, 9], Flavour::Nft, HINT),
+            (none, canary, [9, 0], Flavour::Legacy, CANARY),
+            (hint, hint, [0, 0], Flavour::Nft, NEWER),
+            (hint, hint, [0, 1], Flavour::Legacy, MORE_RULES),
+            (none, none, [9, 10], Flavour::Legacy, MORE_RULES),
+            (none, none, [10, 9], Flavour::Nft, MORE_RULES),
         ];
         for (nft, legacy, [n_nft, n_legacy], flavour, because) in table {
             let n_rules = |flavour| match flavour {
@@ -234,7 +212,7 @@ mod tests {
     #[test]
     fn looking_at_an_untouched_node_leaves_it_untouched() {
         in_netns(|| {
-            assert_eq!(Flavour::detect(), (Flavour::Nft, Because::Newer));
+            assert_eq!(Flavour::detect(), (Flavour::Nft, NEWER));
             let names = "cat /proc/self/net/ip_tables_names /proc/self/net/ip6_tables_names; nft list ruleset";
             assert_eq!(shell(names), "");
         });
@@ -244,8 +222,8 @@ mod tests {
     fn the_flavour_of_kubelet_is_found_in_either_family() {
         for tools in all_tools() {
             for (chain, because) in [
-                ("KUBE-IPTABLES-HINT", Because::Hint),
-                ("KUBE-KUBELET-CANARY", Because::Canary),
+                ("KUBE-IPTABLES-HINT", HINT),
+                ("KUBE-KUBELET-CANARY", CANARY),
             ] {
                 let tools = tools.clone();
                 in_netns(move || {
@@ -274,10 +252,10 @@ mod tests {
                     .restore(&format!("*nat\n{ours}{theirs}COMMIT\n"))
                     .expect("it is valid");
                 if tools.flavour() == Flavour::Nft {
-                    assert_eq!(Flavour::detect(), (Flavour::Nft, Because::Newer));
+                    assert_eq!(Flavour::detect(), (Flavour::Nft, NEWER));
                 }
             }
-            assert_eq!(Flavour::detect(), (Flavour::Legacy, Because::MoreRules));
+            assert_eq!(Flavour::detect(), (Flavour::Legacy, MORE_RULES));
         });
     }
 }

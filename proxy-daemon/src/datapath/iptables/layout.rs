@@ -110,29 +110,20 @@ fn nat<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
 }
 
 /// What is returned to the host's own rules, in these states or translated.
-fn served(states: &str) -> Vec<String> {
-    vec![
-        format!("-m conntrack --ctstate {states} -j RETURN"),
-        "-m conntrack --ctstate DNAT -j RETURN".to_owned(),
-    ]
+fn served(states: &str) -> [String; 2] {
+    [states, "DNAT"].map(|states| format!("-m conntrack --ctstate {states} -j RETURN"))
 }
 
 fn filter<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
     // What the node itself sends or receives past conntrack was taken out of tracking by its owner: a
     // node-local cache of DNS does so with the ClusterIP that it has.
-    let served_here = || served("RELATED,ESTABLISHED,UNTRACKED");
+    let served_here = served("RELATED,ESTABLISHED,UNTRACKED");
     let set = |id: SetId, verdict: &str| format!("{} {verdict}", id.matches::<F>(true));
     let refuse = format!("-g {}", names::REFUSE);
-    let mut input = served_here();
-    input.push(format!("-j {}", names::UNSERVED));
-    input.push(set(
-        SetId::NodePortAddresses,
-        &format!("-j {}", names::UNSERVED_NODE),
-    ));
-    let mut output = served_here();
-    output.push(format!("-j {}", names::UNSERVED));
-    output.push(format!("-j {}", names::UNKNOWN));
-    let mut forward = served("RELATED,ESTABLISHED");
+    let jump = |chain: &str| format!("-j {chain}");
+    let unserved_node = set(SetId::NodePortAddresses, &jump(names::UNSERVED_NODE));
+    let untranslated = [names::UNSERVED, names::UNKNOWN].map(jump);
+    let mut forward = served("RELATED,ESTABLISHED").to_vec();
     if globals.netfilter.drop_invalid {
         forward.push(format!(
             "-p tcp -m conntrack --ctstate INVALID {} {} -j DROP",
@@ -140,45 +131,42 @@ fn filter<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
             comment("out of window: the client must not see the backend's address"),
         ));
     }
-    forward.push(format!("-j {}", names::UNSERVED));
-    forward.push(format!("-j {}", names::UNKNOWN));
+    forward.extend_from_slice(&untranslated);
+    let chain = |name, rules: &[&[String]]| Chain::new(name, rules.concat());
+    let is_kept_out = is_kept_out::<F>();
+    // Never to packets of a flow that may live.
+    let invalid = "-m conntrack --ctstate INVALID -j DROP".to_owned();
+    let spared = format!("{} -j DROP", SetId::Spared.matches::<F>(false));
     vec![
-        Chain::new(
-            names::REFUSE,
-            vec![
-                // Never to packets of a flow that may live.
-                "-m conntrack --ctstate INVALID -j DROP".to_owned(),
-                reject::<F>(),
-            ],
-        ),
-        Chain::new(
+        chain(names::REFUSE, &[&[invalid, reject::<F>()]]),
+        chain(
             names::UNSERVED,
-            vec![
-                format!("{} -j DROP", is_kept_out::<F>()),
+            &[&[
+                format!("{is_kept_out} -j DROP"),
                 set(SetId::NoEndpoints, &refuse),
                 set(SetId::Dropped, "-j DROP"),
-            ],
+            ]],
         ),
-        Chain::new(
+        chain(
             names::UNSERVED_NODE,
-            vec![
+            &[&[
                 set(SetId::NoEndpointNodePorts, &refuse),
                 set(SetId::DroppedNodePorts, "-j DROP"),
-            ],
+            ]],
         ),
-        Chain::new(
+        chain(
             names::UNKNOWN,
-            vec![
+            &[&[
                 set(SetId::ClusterIps, &refuse),
-                set(
-                    SetId::ServiceCidrs,
-                    &format!("{} -j DROP", SetId::Spared.matches::<F>(false)),
-                ),
-            ],
+                set(SetId::ServiceCidrs, &spared),
+            ]],
         ),
-        Chain::new(names::INPUT, input),
-        Chain::new(names::FORWARD, forward),
-        Chain::new(names::OUTPUT, output),
+        chain(
+            names::INPUT,
+            &[&served_here, &[jump(names::UNSERVED), unserved_node]],
+        ),
+        chain(names::FORWARD, &[&forward]),
+        chain(names::OUTPUT, &[&served_here, &untranslated]),
     ]
 }
 

@@ -75,7 +75,7 @@ mod tool;
 mod tree;
 
 pub use affinity_set::AFFINITY_LIMIT;
-pub use flavour::{Because, Flavour};
+pub use flavour::Flavour;
 pub use text::rules;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -145,7 +145,7 @@ pub(super) const LEGACY: Descriptor = Descriptor {
 
 fn detect() -> DatapathKind {
     let (flavour, because) = Flavour::detect();
-    tracing::info!(backend = %flavour, %because, "selected the iptables backend");
+    tracing::info!(backend = %flavour, because, "selected the iptables backend");
     DatapathKind(match flavour {
         Flavour::Nft => &NFT,
         Flavour::Legacy => &LEGACY,
@@ -195,9 +195,7 @@ impl<F: Family> Iptables<F> {
             n_failed: 0,
         })
     }
-}
 
-impl<F: Family> Iptables<F> {
     fn write_all(&mut self, desired: &ForwardingState<F>) -> Result<SyncReport, DatapathError> {
         self.installed = None;
         // What is printed may not be what is there. If it was of no use twice, all is written anew once.

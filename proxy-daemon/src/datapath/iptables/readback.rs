@@ -3,7 +3,7 @@
 //! Invariant: foreign rules are read only where they jump to ours.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hasher as _};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 
 use super::chain::{Chain, Table};
@@ -20,8 +20,8 @@ use crate::net::Family;
 /// The chains of ours that a table has, and the rules that lead to them.
 #[derive(Debug, Default)]
 pub(crate) struct InstalledTable {
-    /// By name; of each a digest of its rules, if they are known.
-    chains: BTreeMap<String, Option<Digest>>,
+    /// By name; of each a hash of its rules, if they are known.
+    chains: BTreeMap<String, Option<DefaultHasher>>,
     /// Chain and rule of others that go to a chain of ours.
     pub(crate) hooks: Vec<(String, String)>,
     /// Foreign rules that jump to a chain of ours, where no program could print them.
@@ -35,23 +35,6 @@ pub(crate) enum Reading {
     Printed,
     /// Their names only, from the kernel; all of them are rewritten.
     Names,
-}
-
-/// What the rules of a chain are known by.
-#[derive(Clone, Debug, Default)]
-struct Digest(DefaultHasher);
-
-impl Digest {
-    fn add(&mut self, rule: &str) {
-        self.0.write(rule.as_bytes());
-        self.0.write_u8(0);
-    }
-
-    fn of(chain: &Chain) -> u64 {
-        let mut digest = Self::default();
-        chain.rules.iter().for_each(|rule| digest.add(rule));
-        digest.0.finish()
-    }
 }
 
 impl InstalledTable {
@@ -119,7 +102,7 @@ impl InstalledTable {
             .and_then(|rest| rest.split_once(' '))
         {
             if let Some(digest) = self.chains.get_mut(chain) {
-                digest.get_or_insert_default().add(rule);
+                rule.hash(digest.get_or_insert_default());
             } else if leads_to_ours(rule) {
                 self.hooks.push((chain.to_owned(), rule.to_owned()));
             }
@@ -128,17 +111,17 @@ impl InstalledTable {
 
     /// Takes a chain off the list; returns whether it had these rules.
     pub(crate) fn take_same(&mut self, chain: &Chain) -> bool {
+        let mut wanted = DefaultHasher::new();
+        chain.rules.iter().for_each(|rule| rule.hash(&mut wanted));
         let installed = self.chains.remove(&chain.name).flatten();
-        installed.is_some_and(|digest| digest.0.finish() == Digest::of(chain))
+        installed.is_some_and(|digest| digest.finish() == wanted.finish())
     }
 
     /// Takes a hook off the list; returns whether it existed.
     pub(crate) fn take_hook(&mut self, hook: &Hook) -> bool {
         let wanted = hook.rule();
-        let found = self
-            .hooks
-            .iter()
-            .position(|(chain, rule)| chain == hook.chain && *rule == wanted);
+        let is_it = |(chain, rule): &(String, String)| chain == hook.chain && *rule == wanted;
+        let found = self.hooks.iter().position(is_it);
         found.map(|at| self.hooks.remove(at)).is_some()
     }
 

@@ -12,9 +12,8 @@ use super::chain::{Chain, Header, Table, comment, dnat, from_pod, mark, one_in, 
 use super::layout;
 use super::names;
 use super::sets::{self, SetId};
-use super::tree::Tree;
+use super::tree::{Entries, Tree};
 use crate::datapath::common::{Masquerade, common_forward};
-use crate::datapath::counts::Counts;
 use crate::forwarding::{
     Backend, BackendSet, Exposure, ForwardingState, Frontend, FrontendAddress, FrontendKey,
     Globals, Route, Routes, ServicePort,
@@ -32,9 +31,9 @@ pub(crate) struct Rendered<F: Family> {
     /// Chains of their own, targets before those that go to them.
     pub(crate) chains: Vec<Chain>,
     /// Frontends that are VIPs.
-    pub(crate) vips: Vec<(Bits, Vec<String>)>,
+    pub(crate) vips: Entries,
     /// Frontends that are NodePorts.
-    pub(crate) node_ports: Vec<(Bits, Vec<String>)>,
+    pub(crate) node_ports: Entries,
     /// Elements that belong to one ServicePort each.
     pub(crate) elements: Elements,
     /// Affinity sets.
@@ -65,49 +64,34 @@ impl<F: Family> Shared<F> {
     }
 }
 
-/// What a state needs besides chains.
-#[derive(Debug)]
-pub(crate) struct Whole<F: Family> {
-    /// The frontends that are VIPs.
-    pub(crate) vips: Tree<F>,
-    /// The frontends that are NodePorts.
-    pub(crate) node_ports: Tree<F>,
-    /// How often each shared element is used.
-    pub(crate) shared: Counts<Shared<F>>,
-    /// All elements.
-    pub(crate) elements: Elements,
-    /// Affinity sets.
-    pub(crate) affinity_sets: Vec<AffinitySet>,
-}
-
-/// Renders a state: hands out each chain, targets before those that go to them.
+/// Renders a state: hands out each chain, targets before those that go to them; returns the rest, and the
+/// trees of VIPs and of NodePorts.
 pub(crate) fn render_state<F: Family>(
     state: &ForwardingState<F>,
     each: &mut dyn FnMut(Table, &Chain),
-) -> Whole<F> {
+) -> (Rendered<F>, [Tree<F>; 2]) {
     let globals = &state.globals;
-    let mut whole = Whole {
-        vips: Tree::new(names::VIPS, true),
-        node_ports: Tree::new(names::NODE_PORTS, false),
-        shared: Counts::default(),
-        elements: Elements::new(),
-        affinity_sets: Vec::new(),
-    };
-    render_globals(globals, &mut whole.elements);
-    render_spared::<F>(&state.spared, &mut whole.elements);
+    let mut all = Rendered::default();
+    render_globals(globals, &mut all.elements);
+    render_spared::<F>(&state.spared, &mut all.elements);
     for service_port in state.service_ports.values() {
-        let mut rendered = Rendered::default();
-        render_service_port(service_port, globals, &mut rendered);
-        for chain in &rendered.chains {
-            each(Table::Nat, chain);
-        }
-        whole.vips.extend(rendered.vips);
-        whole.node_ports.extend(rendered.node_ports);
-        whole.shared.add(&rendered.shared, 1);
-        whole.elements.append(&mut rendered.elements);
-        whole.affinity_sets.append(&mut rendered.affinity_sets);
+        render_service_port(service_port, globals, &mut all);
+        all.chains
+            .drain(..)
+            .for_each(|chain| each(Table::Nat, &chain));
     }
-    for tree in [&whole.vips, &whole.node_ports] {
+    let elements = all.shared.iter();
+    all.elements
+        .extend(elements.filter_map(|it| it.element(globals)));
+    let trees = [
+        Tree::new(names::VIPS, true, std::mem::take(&mut all.vips)),
+        Tree::new(
+            names::NODE_PORTS,
+            false,
+            std::mem::take(&mut all.node_ports),
+        ),
+    ];
+    for tree in &trees {
         tree.chains(&mut |chain| each(Table::Nat, &chain));
     }
     for table in Table::ALL {
@@ -115,10 +99,7 @@ pub(crate) fn render_state<F: Family>(
             each(table, &chain);
         }
     }
-    let shared = whole.shared.keys();
-    let shared = shared.filter_map(|shared| shared.element(globals));
-    whole.elements.extend(shared);
-    whole
+    (all, trees)
 }
 
 /// Renders what is the same for all ServicePorts and can change without them.
@@ -175,7 +156,7 @@ pub(crate) fn render_service_port<F: Family>(
             FrontendAddress::Vip(_) => &mut to.vips,
             FrontendAddress::Node => &mut to.node_ports,
         };
-        tree.push((Bits::of(key), rules));
+        tree.insert(Bits::of(key), rules.into());
     }
     if service_port.protocol == L4Proto::Tcp {
         let backends = service_port.cluster.iter().chain(&service_port.local);

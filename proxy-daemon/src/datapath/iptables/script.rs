@@ -48,8 +48,7 @@ impl Script {
     /// Makes the chain if it is not there, and gives it these rules and no others.
     pub(crate) fn chain(&mut self, chain: &Chain) {
         let Chain { name, rules } = chain;
-        self.begin_piece();
-        self.line(format_args!(":{name} - [0:0]"));
+        self.piece(format_args!(":{name} - [0:0]"));
         for rule in rules {
             self.line(format_args!("-A {name} {rule}"));
         }
@@ -58,15 +57,13 @@ impl Script {
 
     /// Puts a rule before all others of a chain that is not ours.
     pub(crate) fn insert(&mut self, chain: &str, rule: &str) {
-        self.begin_piece();
-        self.line(format_args!("-I {chain} 1 {rule}"));
+        self.piece(format_args!("-I {chain} 1 {rule}"));
         self.report.n_added += 1;
     }
 
     /// Removes a rule from a chain that is not ours.
     pub(crate) fn remove_rule(&mut self, chain: &str, rule: &str) {
-        self.begin_piece();
-        self.line(format_args!("-D {chain} {rule}"));
+        self.piece(format_args!("-D {chain} {rule}"));
         self.report.n_removed += 1;
     }
 
@@ -80,16 +77,14 @@ impl Script {
     /// Removes all rules of chains of ours.
     pub(crate) fn empty(&mut self, chains: &[String]) {
         for name in chains {
-            self.begin_piece();
-            self.line(format_args!(":{name} - [0:0]"));
+            self.piece(format_args!(":{name} - [0:0]"));
         }
     }
 
     /// Removes chains of ours that are empty.
     pub(crate) fn delete(&mut self, chains: &[String]) {
         for name in chains {
-            self.begin_piece();
-            self.line(format_args!("-X {name}"));
+            self.piece(format_args!("-X {name}"));
         }
     }
 
@@ -105,7 +100,8 @@ impl Script {
         self.text
     }
 
-    fn begin_piece(&mut self) {
+    /// Adds the first line of a piece.
+    fn piece(&mut self, line: std::fmt::Arguments<'_>) {
         if self.n_in_block >= self.block {
             self.text.push_str("COMMIT\n");
             self.n_in_block = 0;
@@ -114,6 +110,7 @@ impl Script {
             // Writing to a String cannot fail.
             writeln!(self.text, "*{}", self.table.name()).unwrap_or_default();
         }
+        self.line(line);
     }
 
     fn line(&mut self, line: std::fmt::Arguments<'_>) {

@@ -66,61 +66,43 @@ impl SetId {
 
     /// Its name.
     pub(crate) fn name<F: Family>(self) -> String {
-        format!("{}{}", set_prefix(F::FAMILY), self.suffix())
+        format!("{}{}", set_prefix(F::FAMILY), self.spec().0)
     }
 
     /// The set whose name ends so after the family's prefix.
     pub(crate) fn of_suffix(suffix: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|id| id.suffix() == suffix)
+        Self::ALL.into_iter().find(|id| id.spec().0 == suffix)
     }
 
-    const fn suffix(self) -> &'static str {
+    /// Its name after the family's prefix, its type, and which parts of a packet are looked up.
+    const fn spec(self) -> (&'static str, &'static str, &'static str) {
         match self {
-            Self::SourceRanges => "source-ranges",
-            Self::SourceRestricted => "guarded",
-            Self::NoEndpoints => "refused",
-            Self::Dropped => "dropped",
-            Self::ClusterIps => "cluster-ips",
-            Self::Spared => "spared",
-            Self::ServiceCidrs => "service-cidrs",
-            Self::NodePortAddresses => "node-addresses",
-            Self::NoEndpointNodePorts => "refused-node-ports",
-            Self::DroppedNodePorts => "dropped-node-ports",
-            Self::Backends => "tcp-backends",
+            Self::SourceRanges => ("source-ranges", "hash:ip,port,net", "dst,dst,src"),
+            Self::SourceRestricted => ("guarded", "hash:ip,port", "dst,dst"),
+            Self::NoEndpoints => ("refused", "hash:ip,port", "dst,dst"),
+            Self::Dropped => ("dropped", "hash:ip,port", "dst,dst"),
+            Self::ClusterIps => ("cluster-ips", "hash:ip", "dst"),
+            Self::Spared => ("spared", "hash:ip", "dst"),
+            Self::ServiceCidrs => ("service-cidrs", "hash:net", "dst"),
+            Self::NodePortAddresses => ("node-addresses", "hash:ip", "dst"),
+            // Not a bitmap of ports, which knows no SCTP.
+            Self::NoEndpointNodePorts => ("refused-node-ports", "hash:net,port", "dst,dst"),
+            Self::DroppedNodePorts => ("dropped-node-ports", "hash:net,port", "dst,dst"),
+            Self::Backends => ("tcp-backends", "hash:ip,port", "src,src"),
         }
     }
 
     /// What `ipset create` needs.
     pub(crate) fn declaration<F: Family>(self) -> String {
-        let name = self.name::<F>();
-        let kind = match self {
-            Self::SourceRanges => "hash:ip,port,net",
-            Self::SourceRestricted | Self::NoEndpoints | Self::Dropped | Self::Backends => {
-                "hash:ip,port"
-            }
-            Self::ClusterIps | Self::Spared | Self::NodePortAddresses => "hash:ip",
-            Self::ServiceCidrs => "hash:net",
-            // Not a bitmap of ports, which knows no SCTP.
-            Self::NoEndpointNodePorts | Self::DroppedNodePorts => "hash:net,port",
-        };
-        let family = family_name(F::FAMILY);
+        let (name, kind, family) = (self.name::<F>(), self.spec().1, family_name(F::FAMILY));
         format!("create {name} {kind} family {family} maxelem {MAX_ELEMENTS}")
     }
 
-    /// The match of a rule: which parts of the packet are looked up.
+    /// The match of a rule.
     pub(crate) fn matches<F: Family>(self, yes: bool) -> String {
-        let parts = match self {
-            Self::SourceRanges => "dst,dst,src",
-            Self::SourceRestricted
-            | Self::NoEndpoints
-            | Self::Dropped
-            | Self::NoEndpointNodePorts
-            | Self::DroppedNodePorts => "dst,dst",
-            Self::Backends => "src,src",
-            Self::ClusterIps | Self::Spared | Self::NodePortAddresses | Self::ServiceCidrs => "dst",
-        };
+        let (name, parts) = (self.name::<F>(), self.spec().2);
         let not = if yes { "" } else { "! " };
-        format!("-m set {not}--match-set {} {parts}", self.name::<F>())
+        format!("-m set {not}--match-set {name} {parts}")
     }
 }
 

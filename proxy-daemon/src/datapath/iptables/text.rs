@@ -15,7 +15,7 @@ use crate::net::{Family, IpFamily};
 /// The sets and rules of a state. Needs no privilege and no kernel.
 pub fn rules<F: Family>(state: &ForwardingState<F>) -> String {
     let [mut nat, mut filter] = Table::ALL.map(|table| Script::new(table, Flavour::Legacy));
-    let whole = render_state(state, &mut |table, chain| match table {
+    let (all, _) = render_state(state, &mut |table, chain| match table {
         Table::Nat => nat.chain(chain),
         Table::Filter => filter.chain(chain),
     });
@@ -25,11 +25,11 @@ pub fn rules<F: Family>(state: &ForwardingState<F>) -> String {
         }
     }
     let fixed = SetId::used(state.globals.netfilter.drop_invalid).map(SetId::declaration::<F>);
-    let affinity_sets = whole
+    let affinity_sets = all
         .affinity_sets
         .iter()
         .map(|set| set.declaration(&set.name));
-    let elements = whole.elements.iter();
+    let elements = all.elements.iter();
     let elements = elements.map(|(id, element)| format!("add {} {element}", id.name::<F>()));
     let sets = fixed.chain(affinity_sets).chain(elements);
     let sets: String = sets.map(|line| line + "\n").collect();

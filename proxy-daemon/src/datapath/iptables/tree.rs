@@ -18,14 +18,16 @@ use crate::net::Family;
 /// A chain with more frontends than this branches.
 const FEW: usize = 4;
 
-/// The frontends by their bits, and the chains that lead to them.
+/// Frontends by their bits, with the rules of each.
+pub(crate) type Entries = BTreeMap<Bits, Box<[String]>>;
+
+/// Frontends, and the chains that lead to them.
 #[derive(Debug)]
 pub(crate) struct Tree<F: Family> {
     root: &'static str,
     /// Whether frontends have an address.
     has_address: bool,
-    /// The rules of each.
-    entries: BTreeMap<Bits, Box<[String]>>,
+    entries: Entries,
     family: PhantomData<F>,
 }
 
@@ -39,39 +41,25 @@ pub(crate) struct ChainChanges {
 }
 
 impl<F: Family> Tree<F> {
-    /// A tree without frontends.
-    pub(crate) const fn new(root: &'static str, has_address: bool) -> Self {
+    /// A tree with these frontends.
+    pub(crate) const fn new(root: &'static str, has_address: bool, entries: Entries) -> Self {
         Self {
             root,
             has_address,
-            entries: BTreeMap::new(),
+            entries,
             family: PhantomData,
         }
     }
 
-    /// Adds frontends with their rules; for a tree that is not in the kernel yet.
-    pub(crate) fn extend(&mut self, entries: impl IntoIterator<Item = (Bits, Vec<String>)>) {
-        let entries = entries.into_iter();
-        self.entries
-            .extend(entries.map(|(bits, rules)| (bits, rules.into())));
-    }
-
-    /// Removes and adds frontends; returns the chains that change.
-    pub(crate) fn change(
-        &mut self,
-        removed: &[Bits],
-        added: Vec<(Bits, Vec<String>)>,
-    ) -> ChainChanges {
-        let touched: BTreeSet<Bits> = removed
-            .iter()
-            .copied()
-            .chain(added.iter().map(|(bits, _)| *bits))
-            .collect();
+    /// Puts frontends in the place of others; returns the chains that change.
+    pub(crate) fn change(&mut self, old: &Entries, new: Entries) -> ChainChanges {
+        let all = old.keys().chain(new.keys()).copied();
+        let touched: BTreeSet<Bits> = all.filter(|bits| old.get(bits) != new.get(bits)).collect();
         let before = self.along(&touched);
-        for bits in removed {
+        for bits in old.keys() {
             self.entries.remove(bits);
         }
-        self.extend(added);
+        self.entries.extend(new);
         let after = self.along(&touched);
         let written = after
             .iter()
@@ -181,14 +169,14 @@ mod tests {
     use crate::net::{L4Proto, Port, V4};
 
     /// A frontend among few, so that paths are shared, and its rule.
-    fn entry(number: u16) -> (Bits, Vec<String>) {
+    fn entry(number: u16) -> (Bits, Box<[String]>) {
         let [high, low] = (number / 16).to_be_bytes();
         let key = FrontendKey::<V4> {
             address: FrontendAddress::Vip(Ipv4Addr::new(10, 96, high, low)),
             protocol: L4Proto::Tcp,
             port: Port::new(80 + number % 16).unwrap(),
         };
-        (Bits::of(&key), vec![format!("rule {number}")])
+        (Bits::of(&key), vec![format!("rule {number}")].into())
     }
 
     fn chains(tree: &Tree<V4>) -> BTreeMap<String, Vec<String>> {
@@ -202,15 +190,15 @@ mod tests {
         fn changes_end_where_a_new_tree_would(
             steps in prop::collection::vec(prop::collection::btree_set(0_u16..160, 0..7), 1..30),
         ) {
-            let mut tree = Tree::<V4>::new("ROOT", true);
+            let mut tree = Tree::<V4>::new("ROOT", true, Entries::new());
             let mut kernel = chains(&tree);
             let mut numbers = BTreeSet::new();
             for toggled in steps {
                 let (gone, new): (Vec<u16>, Vec<u16>) =
                     toggled.iter().partition(|number| numbers.contains(*number));
                 numbers = &numbers ^ &toggled;
-                let removed: Vec<Bits> = gone.into_iter().map(|number| entry(number).0).collect();
-                let changes = tree.change(&removed, new.into_iter().map(entry).collect());
+                let [gone, new] = [gone, new].map(|them| them.into_iter().map(entry).collect());
+                let changes = tree.change(&gone, new);
                 for chain in changes.written {
                     prop_assert_ne!(kernel.get(&chain.name), Some(&chain.rules), "written for nothing");
                     kernel.insert(chain.name, chain.rules);
@@ -218,8 +206,8 @@ mod tests {
                 for name in changes.removed {
                     prop_assert!(kernel.remove(&name).is_some(), "{} is not there", name);
                 }
-                let mut fresh = Tree::<V4>::new("ROOT", true);
-                fresh.extend(numbers.iter().copied().map(entry));
+                let entries = numbers.iter().copied().map(entry).collect();
+                let fresh = Tree::<V4>::new("ROOT", true, entries);
                 prop_assert_eq!(&kernel, &chains(&fresh));
             }
         }

@@ -45,7 +45,7 @@ struct Own {
 
 /// The chains of one table.
 #[derive(Debug, Default)]
-pub(super) struct Expected {
+pub(crate) struct Expected {
     /// By their keys.
     chains: BTreeMap<u64, Own>,
     sum: u64,
@@ -55,7 +55,7 @@ pub(super) struct Expected {
 
 impl Expected {
     /// Records that the chain has exactly these rules.
-    pub(super) fn put(&mut self, chain: &Chain) {
+    pub(crate) fn put(&mut self, chain: &Chain) {
         self.remove(&chain.name);
         let key = key(&chain.name);
         let n_rules = u64::try_from(chain.rules.len()).unwrap_or(u64::MAX);
@@ -67,19 +67,19 @@ impl Expected {
     }
 
     /// Records that the chain was removed.
-    pub(super) fn remove(&mut self, name: &str) {
+    pub(crate) fn remove(&mut self, name: &str) {
         if let Some(own) = self.chains.remove(&key(name)) {
             self.sum = self.sum.wrapping_sub(own.share);
         }
     }
 
     /// Records that a rule in a built-in chain jumps to the chain: the hook that we wrote.
-    pub(super) fn hook(&mut self, target: &str) {
+    pub(crate) fn hook(&mut self, target: &str) {
         self.sum = self.sum.wrapping_add(key(target));
     }
 
     /// Takes note that this chain is there although it should not be.
-    pub(super) fn tolerate(&mut self, name: &str) {
+    pub(crate) fn tolerate(&mut self, name: &str) {
         self.tolerated.insert(key(name));
     }
 

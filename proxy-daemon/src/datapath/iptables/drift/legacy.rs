@@ -105,48 +105,40 @@ const fn target_at(family: IpFamily) -> usize {
 
 /// The chains of ours, with the numbers of their rules and of the rules that go to them.
 fn count(family: IpFamily, entries: &[u8]) -> Vec<Found> {
-    // By where the first entry after the head is, which is where others go to: the name, and how many
-    // entries come after the head, of which one is the tail.
-    let mut chains: BTreeMap<usize, (&str, u32)> = BTreeMap::new();
-    let mut jumps: BTreeMap<usize, u32> = BTreeMap::new();
+    // By where the first entry after the head is, which is where others go to.
+    let mut names: Vec<(usize, &str)> = Vec::new();
+    // How many entries come after the head, of which one is the tail, and how many go there.
+    let mut uses: BTreeMap<usize, u32> = BTreeMap::new();
     let target_at = target_at(family);
-    let mut current = None;
-    let mut at = 0;
+    let (mut current, mut at) = (0, 0);
     while let Some(entry) = entries.get(at..)
         && let (Some(target), Some(next)) = (short(entry, target_at), short(entry, target_at + 2))
         && next > target
     {
-        let data = target.saturating_add(TARGET_DATA);
-        let kind = entry
-            .get(target..)
-            .and_then(|target| target.get(TARGET_NAME));
-        if kind.is_some_and(|kind| c_string(kind) == HEAD) {
-            let name = entry.get(data..next).map(c_string).unwrap_or_default();
-            let name = std::str::from_utf8(name).unwrap_or_default();
-            chains.insert(at + next, (name, 0));
-            current = Some(at + next);
-        } else {
-            if let Some((_, n_entries)) = current.and_then(|chain| chains.get_mut(&chain)) {
-                *n_entries += 1;
-            }
-            let verdict = entry.get(data..).and_then(<[u8]>::first_chunk);
-            let verdict = verdict.map(|bytes| i32::from_ne_bytes(*bytes));
-            if kind.is_some_and(|kind| c_string(kind).is_empty())
-                && let Some(to) = verdict.and_then(|to| usize::try_from(to).ok())
-            {
-                *jumps.entry(to).or_default() += 1;
-            }
-        }
+        let data = entry.get(target + TARGET_DATA..next).unwrap_or(&[]);
+        let kind = entry.get(target..).and_then(|entry| entry.get(TARGET_NAME));
+        let kind = kind.map(c_string);
         at += next;
+        if kind == Some(HEAD) {
+            current = at;
+            names.push((at, std::str::from_utf8(c_string(data)).unwrap_or_default()));
+            continue;
+        }
+        *uses.entry(current).or_default() += 1;
+        if kind == Some(b"")
+            && let Some(verdict) = data.first_chunk()
+            && let Ok(to) = usize::try_from(i32::from_ne_bytes(*verdict))
+        {
+            *uses.entry(to).or_default() += 1;
+        }
     }
-    let ours = chains.into_iter();
-    let ours = ours.filter(|(_, (name, _))| name.starts_with(CHAIN_PREFIX));
-    ours.map(|(first, (name, n_entries))| Found {
+    names.retain(|(_, name)| name.starts_with(CHAIN_PREFIX));
+    let ours = names.into_iter().map(|(first, name)| Found {
         name: name.to_owned(),
         handle: 0,
-        uses: n_entries.saturating_sub(1) + jumps.get(&first).copied().unwrap_or(0),
-    })
-    .collect()
+        uses: uses.get(&first).map_or(0, |n| n.saturating_sub(1)),
+    });
+    ours.collect()
 }
 
 fn short(bytes: &[u8], at: usize) -> Option<usize> {

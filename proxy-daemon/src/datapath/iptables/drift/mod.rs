@@ -21,7 +21,7 @@ mod sets;
 
 use std::io;
 
-use super::chain::{Chain, Table};
+use super::chain::Table;
 use super::flavour::Flavour;
 use super::names::set_prefix;
 use super::tool::{Tools, no_ip_set};
@@ -46,7 +46,8 @@ const LISTINGS: usize = 5;
 pub(crate) struct DriftCheck {
     nat: Expected,
     filter: Expected,
-    sets: Sizes,
+    /// How many entries our sets must have.
+    pub(crate) sets: Sizes,
     /// What the kernel said when our rules were last seen to be right; `None` since we wrote.
     seen: Option<State>,
     /// How many checks there were since.
@@ -84,46 +85,24 @@ impl State {
     }
 }
 
-fn refused(object: &str, source: io::Error) -> DatapathError {
+const CHECKING: &str = "checking for changes by others";
+
+fn refused(operation: &'static str, object: &str, source: io::Error) -> DatapathError {
     DatapathError::Refused {
-        operation: "checking for changes by others",
+        operation,
         object: object.to_owned(),
         source,
     }
 }
 
 impl DriftCheck {
-    fn write(&mut self, table: Table) -> &mut Expected {
+    /// What we wrote to a table, to record a change of it.
+    pub(crate) fn table(&mut self, table: Table) -> &mut Expected {
         self.seen = None;
         match table {
             Table::Nat => &mut self.nat,
             Table::Filter => &mut self.filter,
         }
-    }
-
-    /// Records that the chain has exactly these rules.
-    pub(crate) fn put(&mut self, table: Table, chain: &Chain) {
-        self.write(table).put(chain);
-    }
-
-    /// Records that the chain was removed.
-    pub(crate) fn remove(&mut self, table: Table, chain: &str) {
-        self.write(table).remove(chain);
-    }
-
-    /// Records that a rule in a built-in chain jumps to this chain of ours.
-    pub(crate) fn hook(&mut self, table: Table, target: &str) {
-        self.write(table).hook(target);
-    }
-
-    /// Records that this chain could not be removed.
-    pub(crate) fn tolerate(&mut self, table: Table, chain: &str) {
-        self.write(table).tolerate(chain);
-    }
-
-    /// Records how many entries of a set we added that were not in it, and removed that were.
-    pub(crate) fn wrote_set(&mut self, name: &str, n_added: usize, n_removed: usize) {
-        self.sets.wrote(name, n_added, n_removed);
     }
 
     /// Whether others changed our rules or sets.
@@ -133,17 +112,17 @@ impl DriftCheck {
     pub(crate) fn has_drifted(&mut self, tools: &Tools) -> Result<bool, DatapathError> {
         let mut netfilter = match self.netfilter.take() {
             Some(netfilter) => netfilter,
-            None => Netfilter::open().map_err(|e| refused("rules", e))?,
+            None => Netfilter::open().map_err(|e| refused(CHECKING, "rules", e))?,
         };
         let mut difference = match self.rules_differ(&mut netfilter, tools) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 Some("cannot list our chains: others write too often".to_owned())
             }
-            other => other.map_err(|e| refused("rules", e))?,
+            other => other.map_err(|e| refused(CHECKING, "rules", e))?,
         };
         if difference.is_none() {
             let sets = self.sets.difference(&mut netfilter);
-            difference = sets.map_err(|e| refused("sets", e))?;
+            difference = sets.map_err(|e| refused(CHECKING, "sets", e))?;
         }
         self.netfilter = Some(netfilter);
         if let Some(difference) = &difference {
@@ -174,7 +153,8 @@ impl DriftCheck {
             (Table::Filter, &mut self.filter),
         ] {
             let name = table.name();
-            if is_dormant(netfilter, tools, table)? {
+            if matches!(state, State::Nft(_)) && nft::is_dormant(netfilter, tools.family(), table)?
+            {
                 return Ok(Some(format!("table {name} is dormant")));
             }
             let chains = chains.iter().filter(|(of, _)| *of == table);
@@ -199,13 +179,6 @@ fn chains(netfilter: &mut Netfilter, tools: &Tools) -> io::Result<Vec<(Table, Fo
     })
 }
 
-fn is_dormant(netfilter: &mut Netfilter, tools: &Tools, table: Table) -> io::Result<bool> {
-    match tools.flavour() {
-        Flavour::Legacy => Ok(false),
-        Flavour::Nft => nft::is_dormant(netfilter, tools.family(), table),
-    }
-}
-
 /// The names of our chains, and rules in chains of others that jump to them, which are never listed with
 /// legacy, read from the kernel: no program need be able to print them.
 ///
@@ -227,7 +200,7 @@ pub(crate) fn read_unprinted(
         };
         Ok((names.collect(), jumps))
     };
-    read().map_err(|source| refused(table.name(), source))
+    read().map_err(|source| refused(CHECKING, table.name(), source))
 }
 
 /// Removes a rule that jumps to a chain of ours; not an error if there is none.
@@ -235,10 +208,9 @@ pub(crate) fn read_unprinted(
 /// # Errors
 /// [`DatapathError::Refused`] if the kernel does not let us.
 pub(crate) fn remove_jump(tools: &Tools, table: Table, jump: &Jump) -> Result<(), DatapathError> {
-    nft::delete(tools.family(), table, jump).map_err(|source| DatapathError::Refused {
-        operation: "removing a jump to our chain",
-        object: format!("{} {}", table.name(), jump.chain),
-        source,
+    nft::delete(tools.family(), table, jump).map_err(|source| {
+        let object = format!("{} {}", table.name(), jump.chain);
+        refused("removing a jump to our chain", &object, source)
     })
 }
 
@@ -248,26 +220,20 @@ pub(crate) fn remove_jump(tools: &Tools, table: Table, jump: &Jump) -> Result<()
 /// [`DatapathError::Refused`] if the kernel does not let us.
 pub(crate) fn wake(tools: &Tools) -> Result<usize, DatapathError> {
     let mut n_woken = 0;
+    if tools.flavour() == Flavour::Legacy {
+        return Ok(n_woken);
+    }
     for table in Table::ALL {
         let (family, name) = (tools.family(), table.name());
-        let mut wake = || {
-            let mut netfilter = Netfilter::open()?;
-            if is_dormant(&mut netfilter, tools, table)? {
-                tracing::warn!(
-                    family = family.name(),
-                    table = name,
-                    "activating a dormant table: another program deactivated it"
-                );
-                nft::wake(&mut netfilter, family, table)?;
-                n_woken += 1;
-            }
-            Ok(())
-        };
-        wake().map_err(|source| DatapathError::Refused {
-            operation: "activating",
-            object: format!("the table {name}"),
-            source,
-        })?;
+        let woken = Netfilter::open().and_then(|mut it| nft::wake(&mut it, family, table));
+        if woken.map_err(|e| refused("activating", &format!("the table {name}"), e))? {
+            n_woken += 1;
+            tracing::warn!(
+                family = family.name(),
+                table = name,
+                "activated a dormant table: another program deactivated it"
+            );
+        }
     }
     Ok(n_woken)
 }
@@ -280,7 +246,7 @@ pub(crate) fn sets_by_use(family: IpFamily) -> Result<(Vec<String>, Vec<String>)
     sets::by_use(set_prefix(family)).map_err(|source| match source.kind() {
         // Kernel: the answer of `nfnetlink_rcv_msg()` without the subsystem.
         io::ErrorKind::InvalidInput => no_ip_set(source),
-        _ => refused("sets", source),
+        _ => refused(CHECKING, "sets", source),
     })
 }
 

@@ -67,12 +67,15 @@ pub(super) fn is_dormant(
     }
 }
 
-/// Switches the table on.
-pub(super) fn wake(netfilter: &mut Netfilter, family: IpFamily, table: Table) -> io::Result<()> {
+/// Switches the table on; returns whether it was off.
+pub(super) fn wake(netfilter: &mut Netfilter, family: IpFamily, table: Table) -> io::Result<bool> {
+    if !is_dormant(netfilter, family, table)? {
+        return Ok(false);
+    }
     let mut w = Writer::new();
     w.attr_str(NFTA_TABLE_NAME, table.name());
     w.attr_u32(NFTA_TABLE_FLAGS, 0);
-    change(netfilter, family, NEW_TABLE, &w)
+    change(netfilter, family, NEW_TABLE, &w).map(|()| true)
 }
 
 /// The chains of ours, with their tables.

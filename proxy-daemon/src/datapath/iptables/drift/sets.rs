@@ -33,7 +33,7 @@ const MOST_SKIPPED: usize = 20;
 
 /// How many entries sets must have.
 #[derive(Debug, Default)]
-pub(super) struct Sizes {
+pub(crate) struct Sizes {
     sets: BTreeMap<String, usize>,
     /// How many of the next checks to skip.
     n_skipped: usize,
@@ -41,7 +41,7 @@ pub(super) struct Sizes {
 
 impl Sizes {
     /// Records entries that we added and removed, or a set that we created.
-    pub(super) fn wrote(&mut self, name: &str, n_added: usize, n_removed: usize) {
+    pub(crate) fn wrote(&mut self, name: &str, n_added: usize, n_removed: usize) {
         let n = self.sets.entry(name.to_owned()).or_default();
         *n = (*n + n_added).saturating_sub(n_removed);
     }

@@ -2,6 +2,7 @@
 //!
 //! Each test has a network namespace of its own, so they need root.
 
+use super::super::chain::Chain;
 use super::super::tool::tests::{all_tools, shell};
 use super::*;
 use crate::datapath::fixtures::in_netns;
@@ -42,13 +43,13 @@ fn written() -> DriftCheck {
         (Table::Nat, chain("DEEP", &deep)),
         (Table::Filter, chain("INPUT", &deep[..1])),
     ] {
-        drift.put(table, &chain);
+        drift.table(table).put(&chain);
     }
-    drift.hook(Table::Nat, "PROXYD-SERVICES");
-    drift.hook(Table::Nat, "PROXYD-SERVICES");
-    drift.hook(Table::Filter, "PROXYD-INPUT");
-    drift.wrote_set("PROXYD4-a", 2, 0);
-    drift.wrote_set("PROXYD4-b", 0, 0);
+    drift.table(Table::Nat).hook("PROXYD-SERVICES");
+    drift.table(Table::Nat).hook("PROXYD-SERVICES");
+    drift.table(Table::Filter).hook("PROXYD-INPUT");
+    drift.sets.wrote("PROXYD4-a", 2, 0);
+    drift.sets.wrote("PROXYD4-b", 0, 0);
     drift
 }
 
@@ -153,7 +154,7 @@ fn sync_9_damage_beside_our_own_writes_is_noticed() {
                 tools
                     .restore("*nat\n:PROXYD-OTHER - [0:0]\n-A PROXYD-OTHER -j RETURN\nCOMMIT\n")
                     .expect("it is valid");
-                drift.put(Table::Nat, &chain("OTHER", &["-j RETURN"]));
+                drift.table(Table::Nat).put(&chain("OTHER", &["-j RETURN"]));
                 if !is_damaged_first {
                     iptables(tools, damage);
                 }
@@ -253,8 +254,12 @@ fn what_we_write_and_note_is_no_disturbance() {
                  :PROXYD-SERVICES - [0:0]\n-A PROXYD-SERVICES -p tcp -g PROXYD-NEW\nCOMMIT\n",
                 )
                 .expect("it is valid");
-            drift.put(Table::Nat, &chain("NEW", &["-j PROXYD-DEEP"]));
-            drift.put(Table::Nat, &chain("SERVICES", &["-p tcp -g PROXYD-NEW"]));
+            drift
+                .table(Table::Nat)
+                .put(&chain("NEW", &["-j PROXYD-DEEP"]));
+            drift
+                .table(Table::Nat)
+                .put(&chain("SERVICES", &["-p tcp -g PROXYD-NEW"]));
             for _ in 0..UNSEEN + 2 {
                 assert!(!has_drifted(&mut drift, tools), "{n} {tools:?}");
             }
@@ -264,14 +269,16 @@ fn what_we_write_and_note_is_no_disturbance() {
                  -F PROXYD-NEW\n-X PROXYD-NEW\nCOMMIT\n",
                 )
                 .expect("it is valid");
-            drift.put(Table::Nat, &chain("SERVICES", &["-j PROXYD-DEEP"]));
-            drift.remove(Table::Nat, "PROXYD-NEW");
+            drift
+                .table(Table::Nat)
+                .put(&chain("SERVICES", &["-j PROXYD-DEEP"]));
+            drift.table(Table::Nat).remove("PROXYD-NEW");
         }
         assert!(!has_drifted(&mut drift, tools));
         tools.ipset_restore(&["add PROXYD4-a 10.0.0.3,tcp:1\nadd PROXYD4-b 10.0.0.0/8\ndel PROXYD4-a 10.0.0.1,tcp:80\ndel PROXYD4-a 10.0.0.2,udp:80\n"]).expect("it is valid");
         assert!(has_drifted(&mut drift, tools));
-        drift.wrote_set("PROXYD4-a", 1, 2);
-        drift.wrote_set("PROXYD4-b", 1, 0);
+        drift.sets.wrote("PROXYD4-a", 1, 2);
+        drift.sets.wrote("PROXYD4-b", 1, 0);
         assert!(!has_drifted(&mut drift, tools));
     });
 }

@@ -272,21 +272,16 @@ fn version(program: &Path) -> String {
 /// Before 1.8 there was only one, which does not say what it is.
 fn is_of(version: &str, flavour: Flavour) -> bool {
     let numbers = version.split_whitespace().find_map(|word| {
-        let mut numbers = word.strip_prefix('v')?.split('.').map(str::parse);
-        let major: u32 = numbers.next()?.ok()?;
-        let minor = numbers.next()?.ok()?;
-        Some([
-            major,
-            minor,
-            numbers.next().and_then(Result::ok).unwrap_or(0),
-        ])
+        Some(
+            word.strip_prefix('v')?
+                .split('.')
+                .map_while(|n| n.parse().ok()),
+        )
     });
-    let Some(numbers) = numbers else {
-        return false;
-    };
+    let numbers: Vec<u32> = numbers.into_iter().flatten().collect();
     match flavour {
         Flavour::Nft => version.contains("(nf_tables)"),
-        Flavour::Legacy => !version.contains("(nf_tables)") && numbers >= OLDEST,
+        Flavour::Legacy => !version.contains("(nf_tables)") && numbers >= OLDEST.to_vec(),
     }
 }
 

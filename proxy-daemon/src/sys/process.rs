@@ -27,14 +27,7 @@ use nix::unistd::Pid;
 use super::{Clock as _, SystemClock};
 
 /// Where programs for administrators are, also if `PATH` does not say so.
-const DIRECTORIES: [&str; 6] = [
-    "/usr/local/sbin",
-    "/usr/sbin",
-    "/sbin",
-    "/usr/local/bin",
-    "/usr/bin",
-    "/bin",
-];
+const DIRECTORIES: &str = ":/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 /// How much of what a program says on its standard error is kept.
 const SAID: usize = 16 << 10;
 /// How often a program is looked at.
@@ -75,9 +68,9 @@ fn kill_group(pid: u32) {
 
 /// The program of this name, if this machine has it.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(DIRECTORIES);
     std::env::split_paths(&path)
-        .chain(DIRECTORIES.iter().map(PathBuf::from))
         .map(|directory| directory.join(name))
         .find(|file| {
             file.is_absolute()

@@ -69,12 +69,7 @@ impl AffinitySet {
 
     /// What `ipset create` needs, under this name or another.
     pub(crate) fn declaration(&self, name: &str) -> String {
-        let Self {
-            name: _,
-            timeout,
-            size,
-            family,
-        } = self;
+        let (timeout, size, family) = (self.timeout, self.size, self.family);
         format!(
             "create {name} hash:ip family {family} hashsize {size} maxelem {CLIENTS} timeout {timeout} forceadd"
         )

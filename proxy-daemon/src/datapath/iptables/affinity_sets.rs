@@ -100,10 +100,8 @@ impl UnusedSets {
             return Ok(());
         }
         let (unused, used) = drift::sets_by_use(F::FAMILY)?;
-        let mut lines = Vec::new();
-        for name in unused.iter().filter(|name| self.0.contains(*name)) {
-            lines.push(format!("destroy {name}"));
-        }
+        let ours = unused.iter().filter(|name| self.0.contains(*name));
+        let lines: Vec<String> = ours.map(|name| format!("destroy {name}")).collect();
         tools.ipset_restore(&lines)?;
         self.0.retain(|name| used.contains(name));
         Ok(())

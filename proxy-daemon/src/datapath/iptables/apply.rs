@@ -61,8 +61,8 @@ impl Plan {
     fn new(tools: &Tools) -> Self {
         Self {
             before: Vec::new(),
-            nat: Script::new(Table::Nat, tools.flavour()),
-            filter: Script::new(Table::Filter, tools.flavour()),
+            nat: Script::new(Table::Nat, tools.flavour),
+            filter: Script::new(Table::Filter, tools.flavour),
             after: Vec::new(),
             stale: Vec::new(),
             rescaled: Rescaled::new(),

@@ -5,7 +5,6 @@
 //! rules do not count, so that what was chosen once is no reason to choose it again.
 
 use std::error::Error;
-use std::fmt;
 
 use super::names::CHAIN_PREFIX;
 use super::tool::Tools;
@@ -40,12 +39,6 @@ impl Flavour {
             (nft.join().unwrap_or_default(), legacy)
         });
         decide(nft, legacy, n_foreign_rules)
-    }
-}
-
-impl fmt::Display for Flavour {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
     }
 }
 
@@ -107,7 +100,12 @@ fn read(flavour: Flavour, tables: &[&str], each: &mut dyn FnMut(&str)) -> bool {
         for table in tables {
             if let Err(error) = tools.save(table, each) {
                 let error: &dyn Error = &error;
-                tracing::debug!(%flavour, table, error, "cannot read the table");
+                tracing::debug!(
+                    flavour = flavour.name(),
+                    table,
+                    error,
+                    "cannot read the table"
+                );
                 is_readable = false;
             }
         }
@@ -230,7 +228,7 @@ mod tests {
                     tools
                         .restore(&format!("*mangle\n:{chain} - [0:0]\nCOMMIT\n"))
                         .expect("it is valid");
-                    assert_eq!(Flavour::detect(), (tools.flavour(), because));
+                    assert_eq!(Flavour::detect(), (tools.flavour, because));
                 });
             }
         }
@@ -240,18 +238,18 @@ mod tests {
     fn without_kubelet_the_rules_of_others_decide_and_ours_do_not() {
         in_netns(|| {
             for tools in all_tools() {
-                if tools.family() == IpFamily::V6 {
+                if tools.family == IpFamily::V6 {
                     continue;
                 }
                 let ours = ":PROXYD-A - [0:0]\n-A OUTPUT -j PROXYD-A\n-A PROXYD-A -j RETURN\n";
-                let theirs = match tools.flavour() {
+                let theirs = match tools.flavour {
                     Flavour::Legacy => "-A OUTPUT -j RETURN\n",
                     Flavour::Nft => "",
                 };
                 tools
                     .restore(&format!("*nat\n{ours}{theirs}COMMIT\n"))
                     .expect("it is valid");
-                if tools.flavour() == Flavour::Nft {
+                if tools.flavour == Flavour::Nft {
                     assert_eq!(Flavour::detect(), (Flavour::Nft, NEWER));
                 }
             }

@@ -121,7 +121,6 @@ fn filter<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
     let set = |id: SetId, verdict: &str| format!("{} {verdict}", id.matches::<F>(true));
     let refuse = format!("-g {}", names::REFUSE);
     let jump = |chain: &str| format!("-j {chain}");
-    let unserved_node = set(SetId::NodePortAddresses, &jump(names::UNSERVED_NODE));
     let untranslated = [names::UNSERVED, names::UNKNOWN].map(jump);
     let mut forward = served("RELATED,ESTABLISHED").to_vec();
     if globals.netfilter.drop_invalid {
@@ -133,38 +132,30 @@ fn filter<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
     }
     forward.extend_from_slice(&untranslated);
     let chain = |name, rules: &[&[String]]| Chain::new(name, rules.concat());
-    let is_kept_out = is_kept_out::<F>();
     // Never to packets of a flow that may live.
     let invalid = "-m conntrack --ctstate INVALID -j DROP".to_owned();
     let spared = format!("{} -j DROP", SetId::Spared.matches::<F>(false));
+    let unserved = [
+        format!("{} -j DROP", is_kept_out::<F>()),
+        set(SetId::NoEndpoints, &refuse),
+        set(SetId::Dropped, "-j DROP"),
+    ];
+    let unserved_node_ports = [
+        set(SetId::NoEndpointNodePorts, &refuse),
+        set(SetId::DroppedNodePorts, "-j DROP"),
+    ];
+    let unknown = [
+        set(SetId::ClusterIps, &refuse),
+        set(SetId::ServiceCidrs, &spared),
+    ];
+    let unserved_node = set(SetId::NodePortAddresses, &jump(names::UNSERVED_NODE));
+    let input = [jump(names::UNSERVED), unserved_node];
     vec![
         chain(names::REFUSE, &[&[invalid, reject::<F>()]]),
-        chain(
-            names::UNSERVED,
-            &[&[
-                format!("{is_kept_out} -j DROP"),
-                set(SetId::NoEndpoints, &refuse),
-                set(SetId::Dropped, "-j DROP"),
-            ]],
-        ),
-        chain(
-            names::UNSERVED_NODE,
-            &[&[
-                set(SetId::NoEndpointNodePorts, &refuse),
-                set(SetId::DroppedNodePorts, "-j DROP"),
-            ]],
-        ),
-        chain(
-            names::UNKNOWN,
-            &[&[
-                set(SetId::ClusterIps, &refuse),
-                set(SetId::ServiceCidrs, &spared),
-            ]],
-        ),
-        chain(
-            names::INPUT,
-            &[&served_here, &[jump(names::UNSERVED), unserved_node]],
-        ),
+        chain(names::UNSERVED, &[&unserved]),
+        chain(names::UNSERVED_NODE, &[&unserved_node_ports]),
+        chain(names::UNKNOWN, &[&unknown]),
+        chain(names::INPUT, &[&served_here, &input]),
         chain(names::FORWARD, &[&forward]),
         chain(names::OUTPUT, &[&served_here, &untranslated]),
     ]

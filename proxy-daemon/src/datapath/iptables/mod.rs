@@ -145,7 +145,11 @@ pub(super) const LEGACY: Descriptor = Descriptor {
 
 fn detect() -> DatapathKind {
     let (flavour, because) = Flavour::detect();
-    tracing::info!(backend = %flavour, because, "selected the iptables backend");
+    tracing::info!(
+        backend = flavour.name(),
+        because,
+        "selected the iptables backend"
+    );
     DatapathKind(match flavour {
         Flavour::Nft => &NFT,
         Flavour::Legacy => &LEGACY,
@@ -236,14 +240,13 @@ impl<F: Family> Tables<F> for Iptables<F> {
         changes: &Changes<F>,
     ) -> Result<Option<SyncReport>, DatapathError> {
         let _sets = sets_of::<F>();
-        match self.installed.take() {
-            Some(mut installed) if installed.can_follow(desired) => {
-                let report = installed.follow(&self.tools, desired, changes)?;
-                self.installed = Some(installed);
-                Ok(Some(report))
-            }
-            Some(_) | None => Ok(None),
-        }
+        let installed = self.installed.take();
+        let Some(mut installed) = installed.filter(|it| it.can_follow(desired)) else {
+            return Ok(None);
+        };
+        let report = installed.follow(&self.tools, desired, changes)?;
+        self.installed = Some(installed);
+        Ok(Some(report))
     }
 
     fn resync(&mut self, desired: &ForwardingState<F>) -> Result<SyncReport, DatapathError> {
@@ -252,9 +255,7 @@ impl<F: Family> Tables<F> for Iptables<F> {
     }
 
     fn changed_by_others(&mut self) -> Result<bool, DatapathError> {
-        match &mut self.installed {
-            Some(installed) => installed.has_drifted(&self.tools),
-            None => Ok(true),
-        }
+        let installed = self.installed.as_mut();
+        installed.map_or(Ok(true), |it| it.has_drifted(&self.tools))
     }
 }

@@ -56,7 +56,7 @@ impl InstalledTable {
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(
-                        family = tools.family().name(),
+                        family = tools.family.name(),
                         table = table.name(),
                         error,
                         "cannot print the rules with iptables, reading the names of our chains from the kernel; most likely \
@@ -65,17 +65,13 @@ impl InstalledTable {
                 }
             }
         }
-        Self::unprinted(tools, table)
-    }
-
-    fn unprinted(tools: &Tools, table: Table) -> Result<Self, DatapathError> {
         let (chains, jumps) = drift::read_unprinted(tools, table)?;
         let mut installed = Self {
             chains: chains.into_iter().map(|name| (name, None)).collect(),
             hooks: Vec::new(),
             jumps,
         };
-        if tools.flavour() == Flavour::Legacy {
+        if tools.flavour == Flavour::Legacy {
             for hook in Hook::of(table).filter(|hook| installed.chains.contains_key(hook.target)) {
                 let (table, rule) = (table.name(), hook.rule());
                 let check = format!("*{table}\n-C {} {rule}\nCOMMIT\n", hook.chain);
@@ -94,15 +90,15 @@ impl InstalledTable {
         if let Some(rest) = line.strip_prefix(':') {
             let name = rest.split(' ').next().unwrap_or_default();
             if name.starts_with(CHAIN_PREFIX) {
-                let digest = self.chains.entry(name.to_owned()).or_default();
-                digest.get_or_insert_default();
+                let digest = Some(DefaultHasher::new());
+                self.chains.insert(name.to_owned(), digest);
             }
         } else if let Some((chain, rule)) = line
             .strip_prefix("-A ")
             .and_then(|rest| rest.split_once(' '))
         {
-            if let Some(digest) = self.chains.get_mut(chain) {
-                rule.hash(digest.get_or_insert_default());
+            if let Some(Some(digest)) = self.chains.get_mut(chain) {
+                rule.hash(digest);
             } else if leads_to_ours(rule) {
                 self.hooks.push((chain.to_owned(), rule.to_owned()));
             }
@@ -220,7 +216,7 @@ fn read_sets<T: Default>(tools: &Tools, take: impl Fn(&mut T, &str)) -> Result<T
         other => return other.map(|()| found),
     }
     let mut found = T::default();
-    let (unused, used) = drift::sets_by_use(tools.family())?;
+    let (unused, used) = drift::sets_by_use(tools.family)?;
     for name in unused.iter().chain(&used) {
         tools.ipset_save(Some(name), &mut |line| take(&mut found, line))?;
     }

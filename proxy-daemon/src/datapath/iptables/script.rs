@@ -25,7 +25,7 @@ pub(crate) struct Script {
 
 impl Script {
     /// An empty input.
-    pub(crate) const fn new(table: Table, flavour: Flavour) -> Self {
+    pub(crate) fn new(table: Table, flavour: Flavour) -> Self {
         let block = match flavour {
             // iptables-nft takes four times as long for 100,000 lines at once.
             Flavour::Nft => 2_000,
@@ -38,10 +38,7 @@ impl Script {
             text: String::new(),
             n_in_block: 0,
             removed: Vec::new(),
-            report: SyncReport {
-                n_added: 0,
-                n_removed: 0,
-            },
+            report: SyncReport::default(),
         }
     }
 

@@ -41,7 +41,7 @@ impl Stale {
             }
         }
         let write = |fill: fn(&mut Script, &[String]), chains: &[String]| {
-            let mut script = Script::new(table, tools.flavour());
+            let mut script = Script::new(table, tools.flavour);
             fill(&mut script, chains);
             tools.restore(&script.finish())
         };

@@ -61,17 +61,14 @@ impl<F: Family> Tree<F> {
         }
         self.entries.extend(new);
         let after = self.along(&touched);
-        let written = after
-            .iter()
-            .rev()
-            .filter(|(prefix, rules)| before.get(prefix) != Some(rules))
-            .map(|(prefix, rules)| Chain::new(self.name(*prefix), rules.clone()))
-            .collect();
-        let removed = before
-            .keys()
-            .filter(|prefix| !after.contains_key(prefix))
-            .map(|prefix| self.name(*prefix))
-            .collect();
+        let removed = before.keys().filter(|prefix| !after.contains_key(prefix));
+        let removed = removed.map(|prefix| self.name(*prefix)).collect();
+        let mut written = Vec::new();
+        for (prefix, rules) in after.into_iter().rev() {
+            if before.get(&prefix) != Some(&rules) {
+                written.push(Chain::new(self.name(prefix), rules));
+            }
+        }
         ChainChanges { written, removed }
     }
 

@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
@@ -158,42 +159,23 @@ fn put_name(table: Table, question: &mut [u8]) {
 }
 
 /// Puts a question that the answer takes the place of.
+#[expect(
+    unsafe_code,
+    reason = "no crate has these options: their value is read by the kernel before it is written"
+)]
 fn get(family: IpFamily, option: libc::c_int, value: &mut [u8]) -> io::Result<()> {
     let (domain, level) = match family {
         IpFamily::V4 => (AddressFamily::Inet, libc::IPPROTO_IP),
         IpFamily::V6 => (AddressFamily::Inet6, libc::IPPROTO_IPV6),
     };
     let socket = socket(domain, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    get_option(&socket, level, option, value)
-}
-
-#[expect(
-    unsafe_code,
-    reason = "no crate has these options: their value is read by the kernel before it is written"
-)]
-fn get_option(
-    socket: &OwnedFd,
-    level: libc::c_int,
-    option: libc::c_int,
-    value: &mut [u8],
-) -> io::Result<()> {
     let mut len = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
+    let (fd, value) = (socket.as_raw_fd(), value.as_mut_ptr().cast());
     // SAFETY: `value` and `len` are ours for the whole call, and `len` is the size of `value`, of which the
     // kernel writes no more than that; whatever bytes it writes are bytes.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            value.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    let result = unsafe { libc::getsockopt(fd, level, option, value, &raw mut len) };
+    Errno::result(result)?;
+    Ok(())
 }
 
 #[cfg(test)]

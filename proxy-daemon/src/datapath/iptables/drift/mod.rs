@@ -60,14 +60,13 @@ pub(crate) struct DriftCheck {
 enum State {
     /// The number of the last transaction.
     Nft(u32),
-    /// Numbers and sizes of both tables.
     Legacy([Option<legacy::Info>; 2]),
 }
 
 impl State {
     fn read(netfilter: &mut Netfilter, tools: &Tools) -> io::Result<Self> {
-        let info = |table| legacy::info(tools.family(), table);
-        Ok(match tools.flavour() {
+        let info = |table| legacy::info(tools.family, table);
+        Ok(match tools.flavour {
             Flavour::Nft => Self::Nft(generation(netfilter)?),
             Flavour::Legacy => Self::Legacy([info(Table::Nat)?, info(Table::Filter)?]),
         })
@@ -78,8 +77,8 @@ impl State {
         match self {
             Self::Nft(_) => usize::MAX,
             Self::Legacy(infos) => {
-                let infos = infos.iter().flatten();
-                UNSEEN.max(infos.map(legacy::Info::n_entries).sum::<usize>() / COPIED)
+                let n_entries = infos.iter().flatten().map(legacy::Info::n_entries);
+                UNSEEN.max(n_entries.sum::<usize>() / COPIED)
             }
         }
     }
@@ -126,7 +125,7 @@ impl DriftCheck {
         }
         self.netfilter = Some(netfilter);
         if let Some(difference) = &difference {
-            let family = tools.family().name();
+            let family = tools.family.name();
             tracing::warn!(
                 family,
                 difference,
@@ -153,8 +152,7 @@ impl DriftCheck {
             (Table::Filter, &mut self.filter),
         ] {
             let name = table.name();
-            if matches!(state, State::Nft(_)) && nft::is_dormant(netfilter, tools.family(), table)?
-            {
+            if matches!(state, State::Nft(_)) && nft::is_dormant(netfilter, tools.family, table)? {
                 return Ok(Some(format!("table {name} is dormant")));
             }
             let chains = chains.iter().filter(|(of, _)| *of == table);
@@ -173,9 +171,9 @@ impl DriftCheck {
 /// # Errors
 /// `Interrupted` if others wrote meanwhile, again and again.
 fn chains(netfilter: &mut Netfilter, tools: &Tools) -> io::Result<Vec<(Table, Found)>> {
-    undisturbed(LISTINGS, || match tools.flavour() {
-        Flavour::Legacy => legacy::chains(tools.family()),
-        Flavour::Nft => nft::chains(netfilter, tools.family()),
+    undisturbed(LISTINGS, || match tools.flavour {
+        Flavour::Legacy => legacy::chains(tools.family),
+        Flavour::Nft => nft::chains(netfilter, tools.family),
     })
 }
 
@@ -192,11 +190,11 @@ pub(crate) fn read_unprinted(
         let mut netfilter = Netfilter::open()?;
         let chains = chains(&mut netfilter, tools)?.into_iter();
         let names = chains.filter_map(|(of, found)| (of == table).then_some(found.name));
-        let jumps = match tools.flavour() {
+        let jumps = match tools.flavour {
             Flavour::Legacy => Vec::new(),
-            Flavour::Nft => undisturbed(LISTINGS, || {
-                nft::jumps(&mut netfilter, tools.family(), table)
-            })?,
+            Flavour::Nft => {
+                undisturbed(LISTINGS, || nft::jumps(&mut netfilter, tools.family, table))?
+            }
         };
         Ok((names.collect(), jumps))
     };
@@ -208,7 +206,7 @@ pub(crate) fn read_unprinted(
 /// # Errors
 /// [`DatapathError::Refused`] if the kernel does not let us.
 pub(crate) fn remove_jump(tools: &Tools, table: Table, jump: &Jump) -> Result<(), DatapathError> {
-    nft::delete(tools.family(), table, jump).map_err(|source| {
+    nft::delete(tools.family, table, jump).map_err(|source| {
         let object = format!("{} {}", table.name(), jump.chain);
         refused("removing a jump to our chain", &object, source)
     })
@@ -220,11 +218,11 @@ pub(crate) fn remove_jump(tools: &Tools, table: Table, jump: &Jump) -> Result<()
 /// [`DatapathError::Refused`] if the kernel does not let us.
 pub(crate) fn wake(tools: &Tools) -> Result<usize, DatapathError> {
     let mut n_woken = 0;
-    if tools.flavour() == Flavour::Legacy {
+    if tools.flavour == Flavour::Legacy {
         return Ok(n_woken);
     }
     for table in Table::ALL {
-        let (family, name) = (tools.family(), table.name());
+        let (family, name) = (tools.family, table.name());
         let woken = Netfilter::open().and_then(|mut it| nft::wake(&mut it, family, table));
         if woken.map_err(|e| refused("activating", &format!("the table {name}"), e))? {
             n_woken += 1;

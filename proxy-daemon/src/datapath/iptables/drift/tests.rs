@@ -72,11 +72,11 @@ fn each(test: impl Fn(&Tools) + Send + Clone + 'static) {
 
 /// Calls iptables of this family and flavour.
 fn iptables(tools: &Tools, arguments: &str) {
-    let program = match tools.family() {
+    let program = match tools.family {
         IpFamily::V4 => "iptables",
         IpFamily::V6 => "ip6tables",
     };
-    shell(&format!("{program}-{} {arguments}", tools.flavour().name()));
+    shell(&format!("{program}-{} {arguments}", tools.flavour.name()));
 }
 
 const DAMAGE: [&str; 9] = [
@@ -172,7 +172,7 @@ fn sync_9_damage_beside_our_own_writes_is_noticed() {
 #[test]
 fn sync_9_a_chain_in_the_place_of_another_is_noticed() {
     each(|tools| {
-        if tools.flavour() == Flavour::Legacy {
+        if tools.flavour == Flavour::Legacy {
             return;
         }
         let mut drift = written();
@@ -188,10 +188,10 @@ fn sync_9_a_chain_in_the_place_of_another_is_noticed() {
 #[test]
 fn sync_9_a_table_that_is_gone_or_switched_off_is_noticed() {
     each(|tools| {
-        if tools.flavour() == Flavour::Legacy {
+        if tools.flavour == Flavour::Legacy {
             return;
         }
-        let family = match tools.family() {
+        let family = match tools.family {
             IpFamily::V4 => "ip",
             IpFamily::V6 => "ip6",
         };

@@ -25,8 +25,10 @@ const OLDEST: [u32; 3] = [1, 6, 2];
 /// The programs of one family and flavour, and ipset.
 #[derive(Clone, Debug)]
 pub(crate) struct Tools {
-    family: IpFamily,
-    flavour: Flavour,
+    /// Which family these are for.
+    pub(crate) family: IpFamily,
+    /// Which flavour these are of.
+    pub(crate) flavour: Flavour,
     restore: PathBuf,
     save: PathBuf,
     ipset: PathBuf,
@@ -76,16 +78,6 @@ impl Tools {
             lock_wait: LOCK_WAIT,
             environment,
         })
-    }
-
-    /// Which family these are for.
-    pub(crate) fn family(&self) -> IpFamily {
-        self.family
-    }
-
-    /// Which flavour these are of.
-    pub(crate) fn flavour(&self) -> Flavour {
-        self.flavour
     }
 
     /// Gives this to `iptables-restore --noflush`: each table's part is one transaction. Does nothing if it is
@@ -249,8 +241,8 @@ fn find_iptables(
     let plain = |what: &str| {
         find(&format!("{program}-{what}")).filter(|file| is_of(&version(file), flavour))
     };
-    let both = |restore: Option<PathBuf>, save: Option<PathBuf>| restore.zip(save);
-    both(flavoured("restore"), flavoured("save")).or_else(|| both(plain("restore"), plain("save")))
+    let flavoured = flavoured("restore").zip(flavoured("save"));
+    flavoured.or_else(|| plain("restore").zip(plain("save")))
 }
 
 /// What a program says about its version.
@@ -261,10 +253,8 @@ fn version(program: &Path) -> String {
         environment: &[],
     };
     let mut text = String::new();
-    match call.run(b"", &mut |line| text.push_str(line)) {
-        Ok(_) => text,
-        Err(_) => String::new(),
-    }
+    let ended = call.run(b"", &mut |line| text.push_str(line));
+    ended.map_or(String::new(), |_| text)
 }
 
 /// Whether a program that says `iptables-restore v1.8.9 (nf_tables)` is of this flavour and new enough.

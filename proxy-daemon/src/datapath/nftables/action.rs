@@ -5,11 +5,10 @@
 use std::borrow::Cow;
 use std::num::NonZeroU32;
 
-use super::layout::{
-    BackendMaps, SetId, chains, from_pod, load_frontend, load_node_port, load_source,
-    mark_for_masquerade, rule, words,
+use super::layout::{BackendMaps, DROP, SetId, chains, from_pod, mark_for_masquerade, rule};
+use super::ruleset::{
+    CLIENT, Chain, Checksum, Expr, FRONTEND, Field, NODE_PORT, Rule, Target, Verdict,
 };
-use super::ruleset::{Chain, Checksum, Expr, Reg, Rule, Verdict};
 pub(crate) use crate::datapath::common::Masquerade;
 use crate::forwarding::{BackendSet, Globals};
 use crate::net::{Family, L4Proto};
@@ -168,23 +167,23 @@ impl BackendChain {
 
     /// Its rules.
     pub(crate) fn render<F: Family>(&self, globals: &Globals<F>) -> Chain {
-        let clear = rule([vec![
-            Expr::Zero { to: Reg(0) },
-            Expr::SetPriority { from: Reg(0) },
-        ]]);
+        let BackendMaps {
+            by_number,
+            codes,
+            by_code,
+        } = BackendMaps::of(self.set);
+        let random = || [FRONTEND, &[Field::Random(self.n.get())]].concat();
         let mut rules = self.masquerade_rules(globals);
-        rules.extend(self.owner_rules::<F>());
-        rules.extend(
-            self.affinity
-                .into_iter()
-                .flat_map(|seconds| self.affinity_rules::<F>(seconds)),
-        );
-        rules.push(clear);
+        rules.extend(self.owner_rules());
+        if let Some(seconds) = self.affinity {
+            rules.extend(affinity_rules(seconds, (codes, random()), by_code));
+        }
+        rules.push(rule([Expr::ClearPriority]));
         // Kernel: each lookup sees the newest generation. A commit after the lookup that led here may have
         // removed the last backend, so that its number finds nothing: then a second number is drawn.
-        rules.extend([self.select_random::<F>(), self.select_random::<F>()]);
+        rules.extend([(); 2].map(|()| rule([Expr::Dnat(by_number, random())])));
         // Reached only if others damage our maps: never forward the packet to the VIP.
-        rules.push(rule([vec![Expr::Verdict(Verdict::Drop)]]));
+        rules.push(rule([DROP]));
         Chain {
             name: Cow::Owned(self.name()),
             comment: "",
@@ -194,142 +193,61 @@ impl BackendChain {
     }
 
     fn masquerade_rules<F: Family>(&self, globals: &Globals<F>) -> Vec<Rule> {
-        let mark = || mark_for_masquerade(globals);
+        let mark = mark_for_masquerade(globals);
         match (self.masquerade, &globals.detector) {
             (Masquerade::Never, _) => Vec::new(),
             (Masquerade::UnlessPod, Some(detector)) => {
-                vec![rule([from_pod(detector, false), mark()])]
+                vec![rule([from_pod(detector, false), mark])]
             }
-            (Masquerade::UnlessPod, None) | (Masquerade::Always, _) => vec![rule([mark()])],
+            (Masquerade::UnlessPod, None) | (Masquerade::Always, _) => vec![rule([mark])],
         }
     }
 
     /// Rewrites the packet's destination to the frontend that names the ServicePort.
-    fn owner_rules<F: Family>(&self) -> Vec<Rule> {
-        let map = |set: SetId| Expr::Map {
-            set: set.name(),
-            key: Reg(0),
-            to: Reg(0),
-        };
-        let set_address = vec![Expr::SetDestination { from: Reg(0) }];
+    fn owner_rules(&self) -> Vec<Rule> {
+        let set_address =
+            |map, key: &[Field]| rule([Expr::Set(Target::Destination, map, key.into())]);
         match self.lookup {
             Lookup::Direct => Vec::new(),
-            Lookup::Vip => vec![rule([
-                load_frontend::<F>(0),
-                vec![map(SetId::FrontendOwners)],
-                set_address,
-            ])],
-            Lookup::NodePort => {
-                let set_port = |protocol: L4Proto, only: Vec<Expr>, checksum| {
-                    let is_protocol = Expr::Equal {
-                        reg: Reg(0),
-                        to: vec![protocol.number()],
-                    };
-                    let set = Expr::SetDestinationPort {
-                        from: Reg(0),
-                        checksum,
-                    };
-                    rule([
-                        vec![Expr::L4Proto { to: Reg(0) }, is_protocol],
-                        only,
-                        load_node_port(0),
-                        vec![map(SetId::NodePortOwnerPorts), set],
-                    ])
-                };
-                let (reg, to) = (Reg(0), vec![0; 2]);
-                let checksum = Expr::UdpChecksum { to: reg };
-                let unsummed = vec![
-                    checksum.clone(),
-                    Expr::Equal {
-                        reg,
-                        to: to.clone(),
-                    },
-                ];
-                let summed = vec![checksum, Expr::NotEqual { reg, to }];
-                vec![
-                    rule([
-                        load_node_port(0),
-                        vec![map(SetId::NodePortOwners)],
-                        set_address,
-                    ]),
-                    set_port(L4Proto::Tcp, Vec::new(), Checksum::Tcp),
-                    // Without a checksum first: the one after it changes the port that is looked up.
-                    set_port(L4Proto::Udp, unsummed, Checksum::None),
-                    set_port(L4Proto::Udp, summed, Checksum::Udp),
-                    set_port(L4Proto::Sctp, Vec::new(), Checksum::Sctp),
-                ]
-            }
+            Lookup::Vip => vec![set_address(SetId::FrontendOwners, FRONTEND)],
+            Lookup::NodePort => vec![
+                set_address(SetId::NodePortOwners, NODE_PORT),
+                set_port(L4Proto::Tcp, None, Checksum::Tcp),
+                // Without a checksum first: the one after it changes the port that is looked up.
+                set_port(L4Proto::Udp, Some(false), Checksum::None),
+                set_port(L4Proto::Udp, Some(true), Checksum::Udp),
+                set_port(L4Proto::Sctp, None, Checksum::Sctp),
+            ],
         }
-    }
-
-    /// Sends the flow to a random backend.
-    fn select_random<F: Family>(&self) -> Rule {
-        let map = BackendMaps::of(self.set).by_number;
-        rule([self.load_random::<F>(map), dnat::<F>()])
-    }
-
-    /// Loads the value of `map` for a random backend number of the ServicePort.
-    fn load_random<F: Family>(&self, map: SetId) -> Vec<Expr> {
-        let below = self.n.get();
-        let random = Expr::Random {
-            below,
-            to: Reg(words::<F>() + 2),
-        };
-        let map = Expr::Map {
-            set: map.name(),
-            key: Reg(0),
-            to: Reg(0),
-        };
-        [load_frontend::<F>(0), vec![random, map]].concat()
-    }
-
-    /// Spec: AFF-1 to AFF-5. The code of a backend is in the packet's priority.
-    fn affinity_rules<F: Family>(&self, seconds: u32) -> Vec<Rule> {
-        let BackendMaps { codes, by_code, .. } = BackendMaps::of(self.set);
-        let set = SetId::Affinity.name();
-        let (key, client) = (Reg(0), words::<F>() + 2);
-        // After the client, at a multiple of four as `nft` aligns it.
-        let data = Reg((client + words::<F>()).next_multiple_of(4));
-        let load_client = || [load_frontend::<F>(0), vec![load_source::<F>(Reg(client))]].concat();
-        let with_code = |expr| [load_client(), vec![Expr::Priority { to: data }, expr]].concat();
-        let update = || {
-            with_code(Expr::Update {
-                set,
-                key,
-                data,
-                seconds,
-            })
-        };
-        let to_coded = || {
-            let code = Expr::Priority { to: Reg(client) };
-            let map = Expr::Map {
-                set: by_code.name(),
-                key,
-                to: Reg(0),
-            };
-            [load_frontend::<F>(0), vec![code, map], dnat::<F>()].concat()
-        };
-        let recall = Expr::Map {
-            set,
-            key,
-            to: Reg(0),
-        };
-        let keep = || vec![Expr::SetPriority { from: Reg(0) }];
-        vec![
-            // The client's previous backend, if it is still in the set; restarts the timeout.
-            rule([load_client(), vec![recall], keep(), update(), to_coded()]),
-            // Kernel: `update` restarts the timeout of an existing key, but keeps its data: delete it first.
-            rule([with_code(Expr::Delete { set, key, data })]),
-            // If the affinity map is full, the next rule selects a backend without affinity.
-            rule([self.load_random::<F>(codes), keep(), update(), to_coded()]),
-        ]
     }
 }
 
-/// Sends the flow to the address and port at register 0.
-fn dnat<F: Family>() -> Vec<Expr> {
-    vec![Expr::Dnat {
-        address: Reg(0),
-        port: Reg(words::<F>()),
-    }]
+/// Rewrites the destination port of packets with, without, or with any UDP checksum.
+fn set_port(protocol: L4Proto, summed: Option<bool>, checksum: Checksum) -> Rule {
+    let compare = |field, equal, to| Expr::Compare { field, equal, to };
+    let is_protocol = compare(Field::Protocol, true, vec![protocol.number()]);
+    let is_summed = summed.map(|summed| compare(Field::UdpChecksum, !summed, vec![0; 2]));
+    let target = Target::DestinationPort(checksum);
+    let set = Expr::Set(target, SetId::NodePortOwnerPorts, NODE_PORT.into());
+    let only = [is_protocol].into_iter().chain(is_summed);
+    rule(only.chain([set]).collect::<Vec<_>>())
+}
+
+/// Spec: AFF-1 to AFF-5. The code of a backend is in the packet's priority.
+fn affinity_rules(seconds: u32, (codes, random): (SetId, Vec<Field>), by_code: SetId) -> [Rule; 3] {
+    let remembered_as = |map, key| {
+        rule([
+            Expr::Set(Target::Priority, map, key),
+            Expr::Update(SetId::Affinity, CLIENT.into(), seconds),
+            Expr::Dnat(by_code, [FRONTEND, &[Field::Priority]].concat()),
+        ])
+    };
+    [
+        // The client's previous backend, if it is still in the set; restarts the timeout.
+        remembered_as(SetId::Affinity, CLIENT.into()),
+        // Kernel: `update` restarts the timeout of an existing key, but keeps its data: delete it first.
+        rule([Expr::Delete(SetId::Affinity, CLIENT.into())]),
+        // If the affinity map is full, the next rule selects a backend without affinity.
+        remembered_as(codes, random),
+    ]
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use super::action::BackendChain;
 use super::codec::Transaction;
 use super::elements::Elements;
-use super::layout::{self, SetId, TABLE, TABLE_COMMENT};
+use super::layout::{self, TABLE, TABLE_COMMENT};
 use super::render::{Rendered, render_globals, render_service_port, render_spared};
 use super::ruleset::{Chain, Set};
 use super::shared::Shared;
@@ -20,13 +20,6 @@ pub(super) struct Desired<F: Family> {
     pub(super) chains: Vec<Chain>,
     pub(super) elements: Elements,
     pub(super) shared: Shared<F>,
-}
-
-pub(super) fn declarations<F: Family>() -> Vec<Set> {
-    SetId::ALL
-        .iter()
-        .map(|id| id.declaration(F::FAMILY))
-        .collect()
 }
 
 /// All chains, base chains last.
@@ -61,12 +54,13 @@ impl<F: Family> Desired<F> {
         let delta = Shared::default().delta(&shared);
         let mut elements = rendered.elements;
         elements.append(delta.added);
-        let mut sets = declarations::<F>();
-        for (set, (id, elements)) in sets.iter_mut().zip(elements.sets()) {
-            set.size = id.size_for(elements.len()).or(set.size);
-        }
+        let declared = elements.sets().map(|(id, elements)| {
+            let set = id.declaration();
+            let size = id.size_for(elements.len()).or(set.size);
+            Set { size, ..set }
+        });
         Self {
-            sets,
+            sets: declared.collect(),
             chains: all_chains(globals, shared.backend_chains()),
             elements,
             shared,

@@ -20,10 +20,12 @@
 
 use std::borrow::Cow;
 
-use super::ruleset::{Chain, Expr, Hook, Reg, Rule, Verdict};
+use super::ruleset::{
+    CLIENT, Chain, Expr, FRONTEND, Field, Hook, NODE_PORT, Rule, Target, Verdict,
+};
 pub(crate) use super::sets::{BackendMaps, SetId};
 use crate::forwarding::{Detector, Globals, SourceClass};
-use crate::net::{Family, IpFamily};
+use crate::net::{Family, L4Proto};
 
 /// Our table's name, in both families.
 pub(crate) const TABLE: &str = "proxy-daemon";
@@ -48,155 +50,46 @@ pub(crate) mod chains {
     pub(super) const MASQUERADE: &str = "masquerade-marked";
 }
 
-/// Number of 32-bit registers that an address takes.
-pub(crate) const fn words<F: Family>() -> u8 {
-    match F::FAMILY {
-        IpFamily::V4 => 1,
-        IpFamily::V6 => 4,
-    }
-}
-
-/// Loads the source address.
-pub(crate) const fn load_source<F: Family>(to: Reg) -> Expr {
-    match F::FAMILY {
-        IpFamily::V4 => Expr::Network {
-            offset: 12,
-            len: 4,
-            to,
-        },
-        IpFamily::V6 => Expr::Network {
-            offset: 8,
-            len: 16,
-            to,
-        },
-    }
-}
-
-/// Loads the destination address.
-pub(crate) const fn load_destination<F: Family>(to: Reg) -> Expr {
-    match F::FAMILY {
-        IpFamily::V4 => Expr::Network {
-            offset: 16,
-            len: 4,
-            to,
-        },
-        IpFamily::V6 => Expr::Network {
-            offset: 24,
-            len: 16,
-            to,
-        },
-    }
-}
-
-/// Loads protocol and destination port: the key of a NodePort frontend.
-pub(crate) fn load_node_port(to: u8) -> Vec<Expr> {
-    vec![
-        Expr::L4Proto { to: Reg(to) },
-        Expr::DestinationPort { to: Reg(to + 1) },
-    ]
-}
-
-/// Loads destination address, protocol and destination port: the key of a VIP frontend.
-pub(crate) fn load_frontend<F: Family>(to: u8) -> Vec<Expr> {
-    let mut exprs = vec![load_destination::<F>(Reg(to))];
-    exprs.extend(load_node_port(to + words::<F>()));
-    exprs
-}
-
-/// A rule of concatenated expressions.
-pub(crate) fn rule(parts: impl IntoIterator<Item = Vec<Expr>>) -> Rule {
+/// A rule of these steps.
+pub(crate) fn rule(exprs: impl Into<Vec<Expr>>) -> Rule {
     Rule {
-        exprs: parts.into_iter().flatten().collect(),
+        exprs: exprs.into(),
         comment: None,
     }
 }
 
 /// Goes on only for packets of class POD, or only for all others.
-pub(crate) fn from_pod<F: Family>(detector: &Detector<F>, yes: bool) -> Vec<Expr> {
-    let reg = Reg(0);
-    let test = |bytes: Vec<u8>| {
-        if yes {
-            Expr::Equal { reg, to: bytes }
-        } else {
-            Expr::NotEqual { reg, to: bytes }
-        }
+pub(crate) fn from_pod<F: Family>(detector: &Detector<F>, yes: bool) -> Expr {
+    let interface = |to| Expr::Compare {
+        field: Field::Interface,
+        equal: yes,
+        to,
     };
     match detector {
         Detector::Network(network) => {
-            let (first, prefix) = F::prefix(network);
-            let mut bytes = Vec::with_capacity(F::ADDR_LEN);
-            F::write_addr(first, &mut bytes);
-            let mask = prefix_mask(prefix, F::ADDR_LEN);
-            let mut exprs = vec![load_source::<F>(reg)];
-            if usize::from(prefix) < F::ADDR_LEN * 8 {
-                let xor = vec![0; mask.len()];
-                exprs.push(Expr::Bitwise { reg, mask, xor });
+            let (address, prefix) = F::prefix(network);
+            let mut first = Vec::with_capacity(F::ADDR_LEN);
+            F::write_addr(address, &mut first);
+            Expr::Network {
+                field: Field::Source,
+                inside: yes,
+                first,
+                prefix,
             }
-            exprs.push(test(bytes));
-            exprs
         }
         Detector::Interface(name) => {
             let mut bytes = name.as_str().as_bytes().to_vec();
             bytes.resize(16, 0);
-            vec![Expr::InterfaceName { to: reg }, test(bytes)]
+            interface(bytes)
         }
-        Detector::InterfacePrefix(name) => {
-            vec![
-                Expr::InterfaceName { to: reg },
-                test(name.as_str().as_bytes().to_vec()),
-            ]
-        }
+        Detector::InterfacePrefix(name) => interface(name.as_str().as_bytes().to_vec()),
     }
 }
 
-/// The mask of a prefix, in bytes.
-fn prefix_mask(prefix: u8, len: usize) -> Vec<u8> {
-    (0..len)
-        .map(|byte| {
-            let bits = usize::from(prefix).saturating_sub(byte * 8).min(8);
-            u8::try_from(0xff00_u16 >> bits & 0xff).unwrap_or(0)
-        })
-        .collect()
-}
-
-/// `meta mark set (meta mark & mask) ^ xor`.
-fn change_mark(mask: u32, xor: u32) -> Vec<Expr> {
-    let reg = Reg(0);
-    vec![
-        Expr::Mark { to: reg },
-        Expr::Bitwise {
-            reg,
-            mask: mask.to_ne_bytes().to_vec(),
-            xor: xor.to_ne_bytes().to_vec(),
-        },
-        Expr::SetMark { from: reg },
-    ]
-}
-
 /// Marks for masquerading; other bits of the mark are kept. Spec: SRC-10.
-pub(crate) fn mark_for_masquerade<F: Family>(globals: &Globals<F>) -> Vec<Expr> {
-    let bit = globals.netfilter.masquerade_bit.mask();
-    change_mark(!bit, bit)
-}
-
-/// Goes on only if any of the bits is set in what `load` loads.
-fn any_bit(load: Expr, bits: u32) -> Vec<Expr> {
-    let reg = Reg(0);
-    let zero = vec![0; 4];
-    vec![
-        load,
-        Expr::Bitwise {
-            reg,
-            mask: bits.to_ne_bytes().to_vec(),
-            xor: zero.clone(),
-        },
-        Expr::NotEqual { reg, to: zero },
-    ]
-}
-
-/// Goes on only in one of these conntrack states.
-fn ct_state(bits: u32) -> Vec<Expr> {
-    any_bit(Expr::CtState { to: Reg(0) }, bits)
+pub(crate) fn mark_for_masquerade<F: Family>(globals: &Globals<F>) -> Expr {
+    let set = globals.netfilter.masquerade_bit.mask();
+    Expr::SetMark { keep: !set, set }
 }
 
 const INVALID: u32 = 1;
@@ -206,52 +99,20 @@ const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 const ESTABLISHED_OR_UNTRACKED: u32 = ESTABLISHED_OR_RELATED | 64;
 
 /// Goes on only for flows whose destination was translated.
-fn translated() -> Vec<Expr> {
-    any_bit(Expr::CtStatus { to: Reg(0) }, 0x20)
+const TRANSLATED: Expr = Expr::AnyBit(Field::CtStatus, 0x20);
+const ACCEPT: Expr = Expr::Verdict(Verdict::Accept);
+pub(crate) const DROP: Expr = Expr::Verdict(Verdict::Drop);
+
+const fn goto(chain: &'static str) -> Expr {
+    Expr::Verdict(Verdict::Goto(Cow::Borrowed(chain)))
 }
 
-fn verdict(verdict: Verdict) -> Vec<Expr> {
-    vec![Expr::Verdict(verdict)]
-}
-
-fn goto(chain: &'static str) -> Vec<Expr> {
-    verdict(Verdict::Goto(chain.into()))
-}
-
-fn jump(chain: &'static str) -> Vec<Expr> {
-    verdict(Verdict::Jump(chain.into()))
-}
-
-/// Looks up the action of the key at register 0 in `map`, and applies it.
-fn apply_action(map: SetId, actions: SetId) -> Vec<Expr> {
-    let (key, to) = (Reg(0), Reg(0));
-    vec![
-        Expr::Map {
-            set: map.name(),
-            key,
-            to,
-        },
-        Expr::SetPriority { from: to },
-        Expr::Priority { to },
-        Expr::VerdictMap {
-            set: actions.name(),
-            key,
-        },
+/// Looks up the action of a frontend in `map`, and applies it.
+fn apply_action(map: SetId, key: &[Field], actions: SetId) -> [Expr; 2] {
+    [
+        Expr::Set(Target::Priority, map, key.into()),
+        Expr::VerdictMap(actions, vec![Field::Priority]),
     ]
-}
-
-fn is_in(set: SetId) -> Vec<Expr> {
-    vec![Expr::In {
-        set: set.name(),
-        key: Reg(0),
-    }]
-}
-
-fn not_in(set: SetId) -> Vec<Expr> {
-    vec![Expr::NotIn {
-        set: set.name(),
-        key: Reg(0),
-    }]
 }
 
 fn commented(comment: &'static str, rule: Rule) -> Rule {
@@ -280,11 +141,7 @@ pub(crate) fn chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
             "marked flows get this node's address",
             masquerade(globals),
         ),
-        plain(
-            chains::FIREWALL,
-            "frontends with source ranges",
-            firewall::<F>(),
-        ),
+        plain(chains::FIREWALL, "frontends with source ranges", firewall()),
         plain(
             chains::BY_SOURCE,
             "frontends that distinguish sources",
@@ -295,11 +152,11 @@ pub(crate) fn chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
             "node ports that distinguish sources",
             by_source(globals, true),
         ),
-        plain(chains::SERVICES, "first packets of flows", services::<F>()),
+        plain(chains::SERVICES, "first packets of flows", services()),
         plain(
             chains::UNSERVED,
             "packets to frontends that were not translated",
-            unserved::<F>(),
+            unserved(),
         ),
     ];
     all.extend(base_chains(globals));
@@ -308,109 +165,87 @@ pub(crate) fn chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
 
 fn reject() -> Vec<Rule> {
     vec![
-        rule([ct_state(INVALID), verdict(Verdict::Drop)]),
-        rule([vec![Expr::Reject]]),
+        rule([Expr::AnyBit(Field::CtState, INVALID), DROP]),
+        rule([Expr::Reject]),
     ]
 }
 
 fn masquerade<F: Family>(globals: &Globals<F>) -> Vec<Rule> {
-    vec![rule([
-        change_mark(!globals.netfilter.masquerade_bit.mask(), 0),
-        vec![Expr::Masquerade],
-    ])]
+    let unmark = Expr::SetMark {
+        keep: !globals.netfilter.masquerade_bit.mask(),
+        set: 0,
+    };
+    vec![rule([unmark, Expr::Masquerade])]
 }
 
-fn firewall<F: Family>() -> Vec<Rule> {
-    let source = vec![load_source::<F>(Reg(words::<F>() + 2))];
-    let dispatch = apply_action(SetId::SourceRestricted, SetId::SourceRestrictedActions);
-    vec![
-        rule([
-            load_frontend::<F>(0),
-            source,
-            is_in(SetId::SourceRanges),
-            dispatch,
-        ]),
-        rule([verdict(Verdict::Drop)]),
-    ]
+fn firewall() -> Vec<Rule> {
+    let (map, actions) = (SetId::SourceRestricted, SetId::SourceRestrictedActions);
+    let mut exprs = vec![Expr::In(SetId::SourceRanges, CLIENT.into())];
+    exprs.extend(apply_action(map, FRONTEND, actions));
+    vec![rule(exprs), rule([DROP])]
 }
 
 fn by_source<F: Family>(globals: &Globals<F>, node_port: bool) -> Vec<Rule> {
-    let dispatch = |class| {
-        let key = if node_port {
-            load_node_port(0)
-        } else {
-            load_frontend::<F>(0)
-        };
-        [
-            key,
-            apply_action(SetId::by_source(class, node_port), SetId::SourceActions),
-        ]
-        .concat()
+    let key = if node_port { NODE_PORT } else { FRONTEND };
+    let dispatch = |only: Option<Expr>, class| {
+        let map = SetId::by_source(class, node_port);
+        let actions = apply_action(map, key, SetId::SourceActions);
+        rule(only.into_iter().chain(actions).collect::<Vec<_>>())
     };
     // Kernel: RTN_LOCAL.
-    let is_local = Expr::Equal {
-        reg: Reg(0),
+    let from_host = Expr::Compare {
+        field: Field::SourceType,
+        equal: true,
         to: 2_u32.to_ne_bytes().to_vec(),
     };
-    let from_host = vec![Expr::SourceAddressType { to: Reg(0) }, is_local];
-    let mut rules = Vec::new();
-    if let Some(detector) = &globals.detector {
-        rules.push(rule([from_pod(detector, true), dispatch(SourceClass::Pod)]));
-    }
-    rules.push(rule([from_host, dispatch(SourceClass::Host)]));
-    rules.push(rule([dispatch(SourceClass::Extn)]));
-    rules
+    let detector = globals.detector.as_ref();
+    let pods = detector.map(|detector| from_pod(detector, true));
+    pods.map(|from_pod| dispatch(Some(from_pod), SourceClass::Pod))
+        .into_iter()
+        .chain([
+            dispatch(Some(from_host), SourceClass::Host),
+            dispatch(None, SourceClass::Extn),
+        ])
+        .collect()
 }
 
-fn to_node_port_address<F: Family>() -> Vec<Expr> {
-    let mut exprs = vec![load_destination::<F>(Reg(0))];
-    exprs.extend(is_in(SetId::NodePortAddresses));
-    exprs
+fn to_node_port_address() -> Expr {
+    Expr::In(SetId::NodePortAddresses, vec![Field::Destination])
 }
 
-fn services<F: Family>() -> Vec<Rule> {
+fn services() -> Vec<Rule> {
+    let [look_up, follow] = apply_action(SetId::NodePorts, NODE_PORT, SetId::FrontendActions);
     vec![
-        rule([
-            load_frontend::<F>(0),
-            apply_action(SetId::Frontends, SetId::FrontendActions),
-        ]),
-        rule([
-            to_node_port_address::<F>(),
-            load_node_port(0),
-            apply_action(SetId::NodePorts, SetId::FrontendActions),
-        ]),
+        rule(apply_action(
+            SetId::Frontends,
+            FRONTEND,
+            SetId::FrontendActions,
+        )),
+        rule([to_node_port_address(), look_up, follow]),
     ]
 }
 
-fn reject_no_endpoints<F: Family>() -> Rule {
+fn reject_no_endpoints() -> Rule {
     rule([
-        load_frontend::<F>(0),
-        is_in(SetId::NoEndpoints),
+        Expr::In(SetId::NoEndpoints, FRONTEND.into()),
         goto(chains::REJECT),
     ])
 }
 
-fn unserved<F: Family>() -> Vec<Rule> {
-    let destination = || vec![load_destination::<F>(Reg(0))];
-    let drop = || verdict(Verdict::Drop);
+fn unserved() -> Vec<Rule> {
+    let destination = || vec![Field::Destination];
     vec![
-        reject_no_endpoints::<F>(),
+        reject_no_endpoints(),
         // INVALID, or of a flow that is older than the frontend: drop rather than leak it (XM-10).
+        rule([Expr::In(SetId::ExternalFrontends, FRONTEND.into()), DROP]),
         rule([
-            load_frontend::<F>(0),
-            is_in(SetId::ExternalFrontends),
-            drop(),
-        ]),
-        rule([
-            destination(),
-            is_in(SetId::ClusterIps),
+            Expr::In(SetId::ClusterIps, destination()),
             goto(chains::REJECT),
         ]),
         rule([
-            destination(),
-            is_in(SetId::ServiceCidrs),
-            not_in(SetId::Spared),
-            drop(),
+            Expr::In(SetId::ServiceCidrs, destination()),
+            Expr::NotIn(SetId::Spared, destination()),
+            DROP,
         ]),
     ]
 }
@@ -433,16 +268,17 @@ fn base_chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
     };
     // Before the host's firewall at 0: its default policy would drop what we reject.
     let filter = |name, number, rules| base(name, "filter", number, -10, rules);
-    let to_services = || vec![rule([jump(chains::SERVICES)])];
+    let jump = Verdict::Jump(Cow::Borrowed(chains::SERVICES));
+    let to_services = || vec![rule([Expr::Verdict(jump.clone())])];
     let served = |states| {
         vec![
-            rule([ct_state(states), verdict(Verdict::Accept)]),
-            rule([translated(), verdict(Verdict::Accept)]),
+            rule([Expr::AnyBit(Field::CtState, states), ACCEPT]),
+            rule([TRANSLATED, ACCEPT]),
         ]
     };
     let mut forward = served(ESTABLISHED_OR_RELATED);
     if globals.netfilter.drop_invalid {
-        forward.push(invalid_of_backends::<F>());
+        forward.push(invalid_of_backends());
     }
     forward.push(rule([goto(chains::UNSERVED)]));
     let mut output = served(ESTABLISHED_OR_UNTRACKED);
@@ -451,7 +287,7 @@ fn base_chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
         filter(
             "filter-input",
             INPUT,
-            [served(ESTABLISHED_OR_UNTRACKED), unserved_input::<F>()].concat(),
+            [served(ESTABLISHED_OR_UNTRACKED), unserved_input()].concat(),
         ),
         filter("filter-forward", FORWARD, forward),
         filter("filter-output", OUTPUT, output),
@@ -467,68 +303,52 @@ fn base_chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
     ]
 }
 
-fn unserved_input<F: Family>() -> Vec<Rule> {
+fn unserved_input() -> Vec<Rule> {
     vec![
-        reject_no_endpoints::<F>(),
+        reject_no_endpoints(),
         rule([
-            to_node_port_address::<F>(),
-            load_node_port(0),
-            is_in(SetId::NoEndpointNodePorts),
+            to_node_port_address(),
+            Expr::In(SetId::NoEndpointNodePorts, NODE_PORT.into()),
             goto(chains::REJECT),
         ]),
     ]
 }
 
 /// Spec: CT-7. Both ends of the key are the source: it is a backend, and sends from the backend's port.
-fn invalid_of_backends<F: Family>() -> Rule {
-    const TCP: u8 = 6;
-    let is_tcp = Expr::Equal {
-        reg: Reg(0),
-        to: vec![TCP],
+fn invalid_of_backends() -> Rule {
+    let is_tcp = Expr::Compare {
+        field: Field::Protocol,
+        equal: true,
+        to: vec![L4Proto::Tcp.number()],
     };
-    let exprs = rule([
-        ct_state(INVALID),
-        vec![Expr::L4Proto { to: Reg(0) }, is_tcp],
-        vec![
-            load_source::<F>(Reg(0)),
-            Expr::L4Proto {
-                to: Reg(words::<F>()),
-            },
-            Expr::SourcePort {
-                to: Reg(words::<F>() + 1),
-            },
-            load_source::<F>(Reg(words::<F>() + 2)),
-        ],
-        is_in(SetId::Backends),
-        verdict(Verdict::Drop),
-    ]);
+    let ends = vec![
+        Field::Source,
+        Field::Protocol,
+        Field::SourcePort,
+        Field::Source,
+    ];
     commented(
         "out of window: the client must not see the endpoint's address",
-        exprs,
+        rule([
+            Expr::AnyBit(Field::CtState, INVALID),
+            is_tcp,
+            Expr::In(SetId::Backends, ends),
+            DROP,
+        ]),
     )
 }
 
 fn postrouting<F: Family>(globals: &Globals<F>) -> Vec<Rule> {
-    let marked = any_bit(
-        Expr::Mark { to: Reg(0) },
-        globals.netfilter.masquerade_bit.mask(),
-    );
-    let ends = [
-        vec![load_source::<F>(Reg(0))],
-        load_node_port(words::<F>()),
-        vec![load_destination::<F>(Reg(words::<F>() + 2))],
-    ]
-    .concat();
+    let marked = Expr::AnyBit(Field::Mark, globals.netfilter.masquerade_bit.mask());
+    let ends = vec![
+        Field::Source,
+        Field::Protocol,
+        Field::DestinationPort,
+        Field::Destination,
+    ];
+    let is_hairpin = Expr::In(SetId::Backends, ends);
     vec![
         rule([marked, goto(chains::MASQUERADE)]),
-        commented(
-            "hairpin",
-            rule([
-                translated(),
-                ends,
-                is_in(SetId::Backends),
-                vec![Expr::Masquerade],
-            ]),
-        ),
+        commented("hairpin", rule([TRANSLATED, is_hairpin, Expr::Masquerade])),
     ]
 }

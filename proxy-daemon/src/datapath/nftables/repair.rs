@@ -190,7 +190,7 @@ fn repair_sets_and_chains<F: Family>(
     report: &mut SyncReport,
 ) {
     let is_right = |chain: &Chain| {
-        let uses_resized = |rule: &Rule| resized.iter().any(|id| rule.uses(id.name()));
+        let uses_resized = |rule: &Rule| resized.iter().any(|id| rule.uses(*id));
         let has_rules = |printed: &PrintedChain| printed.has_rules_of(chain, F::FAMILY);
         find_chain(chains, chain).is_some_and(has_rules) && !chain.rules.iter().any(uses_resized)
     };

@@ -1,66 +1,106 @@
 //! Which types describe what the nftables datapath writes?
 //!
 //! Tables, sets and maps, chains, rules and their expressions, as far as we use them. Invariants:
-//! nothing here knows a Service or does I/O; `codec` turns these types into netlink and back.
+//! nothing here knows a Service or does I/O; `codec` turns these types into netlink, `text` into words.
+//! Rules name what they load; which register it lies in is decided by `codec`.
 
 use std::borrow::Cow;
 
-/// A 32-bit register of the kernel's `nf_tables` machine, counted from 0 to 15.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reg(pub(crate) u8);
+use nftnl_sys::libc;
 
-/// A data type as `nft` numbers them; the kernel only stores the number.
-///
-/// Source: `enum datatypes` of nftables 1.0.6.
+use super::sets::SetId;
+use crate::net::IpFamily;
+
+/// A value that a rule loads; keys and values of sets have the types of such values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DataType {
-    /// A number in host byte order, 4 bytes; `numgen` makes these.
-    Integer,
-    /// `ipv4_addr`, 4 bytes.
-    Ipv4Addr,
-    /// `ipv6_addr`, 16 bytes.
-    Ipv6Addr,
-    /// `inet_proto`, 1 byte in a register of 4.
-    InetProto,
-    /// `inet_service`, 2 bytes in a register of 4.
-    InetService,
-    /// `classid`, two numbers in 4 bytes; the type of a packet's priority.
-    ClassId,
+pub(crate) enum Field {
+    /// The source address.
+    Source,
+    /// The destination address.
+    Destination,
+    /// The transport protocol's number.
+    Protocol,
+    /// The transport header's source port.
+    SourcePort,
+    /// The transport header's destination port.
+    DestinationPort,
+    /// The checksum of a UDP packet.
+    UdpChecksum,
+    /// The packet mark.
+    Mark,
+    /// The packet's priority, two numbers of 16 bits.
+    Priority,
+    /// The name of the interface that the packet came in by.
+    Interface,
+    /// The conntrack state.
+    CtState,
+    /// The conntrack status.
+    CtStatus,
+    /// The routing type of the source address.
+    SourceType,
+    /// A random number below this one.
+    Random(u32),
 }
 
-impl DataType {
-    /// The number `nft` gives it.
-    pub(crate) const fn number(self) -> u32 {
-        match self {
-            Self::Integer => 4,
-            Self::Ipv4Addr => 7,
-            Self::Ipv6Addr => 8,
-            Self::InetProto => 12,
-            Self::InetService => 13,
-            Self::ClassId => 23,
+impl Field {
+    /// The number and the name of its type in `nft`; the kernel only stores the number.
+    ///
+    /// Source: `enum datatypes` of nftables 1.0.6. Types that no set has are plain numbers here.
+    pub(crate) const fn data_type(self, family: IpFamily) -> (u32, &'static str) {
+        match (self, family) {
+            (Self::Source | Self::Destination, IpFamily::V4) => (7, "ipv4_addr"),
+            (Self::Source | Self::Destination, IpFamily::V6) => (8, "ipv6_addr"),
+            (Self::Protocol, _) => (12, "inet_proto"),
+            (Self::SourcePort | Self::DestinationPort, _) => (13, "inet_service"),
+            (Self::Priority, _) => (23, "classid"),
+            _ => (4, "integer"),
         }
     }
 
-    /// Bytes of its value.
-    pub(crate) const fn len(self) -> u32 {
-        match self {
-            Self::InetProto => 1,
-            Self::InetService => 2,
-            Self::Integer | Self::ClassId | Self::Ipv4Addr => 4,
-            Self::Ipv6Addr => 16,
+    /// How many bytes it has, of registers of four.
+    pub(crate) const fn len(self, family: IpFamily) -> u8 {
+        match (self, family) {
+            (Self::Protocol, _) => 1,
+            (Self::SourcePort | Self::DestinationPort | Self::UdpChecksum, _) => 2,
+            (Self::Source | Self::Destination, IpFamily::V6) | (Self::Interface, _) => 16,
+            _ => 4,
         }
     }
+
+    /// Whether it is a number in host byte order.
+    pub(crate) const fn is_number(self) -> bool {
+        matches!(self, Self::Random(_) | Self::Priority)
+    }
 }
+
+/// Whether there is a random number: its type alone says neither its length nor its byte order.
+pub(crate) fn has_random(fields: &[Field]) -> bool {
+    let is_random = |field: &Field| matches!(field, Field::Random(_));
+    fields.iter().any(is_random)
+}
+
+/// The key of a NodePort frontend.
+pub(crate) const NODE_PORT: &[Field] = &[Field::Protocol, Field::DestinationPort];
+/// The key of a VIP frontend.
+pub(crate) const FRONTEND: &[Field] =
+    &[Field::Destination, Field::Protocol, Field::DestinationPort];
+/// A VIP frontend and a client.
+pub(crate) const CLIENT: &[Field] = &[
+    Field::Destination,
+    Field::Protocol,
+    Field::DestinationPort,
+    Field::Source,
+];
 
 /// What a map's elements hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Value {
     /// It is a set: nothing.
     None,
     /// A verdict.
     Verdict,
     /// A value, or several concatenated.
-    Data(&'static [DataType]),
+    Data(&'static [Field]),
 }
 
 /// A named set or map.
@@ -71,7 +111,7 @@ pub(crate) struct Set {
     /// As `nft list` shows it.
     pub(crate) comment: &'static str,
     /// The key, one type or several concatenated.
-    pub(crate) key: &'static [DataType],
+    pub(crate) key: &'static [Field],
     /// The type of the values.
     pub(crate) value: Value,
     pub(crate) kind: SetKind,
@@ -103,6 +143,18 @@ pub(crate) enum Verdict {
     Goto(Cow<'static, str>),
 }
 
+impl Verdict {
+    /// Its number in the kernel, and the chain that it names.
+    pub(crate) fn code(&self) -> (i32, Option<&str>) {
+        match self {
+            Self::Drop => (libc::NF_DROP, None),
+            Self::Accept => (libc::NF_ACCEPT, None),
+            Self::Jump(chain) => (libc::NFT_JUMP, Some(chain)),
+            Self::Goto(chain) => (libc::NFT_GOTO, Some(chain)),
+        }
+    }
+}
+
 /// Which checksum covers a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Checksum {
@@ -116,88 +168,59 @@ pub(crate) enum Checksum {
     None,
 }
 
-/// One step of a rule. Offsets and lengths are in bytes; a key or data begins at its register.
+/// What a rule writes into a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// The packet's priority.
+    Priority,
+    /// The destination address, with the checksums.
+    Destination,
+    /// The destination port, with this checksum.
+    DestinationPort(Checksum),
+}
+
+/// One step of a rule. Several fields are concatenated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Expr {
-    /// Loads bytes of the network header.
-    Network { offset: u32, len: u32, to: Reg },
-    /// Loads the transport header's source port.
-    SourcePort { to: Reg },
-    /// Loads the transport header's destination port.
-    DestinationPort { to: Reg },
-    /// Loads the transport protocol's number.
-    L4Proto { to: Reg },
-    /// Loads the packet mark.
-    Mark { to: Reg },
-    /// Writes the packet mark.
-    SetMark { from: Reg },
-    /// Loads the packet's priority.
-    Priority { to: Reg },
-    /// Writes the packet's priority.
-    SetPriority { from: Reg },
-    /// Loads zero.
-    Zero { to: Reg },
-    /// Loads the checksum of a UDP packet.
-    UdpChecksum { to: Reg },
-    /// Writes the destination address into the packet, and updates the checksums.
-    SetDestination { from: Reg },
-    /// Writes the destination port into the packet, and updates the checksum.
-    SetDestinationPort { from: Reg, checksum: Checksum },
-    /// Loads the name of the interface that the packet came in by.
-    InterfaceName { to: Reg },
-    /// Loads the conntrack state.
-    CtState { to: Reg },
-    /// Loads the conntrack status.
-    CtStatus { to: Reg },
-    /// Loads the routing type of the source address.
-    SourceAddressType { to: Reg },
-    /// `register = (register & mask) ^ xor`, bytes as they lie in the register.
-    Bitwise {
-        reg: Reg,
-        mask: Vec<u8>,
-        xor: Vec<u8>,
+    /// Goes on only if the field has this value, or only if it has another.
+    Compare {
+        field: Field,
+        equal: bool,
+        to: Vec<u8>,
     },
-    /// Goes on only if the register holds this.
-    Equal { reg: Reg, to: Vec<u8> },
-    /// Goes on only if the register holds anything else.
-    NotEqual { reg: Reg, to: Vec<u8> },
+    /// Goes on only if the address is in the network, or only if it is not.
+    Network {
+        field: Field,
+        inside: bool,
+        first: Vec<u8>,
+        prefix: u8,
+    },
+    /// Goes on only if any of these bits is set.
+    AnyBit(Field, u32),
     /// Goes on only if the key is in the set.
-    In { set: &'static str, key: Reg },
+    In(SetId, Vec<Field>),
     /// Goes on only if the key is not in the set.
-    NotIn { set: &'static str, key: Reg },
-    /// Loads the value of the key; goes on only if the map has the key.
-    Map {
-        set: &'static str,
-        key: Reg,
-        to: Reg,
-    },
+    NotIn(SetId, Vec<Field>),
     /// Follows the verdict of the key; goes on if the map does not have the key.
-    VerdictMap { set: &'static str, key: Reg },
-    /// Loads a random number below `below`.
-    Random { below: u32, to: Reg },
+    VerdictMap(SetId, Vec<Field>),
+    /// Writes the value of the key; goes on only if the map has the key.
+    Set(Target, SetId, Vec<Field>),
+    /// Writes zero as the packet's priority.
+    ClearPriority,
+    /// Keeps these bits of the packet mark, and sets those.
+    SetMark { keep: u32, set: u32 },
     /// Ends the rule.
     Verdict(Verdict),
-    /// Sends the flow to an address and port.
-    Dnat { address: Reg, port: Reg },
+    /// Sends the flow to the address and port of the key; goes on only if the map has the key.
+    Dnat(SetId, Vec<Field>),
     /// Gives the flow this node's address, with a random port.
     Masquerade,
     /// Answers that the port is unreachable.
     Reject,
-    /// Adds an element, or restarts its timeout if the key exists.
-    Update {
-        set: &'static str,
-        key: Reg,
-        data: Reg,
-        /// The timeout.
-        seconds: u32,
-    },
+    /// Adds the packet's priority under this key for some seconds, or restarts the time if the key exists.
+    Update(SetId, Vec<Field>, u32),
     /// Removes an element if it exists.
-    Delete {
-        set: &'static str,
-        key: Reg,
-        /// Any loaded register; the kernel requires one.
-        data: Reg,
-    },
+    Delete(SetId, Vec<Field>),
 }
 
 /// A rule: its expressions, one after another.
@@ -211,19 +234,18 @@ pub(crate) struct Rule {
 
 impl Rule {
     /// Whether it reads or updates this set.
-    pub(crate) fn uses(&self, name: &str) -> bool {
+    pub(crate) fn uses(&self, id: SetId) -> bool {
         self.exprs.iter().any(|expr| {
-            if let Expr::In { set, .. }
-            | Expr::NotIn { set, .. }
-            | Expr::Map { set, .. }
-            | Expr::VerdictMap { set, .. }
-            | Expr::Update { set, .. }
-            | Expr::Delete { set, .. } = expr
-            {
-                *set == name
-            } else {
-                false
-            }
+            matches!(
+                expr,
+                Expr::In(set, _)
+                | Expr::NotIn(set, _)
+                | Expr::VerdictMap(set, _)
+                | Expr::Set(_, set, _)
+                | Expr::Dnat(set, _)
+                | Expr::Update(set, ..)
+                | Expr::Delete(set, _) if *set == id
+            )
         })
     }
 }

@@ -2,9 +2,8 @@
 //!
 //! Invariant: their number is constant; Services and endpoints are elements.
 
-use super::ruleset::{DataType, Set, SetKind, Value};
+use super::ruleset::{CLIENT, FRONTEND, Field, NODE_PORT, Set, SetKind, Value};
 use crate::forwarding::{BackendSet, SourceClass};
-use crate::net::IpFamily;
 
 /// Maximum number of clients with session affinity, over all ServicePorts.
 ///
@@ -20,11 +19,35 @@ pub(crate) fn has_room(size: u32, n: usize) -> bool {
     usize::try_from(size).is_ok_and(|size| n <= size)
 }
 
+const ADDRESS: &[Field] = &[Field::Destination];
+/// The code of an action or of a backend.
+const CODE: &[Field] = &[Field::Priority];
+/// A ServicePort and the number of a backend; the modulus is that of no rule in particular.
+const NUMBERED: &[Field] = &[
+    Field::Destination,
+    Field::Protocol,
+    Field::DestinationPort,
+    Field::Random(2),
+];
+/// A ServicePort and the code of a backend.
+const CODED: &[Field] = &[
+    Field::Destination,
+    Field::Protocol,
+    Field::DestinationPort,
+    Field::Priority,
+];
+const NO_VALUE: Value = Value::None;
+const TO_VERDICT: Value = Value::Verdict;
+const TO_CODE: Value = Value::Data(CODE);
+const TO_ADDRESS: Value = Value::Data(ADDRESS);
+const TO_PORT: Value = Value::Data(&[Field::DestinationPort]);
+const TO_BACKEND: Value = Value::Data(&[Field::Destination, Field::DestinationPort]);
+
 macro_rules! sets {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal),* $(,)?) => {
+    ($($variant:ident = $name:literal, $key:expr, $value:expr, $comment:literal;)*) => {
         /// The sets and maps of our table.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub(crate) enum SetId { $($(#[$doc])* $variant),* }
+        pub(crate) enum SetId { $(#[doc = $comment] $variant),* }
 
         impl SetId {
             /// All of them.
@@ -34,73 +57,47 @@ macro_rules! sets {
             pub(crate) const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name),* }
             }
+
+            /// The types of its keys and values, and its comment.
+            const fn types(self) -> (&'static [Field], Value, &'static str) {
+                match self { $(Self::$variant => ($key, $value, $comment)),* }
+            }
         }
     };
 }
 
 sets! {
-    /// VIP frontends: the code of their action.
-    Frontends = "frontends",
-    /// NodePort frontends: the code of their action.
-    NodePorts = "node-ports",
-    /// The verdicts of actions in `Frontends` and `NodePorts`.
-    FrontendActions = "frontend-kinds",
-    /// VIP frontends with source ranges: the action for sources inside.
-    SourceRestricted = "firewalled",
-    /// The verdicts of actions in `SourceRestricted`.
-    SourceRestrictedActions = "firewalled-kinds",
-    /// VIP frontends and the sources they accept.
-    SourceRanges = "source-ranges",
-    /// VIP frontends that distinguish sources: the action for POD.
-    PodFrontends = "pod-frontends",
-    /// The same for HOST.
-    HostFrontends = "host-frontends",
-    /// The same for EXTN.
-    ExtnFrontends = "extn-frontends",
-    /// NodePort frontends that distinguish sources: the action for POD.
-    PodNodePorts = "pod-node-ports",
-    /// The same for HOST.
-    HostNodePorts = "host-node-ports",
-    /// The same for EXTN.
-    ExtnNodePorts = "extn-node-ports",
-    /// The verdicts of actions in the six maps above.
-    SourceActions = "source-kinds",
-    /// VIP frontends other than the one that names their ServicePort: the address of that one.
-    FrontendOwners = "frontend-owners",
-    /// NodePort frontends: the address of the frontend that names their ServicePort.
-    NodePortOwners = "node-port-owners",
-    /// NodePort frontends: the port of the frontend that names their ServicePort.
-    NodePortOwnerPorts = "node-port-owner-ports",
-    /// Backends of the set C of each ServicePort, numbered from 0.
-    ClusterBackends = "cluster-backends",
-    /// Backends of the set L of each ServicePort, numbered from 0.
-    LocalBackends = "local-backends",
-    /// With session affinity: the codes of backends of the set C, numbered from 0.
-    ClusterCodes = "cluster-codes",
-    /// With session affinity: the codes of backends of the set L, numbered from 0.
-    LocalCodes = "local-codes",
-    /// With session affinity: backends of the set C by code.
-    ClusterByCode = "cluster-by-code",
-    /// With session affinity: backends of the set L by code.
-    LocalByCode = "local-by-code",
-    /// The code of the last backend of a ServicePort's client.
-    Affinity = "affinity",
-    /// Addresses of this node that accept NodePort traffic.
-    NodePortAddresses = "node-port-addresses",
-    /// All backends: address, protocol, port, and the address again.
-    Backends = "backends",
-    /// VIP frontends to be rejected.
-    NoEndpoints = "no-endpoints",
-    /// NodePort frontends to be rejected.
-    NoEndpointNodePorts = "no-endpoint-node-ports",
-    /// VIP frontends that are no ClusterIP.
-    ExternalFrontends = "external-frontends",
-    /// Live ClusterIPs.
-    ClusterIps = "cluster-ips",
-    /// Networks whose other addresses are dropped.
-    ServiceCidrs = "service-cidrs",
-    /// Addresses in these networks that are not dropped.
-    Spared = "spared",
+    Frontends = "frontends", FRONTEND, TO_CODE, "frontend : kind of treatment";
+    NodePorts = "node-ports", NODE_PORT, TO_CODE, "node port : kind of treatment";
+    FrontendActions = "frontend-kinds", CODE, TO_VERDICT, "kinds of @frontends and @node-ports";
+    SourceRestricted = "firewalled", FRONTEND, TO_CODE, "frontend with source ranges : kind of treatment";
+    SourceRestrictedActions = "firewalled-kinds", CODE, TO_VERDICT, "kinds of @firewalled";
+    SourceRanges = "source-ranges", CLIENT, NO_VALUE, "frontend . sources it accepts";
+    PodFrontends = "pod-frontends", FRONTEND, TO_CODE, "frontend : kind of treatment of pods";
+    HostFrontends = "host-frontends", FRONTEND, TO_CODE, "frontend : kind of treatment of this node";
+    ExtnFrontends = "extn-frontends", FRONTEND, TO_CODE, "frontend : kind of treatment of others";
+    PodNodePorts = "pod-node-ports", NODE_PORT, TO_CODE, "node port : kind of treatment of pods";
+    HostNodePorts = "host-node-ports", NODE_PORT, TO_CODE, "node port : kind of treatment of this node";
+    ExtnNodePorts = "extn-node-ports", NODE_PORT, TO_CODE, "node port : kind of treatment of others";
+    SourceActions = "source-kinds", CODE, TO_VERDICT, "kinds of the maps by source";
+    FrontendOwners = "frontend-owners", FRONTEND, TO_ADDRESS, "frontend : address that names its ServicePort";
+    NodePortOwners = "node-port-owners", NODE_PORT, TO_ADDRESS, "node port : address that names its ServicePort";
+    NodePortOwnerPorts = "node-port-owner-ports", NODE_PORT, TO_PORT, "node port : port that names its ServicePort";
+    ClusterBackends = "cluster-backends", NUMBERED, TO_BACKEND, "ServicePort . number : backend";
+    LocalBackends = "local-backends", NUMBERED, TO_BACKEND, "ServicePort . number : backend on this node";
+    ClusterCodes = "cluster-codes", NUMBERED, TO_CODE, "ServicePort with affinity . number : backend's code";
+    LocalCodes = "local-codes", NUMBERED, TO_CODE, "ServicePort with affinity . number : code of backend on this node";
+    ClusterByCode = "cluster-by-code", CODED, TO_BACKEND, "ServicePort with affinity . code : backend";
+    LocalByCode = "local-by-code", CODED, TO_BACKEND, "ServicePort with affinity . code : backend on this node";
+    Affinity = "affinity", CLIENT, TO_CODE, "ServicePort . client : code of the backend it had last";
+    NodePortAddresses = "node-port-addresses", ADDRESS, NO_VALUE, "addresses that accept node ports";
+    Backends = "backends", CLIENT, NO_VALUE, "address . protocol . port . address of backends: the other end of a hairpin";
+    NoEndpoints = "no-endpoints", FRONTEND, NO_VALUE, "frontends without endpoints";
+    NoEndpointNodePorts = "no-endpoint-node-ports", NODE_PORT, NO_VALUE, "node ports without endpoints";
+    ExternalFrontends = "external-frontends", FRONTEND, NO_VALUE, "external IPs and load balancer IPs";
+    ClusterIps = "cluster-ips", ADDRESS, NO_VALUE, "cluster IPs in use";
+    ServiceCidrs = "service-cidrs", ADDRESS, NO_VALUE, "where cluster IPs come from";
+    Spared = "spared", ADDRESS, NO_VALUE, "addresses of this node and of endpoints in @service-cidrs";
 }
 
 /// The maps of one of a ServicePort's sets of backends.
@@ -135,124 +132,8 @@ impl BackendMaps {
 
 impl SetId {
     /// The declaration of the set.
-    #[expect(clippy::too_many_lines, reason = "a table, one line per set")]
-    pub(crate) fn declaration(self, family: IpFamily) -> Set {
-        use DataType::{
-            ClassId as Code, InetProto as Proto, InetService as Service, Integer, Ipv4Addr as V4,
-            Ipv6Addr as V6,
-        };
-        let of_family = |v4: &'static [DataType], v6: &'static [DataType]| match family {
-            IpFamily::V4 => v4,
-            IpFamily::V6 => v6,
-        };
-        let address = of_family(&[V4], &[V6]);
-        let frontend = of_family(&[V4, Proto, Service], &[V6, Proto, Service]);
-        let numbered = of_family(
-            &[V4, Proto, Service, Integer],
-            &[V6, Proto, Service, Integer],
-        );
-        let client = of_family(&[V4, Proto, Service, V4], &[V6, Proto, Service, V6]);
-        let backend = of_family(&[V4, Service], &[V6, Service]);
-        let coded = of_family(&[V4, Proto, Service, Code], &[V6, Proto, Service, Code]);
-        let node_port: &[DataType] = &[Proto, Service];
-        let code = Value::Data(&[Code]);
-        let action: &[DataType] = &[Code];
-
-        let (key, value, comment) = match self {
-            Self::Frontends => (frontend, code, "frontend : kind of treatment"),
-            Self::NodePorts => (node_port, code, "node port : kind of treatment"),
-            Self::FrontendActions => (
-                action,
-                Value::Verdict,
-                "kinds of @frontends and @node-ports",
-            ),
-            Self::SourceRestricted => (
-                frontend,
-                code,
-                "frontend with source ranges : kind of treatment",
-            ),
-            Self::SourceRestrictedActions => (action, Value::Verdict, "kinds of @firewalled"),
-            Self::SourceRanges => (client, Value::None, "frontend . sources it accepts"),
-            Self::PodFrontends => (frontend, code, "frontend : kind of treatment of pods"),
-            Self::HostFrontends => (frontend, code, "frontend : kind of treatment of this node"),
-            Self::ExtnFrontends => (frontend, code, "frontend : kind of treatment of others"),
-            Self::PodNodePorts => (node_port, code, "node port : kind of treatment of pods"),
-            Self::HostNodePorts => (
-                node_port,
-                code,
-                "node port : kind of treatment of this node",
-            ),
-            Self::ExtnNodePorts => (node_port, code, "node port : kind of treatment of others"),
-            Self::SourceActions => (action, Value::Verdict, "kinds of the maps by source"),
-            Self::FrontendOwners => (
-                frontend,
-                Value::Data(address),
-                "frontend : address that names its ServicePort",
-            ),
-            Self::NodePortOwners => (
-                node_port,
-                Value::Data(address),
-                "node port : address that names its ServicePort",
-            ),
-            Self::NodePortOwnerPorts => (
-                node_port,
-                Value::Data(&[Service]),
-                "node port : port that names its ServicePort",
-            ),
-            Self::ClusterBackends => (
-                numbered,
-                Value::Data(backend),
-                "ServicePort . number : backend",
-            ),
-            Self::LocalBackends => (
-                numbered,
-                Value::Data(backend),
-                "ServicePort . number : backend on this node",
-            ),
-            Self::ClusterCodes => (
-                numbered,
-                code,
-                "ServicePort with affinity . number : backend's code",
-            ),
-            Self::LocalCodes => (
-                numbered,
-                code,
-                "ServicePort with affinity . number : code of backend on this node",
-            ),
-            Self::ClusterByCode => (
-                coded,
-                Value::Data(backend),
-                "ServicePort with affinity . code : backend",
-            ),
-            Self::LocalByCode => (
-                coded,
-                Value::Data(backend),
-                "ServicePort with affinity . code : backend on this node",
-            ),
-            Self::Affinity => (
-                client,
-                code,
-                "ServicePort . client : code of the backend it had last",
-            ),
-            Self::NodePortAddresses => (address, Value::None, "addresses that accept node ports"),
-            Self::Backends => (
-                client,
-                Value::None,
-                "address . protocol . port . address of backends: the other end of a hairpin",
-            ),
-            Self::NoEndpoints => (frontend, Value::None, "frontends without endpoints"),
-            Self::NoEndpointNodePorts => (node_port, Value::None, "node ports without endpoints"),
-            Self::ExternalFrontends => {
-                (frontend, Value::None, "external IPs and load balancer IPs")
-            }
-            Self::ClusterIps => (address, Value::None, "cluster IPs in use"),
-            Self::ServiceCidrs => (address, Value::None, "where cluster IPs come from"),
-            Self::Spared => (
-                address,
-                Value::None,
-                "addresses of this node and of endpoints in @service-cidrs",
-            ),
-        };
+    pub(crate) fn declaration(self) -> Set {
+        let (key, value, comment) = self.types();
         let kind = if matches!(self, Self::SourceRanges | Self::ServiceCidrs) {
             SetKind::Interval
         } else if self == Self::Affinity {

@@ -747,7 +747,7 @@ fn life_17_unknown_user_data_disturbs_nobody() {
         let mut userdata = codec::Writer::new();
         userdata.attr(13, &[200, 3, 1, 2, 3, 7, 2, b'x', 0]);
         let userdata = userdata.as_slice();
-        let declaration = SetId::ClusterIps.declaration(IpFamily::V4);
+        let declaration = SetId::ClusterIps.declaration();
         let newer = ruleset::Set {
             name: "newer",
             ..declaration.clone()
@@ -823,7 +823,7 @@ fn sync_7_a_transaction_of_many_pages_takes_effect_whole_or_not_at_all() {
         element.as_slice().to_vec()
     }
     let transaction = |generation, clash: Option<&[u8]>| {
-        let map = SetId::NodePortOwners.declaration(IpFamily::V4);
+        let map = SetId::NodePortOwners.declaration();
         let mut transaction = Transaction::new(IpFamily::V4, layout::TABLE, generation);
         transaction.create_table("many pages");
         transaction.create_set(&map);

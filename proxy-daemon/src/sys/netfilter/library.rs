@@ -18,8 +18,9 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
+use nftnl::expr::Expression;
 use nftnl::set::Set;
-use nftnl::{MsgType, NlMsg, nft_nlmsg_maxsize};
+use nftnl::{MsgType, NlMsg, Rule, nft_nlmsg_maxsize};
 use nftnl_sys::libc::{self, NLM_F_REQUEST, nlmsghdr};
 use nftnl_sys::{nftnl_expr, nftnl_expr_alloc, nftnl_expr_set};
 
@@ -113,34 +114,56 @@ unsafe impl<T: NlMsg> NlMsg for Message<'_, T> {
 /// `NFT_DATA_VALUE_MAXLEN`: room for a value in an expression. No name of ours is as long.
 const MAX_VALUE: usize = 64;
 
-/// An expression of a rule while its attributes are set.
-#[derive(Debug)]
-pub(crate) struct RawExpression(NonNull<nftnl_expr>);
+/// Which expression of `nf_tables` it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kind(&'static CStr);
+
+impl Kind {
+    pub(crate) const BITWISE: Self = Self(c"bitwise");
+    pub(crate) const CMP: Self = Self(c"cmp");
+    pub(crate) const CT: Self = Self(c"ct");
+    pub(crate) const DYNSET: Self = Self(c"dynset");
+    pub(crate) const FIB: Self = Self(c"fib");
+    pub(crate) const IMMEDIATE: Self = Self(c"immediate");
+    pub(crate) const LOOKUP: Self = Self(c"lookup");
+    pub(crate) const MASQ: Self = Self(c"masq");
+    pub(crate) const META: Self = Self(c"meta");
+    pub(crate) const NAT: Self = Self(c"nat");
+    pub(crate) const NUMGEN: Self = Self(c"numgen");
+    pub(crate) const PAYLOAD: Self = Self(c"payload");
+    pub(crate) const REJECT: Self = Self(c"reject");
+
+    /// Whether an attribute is a number, a name or a value: all of these expressions are, but for the
+    /// expressions that `dynset` may hold, which the library takes as pointers.
+    fn has_plain(self, attribute: u32) -> bool {
+        let pointers = [
+            nftnl_sys::NFTNL_EXPR_DYNSET_EXPR,
+            nftnl_sys::NFTNL_EXPR_DYNSET_EXPRESSIONS,
+        ];
+        self.0 != Self::DYNSET.0 || !pointers.contains(&attribute)
+    }
+}
+
+/// An expression of a rule: its attributes (`NFTNL_EXPR_*`), each a number, a name or a value.
+#[derive(Clone, Debug)]
+pub(crate) struct RawExpression {
+    kind: Kind,
+    attributes: Vec<(u32, Vec<u8>)>,
+}
 
 impl RawExpression {
-    /// One without attributes. Ends the process if there is no memory, as Rust's own allocations do.
-    pub(crate) fn new(name: &CStr) -> Self {
-        // SAFETY: the name ends with a zero, and is only read.
-        let expression = unsafe { nftnl_expr_alloc(name.as_ptr()) };
-        Self(
-            NonNull::new(expression)
-                .unwrap_or_else(|| handle_alloc_error(Layout::new::<[usize; 8]>())),
-        )
+    /// One without attributes.
+    pub(crate) const fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            attributes: Vec::new(),
+        }
     }
 
-    /// Sets an attribute (`NFTNL_EXPR_*`) to a name or a value, at most [`MAX_VALUE`] bytes, which is copied.
+    /// Sets an attribute to a value, of at most [`MAX_VALUE`] bytes.
     #[must_use]
-    pub(crate) fn bytes(self, attribute: u32, bytes: &[u8]) -> Self {
-        let attribute = u16::try_from(attribute).unwrap_or(u16::MAX);
-        let mut value = [0_u8; MAX_VALUE + 8];
-        let n = bytes.len().min(MAX_VALUE);
-        for (to, from) in value.iter_mut().take(n).zip(bytes) {
-            *to = *from;
-        }
-        let len = u32::try_from(n).unwrap_or(0);
-        // SAFETY: the expression is alive until it is handed to a rule. Of a value the library reads `len`
-        // bytes, of a name those before a zero, of a number at most 8: all of these lie within `value`.
-        unsafe { nftnl_expr_set(self.0.as_ptr(), attribute, value.as_ptr().cast(), len) };
+    pub(crate) fn bytes(mut self, attribute: u32, bytes: &[u8]) -> Self {
+        self.attributes.push((attribute, bytes.to_vec()));
         self
     }
 
@@ -148,8 +171,7 @@ impl RawExpression {
     #[must_use]
     pub(crate) fn name(self, attribute: u32, name: &str) -> Self {
         // libnftnl 1.2.4 copies the name up to its zero, newer versions look at the length.
-        let name = [name.as_bytes(), &[0]].concat();
-        self.bytes(attribute, &name)
+        self.bytes(attribute, &[name.as_bytes(), &[0]].concat())
     }
 
     /// Sets an attribute to a number of 32 bits.
@@ -157,11 +179,37 @@ impl RawExpression {
     pub(crate) fn number(self, attribute: u32, number: u32) -> Self {
         self.bytes(attribute, &number.to_ne_bytes())
     }
+}
 
-    /// For the rule that frees it.
-    pub(crate) const fn into_raw(self) -> NonNull<nftnl_expr> {
-        self.0
+impl Expression for RawExpression {
+    /// Ends the process if there is no memory, as Rust's own allocations do.
+    fn to_expr(&self, _: &Rule<'_>) -> NonNull<nftnl_expr> {
+        // SAFETY: the name ends with a zero, and is only read.
+        let expression = unsafe { nftnl_expr_alloc(self.kind.0.as_ptr()) };
+        let Some(expression) = NonNull::new(expression) else {
+            no_memory();
+        };
+        for (attribute, bytes) in &self.attributes {
+            let mut value = [0_u8; MAX_VALUE + 8];
+            let n = bytes.len().min(MAX_VALUE);
+            for (to, from) in value.iter_mut().take(n).zip(bytes) {
+                *to = *from;
+            }
+            let number = u16::try_from(*attribute).unwrap_or(u16::MAX);
+            let len = u32::try_from(n).unwrap_or(0);
+            if self.kind.has_plain(*attribute) {
+                // SAFETY: the expression is alive until its rule frees it, and the attribute is no pointer.
+                // Of a value the library reads `len` bytes, of a name those before a zero, of a number at
+                // most 8: all of these lie within `value`.
+                unsafe { nftnl_expr_set(expression.as_ptr(), number, value.as_ptr().cast(), len) };
+            }
+        }
+        expression
     }
+}
+
+fn no_memory() -> ! {
+    handle_alloc_error(Layout::new::<[usize; 8]>())
 }
 
 /// Sets an attribute of a set (`NFTNL_SET_*`) to bytes, which are copied.

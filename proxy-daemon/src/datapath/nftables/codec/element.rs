@@ -83,12 +83,7 @@ pub(crate) fn write_element(w: &mut Writer, key: Key<'_>, data: Data<'_>, commen
 }
 
 fn write_verdict(w: &mut Writer, verdict: &Verdict) {
-    let (code, chain) = match verdict {
-        Verdict::Drop => (libc::NF_DROP, None),
-        Verdict::Accept => (libc::NF_ACCEPT, None),
-        Verdict::Jump(chain) => (libc::NFT_JUMP, Some(chain)),
-        Verdict::Goto(chain) => (libc::NFT_GOTO, Some(chain)),
-    };
+    let (code, chain) = verdict.code();
     w.nest(DATA_VERDICT, |w| {
         w.attr_u32(VERDICT_CODE, code.cast_unsigned());
         if let Some(chain) = chain {

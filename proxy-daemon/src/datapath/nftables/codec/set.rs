@@ -7,10 +7,10 @@
 use std::ffi::CString;
 use std::net::Ipv4Addr;
 
-use nftnl::{ProtoFamily, Table};
+use nftnl::Table;
 use nftnl_sys::{self as sys, libc};
 
-use crate::datapath::nftables::ruleset::{DataType, Set, SetKind, Value};
+use crate::datapath::nftables::ruleset::{Field, Set, SetKind, Value, has_random};
 use crate::net::IpFamily;
 use crate::sys::netfilter::attributes::Attrs;
 use crate::sys::netfilter::library::set_attribute;
@@ -29,15 +29,16 @@ const VERDICT_LEN: u32 = 16;
 const GC_INTERVAL_MS: u32 = 30_000;
 
 /// The type number and length of one or several concatenated types.
-fn concatenation(types: &[DataType]) -> (u32, u32) {
+fn concatenation(types: &[Field], family: IpFamily) -> (u32, u32) {
     let number = types
         .iter()
-        .fold(0, |number, kind| number << 6 | kind.number());
+        .fold(0, |number, field| number << 6 | field.data_type(family).0);
+    let len = |field: &Field| u32::from(field.len(family));
     let len = match types {
-        [only] => only.len(),
+        [only] => len(only),
         several => several
             .iter()
-            .map(|kind| kind.len().next_multiple_of(4))
+            .map(|field| len(field).next_multiple_of(4))
             .sum(),
     };
     (number, len)
@@ -49,13 +50,13 @@ fn concatenation(types: &[DataType]) -> (u32, u32) {
 pub(super) fn with_nftnl_set(
     set: &Set,
     table: &Table,
+    family: IpFamily,
     then: impl FnOnce(&nftnl::set::Set<'_, Ipv4Addr>),
 ) {
     // The kernel asks for a number that is unique in the transaction; we name sets by name.
     const ID: u32 = 1;
     let name = CString::new(set.name).unwrap_or_default();
-    let family = table.get_family();
-    let mut nftnl = nftnl::set::Set::<Ipv4Addr>::new_named(&name, ID, table, family);
+    let mut nftnl = nftnl::set::Set::<Ipv4Addr>::new_named(&name, ID, table, table.get_family());
     let mut put = |attribute, bytes: &[u8]| set_attribute(&mut nftnl, attribute, bytes);
     let mut flags = match set.kind {
         SetKind::Exact => 0,
@@ -66,22 +67,21 @@ pub(super) fn with_nftnl_set(
     let data = match set.value {
         Value::None => None,
         Value::Verdict => Some((NFT_DATA_VERDICT, VERDICT_LEN)),
-        Value::Data(types) => Some(concatenation(types)),
+        Value::Data(types) => Some(concatenation(types, family)),
     };
     if let Some((data_type, len)) = data {
         flags |= libc::NFT_SET_MAP;
         put(sys::NFTNL_SET_DATA_TYPE, &data_type.to_ne_bytes());
         put(sys::NFTNL_SET_DATA_LEN, &len.to_ne_bytes());
     }
-    let (key_type, len) = concatenation(set.key);
+    let (key_type, len) = concatenation(set.key, family);
     put(sys::NFTNL_SET_FLAGS, &flags.to_ne_bytes());
     put(sys::NFTNL_SET_KEY_TYPE, &key_type.to_ne_bytes());
     put(sys::NFTNL_SET_KEY_LEN, &len.to_ne_bytes());
     match set.kind {
         SetKind::Dynamic => put(sys::NFTNL_SET_GC_INTERVAL, &GC_INTERVAL_MS.to_ne_bytes()),
         SetKind::Interval if set.key.len() > 1 => {
-            let len = |kind: &DataType| u8::try_from(kind.len()).unwrap_or(u8::MAX);
-            let lens: Vec<u8> = set.key.iter().map(len).collect();
+            let lens: Vec<u8> = set.key.iter().map(|field| field.len(family)).collect();
             put(sys::NFTNL_SET_DESC_CONCAT, &lens);
         }
         SetKind::Interval | SetKind::Exact => {}
@@ -89,11 +89,6 @@ pub(super) fn with_nftnl_set(
     if let Some(size) = set.size {
         put(sys::NFTNL_SET_DESC_SIZE, &size.to_ne_bytes());
     }
-    let family = if family == ProtoFamily::Ipv6 {
-        IpFamily::V6
-    } else {
-        IpFamily::V4
-    };
     put(sys::NFTNL_SET_USERDATA, &userdata(set, family));
     then(&nftnl);
 }
@@ -145,10 +140,10 @@ fn userdata(set: &Set, family: IpFamily) -> Vec<u8> {
         to.extend_from_slice(value);
     }
     /// Host byte order for numbers, network byte order for addresses, unsaid for concatenations.
-    fn byte_order(types: &[DataType]) -> u32 {
+    fn byte_order(types: &[Field]) -> u32 {
         match types {
-            [DataType::Ipv4Addr | DataType::Ipv6Addr | DataType::InetService] => 2,
-            [DataType::Integer | DataType::ClassId | DataType::InetProto] => 1,
+            [Field::Protocol] => 1,
+            [only] => 2 - u32::from(only.is_number()),
             _ => 0,
         }
     }
@@ -165,7 +160,7 @@ fn userdata(set: &Set, family: IpFamily) -> Vec<u8> {
             &byte_order(types).to_ne_bytes(),
         );
         // A number's type alone says neither its length nor its byte order; where it comes from does.
-        if set.key.contains(&DataType::Integer) {
+        if has_random(set.key) {
             put(
                 &mut bytes,
                 sys::NFTNL_UDATA_SET_KEY_TYPEOF,
@@ -184,7 +179,7 @@ fn userdata(set: &Set, family: IpFamily) -> Vec<u8> {
 }
 
 /// `typeof ip daddr . meta l4proto . th dport . numgen …`, as far as the key has such parts.
-fn type_of(types: &[DataType], family: IpFamily) -> Vec<u8> {
+fn type_of(types: &[Field], family: IpFamily) -> Vec<u8> {
     const CONCAT: u8 = 13;
     const PAYLOAD: u8 = 7;
     const META: u8 = 9;
@@ -200,29 +195,27 @@ fn type_of(types: &[DataType], family: IpFamily) -> Vec<u8> {
     fn expr(kind: u8, fields: &[Vec<u8>]) -> Vec<u8> {
         [number(0, kind), tlv(1, &fields.concat())].concat()
     }
-    // (protocol description, header field) of the destination address.
-    let daddr = match family {
-        IpFamily::V4 => [number(0, 12), number(1, 12)],
-        IpFamily::V6 => [number(0, 13), number(1, 9)],
-    };
+    // The description of the protocol, and the field of its header.
+    let payload = |protocol, field| expr(PAYLOAD, &[number(0, protocol), number(1, field)]);
     let priority = expr(META, &[number(0, 2)]);
     let parts: Vec<Vec<u8>> = types
         .iter()
         .zip(0_u8..)
-        .map(|(kind, index)| {
-            let part = match kind {
-                DataType::Ipv4Addr | DataType::Ipv6Addr => expr(PAYLOAD, &daddr),
-                DataType::InetService => expr(PAYLOAD, &[number(0, 11), number(1, 2)]),
-                DataType::InetProto => expr(META, &[number(0, 16)]),
-                // Random, modulo 2, from 0: the modulus here is that of no rule in particular.
-                DataType::ClassId => priority.clone(),
-                DataType::Integer => expr(NUMGEN, &[number(0, 1), number(1, 2), number(2, 0)]),
+        .map(|(field, index)| {
+            let part = match (field, family) {
+                (Field::Protocol, _) => expr(META, &[number(0, 16)]),
+                (Field::Priority, _) => priority.clone(),
+                // Random, modulo 2, from 0.
+                (Field::Random(_), _) => expr(NUMGEN, &[number(0, 1), number(1, 2), number(2, 0)]),
+                (Field::DestinationPort, _) => payload(11, 2),
+                (_, IpFamily::V4) => payload(12, 12),
+                (_, IpFamily::V6) => payload(13, 9),
             };
             tlv(index, &part)
         })
         .collect();
     match types {
-        [DataType::ClassId] => priority,
+        [Field::Priority] => priority,
         _ => expr(CONCAT, &parts),
     }
 }
@@ -237,12 +230,12 @@ mod tests {
             name: "backends",
             comment: "x",
             key: &[
-                DataType::Ipv4Addr,
-                DataType::InetProto,
-                DataType::InetService,
-                DataType::Integer,
+                Field::Destination,
+                Field::Protocol,
+                Field::DestinationPort,
+                Field::Random(2),
             ],
-            value: Value::Data(&[DataType::Ipv4Addr, DataType::InetService]),
+            value: Value::Data(&[Field::Destination, Field::DestinationPort]),
             kind: SetKind::Exact,
             size: None,
         };

@@ -14,6 +14,7 @@ use nftnl_sys::libc::{self, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 
 use super::Refused;
 use super::element::{LIST_ELEM, comment_bytes};
+use super::expr::expressions;
 use super::set::with_nftnl_set;
 use crate::datapath::nftables::ruleset::{Chain, Set};
 use crate::net::IpFamily;
@@ -30,6 +31,7 @@ const ADDITION: &str = "addition of elements";
 pub(crate) struct Transaction {
     table: Table,
     name: &'static str,
+    family: IpFamily,
     generation: Option<u32>,
     messages: Messages,
     elements: Elements,
@@ -95,13 +97,14 @@ fn hook(number: u32) -> Hook {
 impl Transaction {
     /// No changes yet. With a generation, the kernel refuses if anything changed since that one.
     pub(crate) fn new(family: IpFamily, table: &'static str, generation: Option<u32>) -> Self {
-        let family = match family {
+        let protocol = match family {
             IpFamily::V4 => ProtoFamily::Ipv4,
             IpFamily::V6 => ProtoFamily::Ipv6,
         };
         Self {
-            table: Table::new(c_string(table), family),
+            table: Table::new(c_string(table), protocol),
             name: table,
+            family,
             generation,
             messages: Messages {
                 batch: new_batch(),
@@ -174,7 +177,7 @@ impl Transaction {
     pub(crate) fn create_set_with(&mut self, set: &Set, more: &[u8]) {
         self.close_elements();
         let messages = &mut self.messages;
-        with_nftnl_set(set, &self.table, |nftnl| {
+        with_nftnl_set(set, &self.table, self.family, |nftnl| {
             let label = ("creation", set.name.into());
             let how = (NLM_F_CREATE | NLM_F_EXCL, more);
             messages.add(nftnl, MsgType::Add, how, label);
@@ -238,8 +241,8 @@ impl Transaction {
         let of = nftnl::Chain::new(c_string(&chain.name), &self.table);
         for rule in &chain.rules {
             let mut nftnl = Rule::new(&of);
-            for expr in &rule.exprs {
-                nftnl.add_expr(expr);
+            for expression in expressions(&rule.exprs, self.family) {
+                nftnl.add_expr(&expression);
             }
             // It fails for comments over 128 bytes, of which we have none: the rule is shown without it.
             let _is_shown = rule

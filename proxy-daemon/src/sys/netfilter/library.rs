@@ -1,21 +1,20 @@
 //! How are libnftnl's objects filled where the nftnl crate has no safe word for it?
 //!
 //! The room with `unsafe`: expressions and set attributes by libnftnl's setters, messages that carry
-//! other flags or more attributes than the crate's, and what the sockets of libmnl lack. Invariants:
-//! one operation per block, with the reason why it holds. Callers name attributes by the constants of
-//! `nftnl_sys`, and only such as are numbers, names or values: an attribute that is an object of the
-//! library (`NFTNL_EXPR_DYNSET_EXPR`) would be taken for a pointer.
+//! other flags or more attributes than the crate's, and options of sockets. Invariants: one operation
+//! per block, with the reason why it holds; whatever a caller names an attribute of `nftnl_sys`, the
+//! library is never given a pointer, fewer bytes than it reads, or more than it has room for.
 
 #![expect(
     unsafe_code,
-    reason = "libnftnl and libmnl are C; the crates over them have no safe form of these calls"
+    reason = "libnftnl and libc are C; the crates over them have no safe form of these calls"
 )]
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::ffi::{CStr, c_int, c_void};
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nftnl::expr::Expression;
@@ -24,39 +23,19 @@ use nftnl::{MsgType, NlMsg, Rule, nft_nlmsg_maxsize};
 use nftnl_sys::libc::{self, NLM_F_REQUEST, nlmsghdr};
 use nftnl_sys::{nftnl_expr, nftnl_expr_alloc, nftnl_expr_set};
 
-/// A netlink socket of netfilter, with a port of its own.
-pub(super) struct Socket(pub(super) mnl::Socket);
-
-// SAFETY: a `mnl_socket` is a file descriptor and an address on the heap; libmnl keeps nothing of it in
-// the thread that opened it, and `&mut` of the owner keeps two threads from using it at once.
-unsafe impl Send for Socket {}
-
-impl std::fmt::Debug for Socket {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Socket").field(&self.0.as_raw_fd()).finish()
-    }
-}
-
-impl Socket {
-    /// Opens a socket that programs which the daemon starts do not inherit.
-    pub(super) fn open() -> io::Result<Self> {
-        let socket = Self(mnl::Socket::new(mnl::Bus::Netfilter)?);
-        // SAFETY: takes no pointer, and the descriptor is open.
-        match unsafe { libc::fcntl(socket.0.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) } {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(socket),
-        }
-    }
-
-    /// Sets an option that is a number.
-    pub(super) fn set_option(&self, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
-        let len = libc::socklen_t::try_from(size_of::<c_int>()).map_err(io::Error::other)?;
-        let value: *const c_int = &raw const value;
-        // SAFETY: `value` points to `len` bytes that live until the call returns, which copies them.
-        match unsafe { libc::setsockopt(self.0.as_raw_fd(), level, name, value.cast(), len) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+/// Sets an option of a socket that is a number.
+pub(super) fn set_option(
+    socket: &OwnedFd,
+    level: c_int,
+    name: c_int,
+    value: c_int,
+) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of::<c_int>()).map_err(io::Error::other)?;
+    let value: *const c_int = &raw const value;
+    // SAFETY: `value` points to `len` bytes that live until the call returns, which copies them.
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.cast(), len) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -1,28 +1,35 @@
 //! How is netfilter asked, and told to change?
 //!
-//! The one door for nftables, conntrack and what iptables mode wants to know of the kernel, over sockets
-//! of libmnl (the mnl crate). Invariants: blocking; a batch is one `sendmsg`, however many pages the
-//! library made of it, so that it is all or nothing and the kernel has answered when the call returns; an
-//! answer belongs to a question by its sequence number; a listing that writes of others disturbed is an
-//! error of its own kind, `Interrupted`.
+//! The one door for nftables, conntrack and what iptables mode wants to know of the kernel; messages are
+//! read by libmnl (the mnl crate). Its sockets are not used: their descriptors are inherited by programs
+//! that start between two system calls. Invariants: blocking, but for no longer than an answer takes; a
+//! batch is one `sendmsg`, however many pages the library made of it, so that it is all or nothing and the
+//! kernel has answered when the call returns; an answer belongs to a question by its sequence number; a
+//! listing that writes of others disturbed is an error of its own kind, `Interrupted`; a socket that lost
+//! an answer is not used again.
 //!
 //! Of a batch the kernel acknowledges one message and refuses any: to acknowledge each, as the nftnl
 //! crate asks, would cost a kernel buffer per message and say no more.
 
 use std::io::{self, IoSlice};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use mnl::NlMessages;
 use nftnl::{Batch, FinalizedBatch, MsgType, default_batch_page_size};
 use nftnl_sys::libc;
-use nix::sys::socket::{MsgFlags, NetlinkAddr, recv, sendmsg};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+    sendmsg, setsockopt, socket, sockopt,
+};
+use nix::sys::time::TimeVal;
 
 pub mod attributes;
 pub(crate) mod library;
 
 use crate::net::IpFamily;
 use attributes::{Attrs, Writer};
-use library::{Header, Message, Socket};
+use library::{Header, Message, set_option};
 
 /// Where a message's type says which part of netfilter it is for: `NFNL_SUBSYS_*`.
 pub(crate) const CONNTRACK: u16 = 1 << 8;
@@ -39,6 +46,10 @@ const HEADERS: usize = HEADER + 4;
 const FIRST_QUESTION: u32 = 1 << 31;
 /// No datagram that the kernel sends is larger: a listing comes in pieces of 32 KiB.
 const ANSWER: usize = 64 << 10;
+/// An answer that has not come after this time is lost. Unit: seconds.
+///
+/// Kernel: a question may wait for a commit of others, which takes a second or two if it is large.
+const PATIENCE: i64 = 20;
 /// A transaction has at most 1,024 pages (`UIO_MAXIOV`); of this many times the library's default.
 const PAGE: u32 = 8;
 
@@ -86,7 +97,9 @@ pub(crate) struct Refusal {
 /// A socket to netfilter in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Netfilter {
-    socket: Socket,
+    socket: OwnedFd,
+    /// An answer was lost, or may still come.
+    is_broken: bool,
     seq: u32,
     send_buffer: usize,
     buffer: Vec<u8>,
@@ -144,29 +157,46 @@ impl<'a> Answer<'a> {
 }
 
 /// The messages in these bytes, which begin where an allocation does.
-fn messages(bytes: &[u8]) -> impl Iterator<Item = io::Result<&[u8]>> {
+fn messages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     // `NlMessages` asks that the last message is padded too.
-    NlMessages::new(bytes.get(..bytes.len() & !3).unwrap_or(&[]))
+    NlMessages::new(bytes.get(..bytes.len() & !3).unwrap_or(&[])).map_while(Result::ok)
+}
+
+fn open_socket() -> io::Result<OwnedFd> {
+    /// Answers to a batch wait in the socket until it has run to its end. Unit: bytes.
+    const RECEIVE: libc::c_int = 4 << 20;
+    let (family, protocol) = (AddressFamily::Netlink, SockProtocol::NetlinkNetFilter);
+    let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE, 0))?;
+    // A refusal does not repeat the refused message, and says where its fault is.
+    set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, 1)?;
+    set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1)?;
+    let receive = |name| set_option(&socket, libc::SOL_SOCKET, name, RECEIVE);
+    receive(libc::SO_RCVBUFFORCE).or_else(|_| receive(libc::SO_RCVBUF))?;
+    Ok(socket)
 }
 
 impl Netfilter {
     /// Opens the socket.
     pub(crate) fn open() -> io::Result<Self> {
-        /// Answers to a batch wait in the socket until it has run to its end. Unit: bytes.
-        const RECEIVE: libc::c_int = 4 << 20;
-        let socket = Socket::open()?;
-        // A refusal does not repeat the refused message, and says where its fault is.
-        socket.set_option(libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, 1)?;
-        socket.set_option(libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1)?;
-        socket
-            .set_option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE)
-            .or_else(|_| socket.set_option(libc::SOL_SOCKET, libc::SO_RCVBUF, RECEIVE))?;
         Ok(Self {
-            socket,
+            socket: open_socket()?,
+            is_broken: false,
             seq: FIRST_QUESTION,
             send_buffer: 0,
             buffer: vec![0; ANSWER],
         })
+    }
+
+    /// Opens the socket anew if it must not be used again.
+    fn mend(&mut self) -> io::Result<()> {
+        if self.is_broken {
+            self.socket = open_socket()?;
+            self.send_buffer = 0;
+            self.is_broken = false;
+        }
+        Ok(())
     }
 
     /// Asks for one thing, and hands its attributes to `each`.
@@ -216,22 +246,21 @@ impl Netfilter {
         attributes: &Writer,
         each: &mut dyn FnMut(Attrs<'_>),
     ) -> io::Result<()> {
+        self.mend()?;
         self.seq = self.seq.wrapping_add(1).max(FIRST_QUESTION);
         let seq = self.seq;
-        self.socket
-            .0
-            .send(&question(kind, flags, seq, family, attributes)?)?;
+        let question = question(kind, flags, seq, family, attributes)?;
+        send(self.socket.as_raw_fd(), &question, MsgFlags::empty())?;
         let mut is_disturbed = false;
         loop {
-            let n = self.receive()?;
-            for message in messages(self.buffer.get(..n.next_multiple_of(4)).unwrap_or(&[])) {
-                let Some(answer) = Answer::read(message?).filter(|answer| answer.seq == seq) else {
-                    continue;
-                };
+            let Some(n) = self.receive(MsgFlags::empty())? else {
+                self.is_broken = true;
+                return Err(io::ErrorKind::TimedOut.into());
+            };
+            for answer in self.answers(n).filter(|answer| answer.seq == seq) {
                 is_disturbed |= answer.flags & libc::NLM_F_DUMP_INTR != 0;
                 if [libc::NLMSG_DONE, libc::NLMSG_ERROR].contains(&answer.kind) {
-                    let result = answer.result();
-                    return match result {
+                    return match answer.result() {
                         Ok(()) if is_disturbed => Err(io::ErrorKind::Interrupted.into()),
                         other => other,
                     };
@@ -244,23 +273,26 @@ impl Netfilter {
         }
     }
 
-    /// Waits for a datagram; answers how many bytes it has.
-    fn receive(&mut self) -> io::Result<usize> {
+    /// Takes a datagram, and answers how many bytes it has; `None` if none came in time.
+    fn receive(&mut self, flags: MsgFlags) -> io::Result<Option<usize>> {
         loop {
-            match self.socket.0.recv_raw(&mut self.buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => return other,
+            match recv(self.socket.as_raw_fd(), &mut self.buffer, flags) {
+                Ok(n) => return Ok(Some(n)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(None),
+                // Kernel: ENOBUFS says that answers were dropped, and which ones is not known.
+                Err(error) => {
+                    self.is_broken = true;
+                    return Err(error.into());
+                }
             }
         }
     }
 
-    /// Takes a datagram that is there already.
-    fn receive_now(&mut self) -> io::Result<Option<usize>> {
-        let fd = self.socket.0.as_raw_fd();
-        match recv(fd, &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
-            Err(nix::Error::EAGAIN) => Ok(None),
-            other => Ok(Some(other?)),
-        }
+    /// What the kernel said in the datagram of so many bytes.
+    fn answers(&self, n: usize) -> impl Iterator<Item = Answer<'_>> {
+        let bytes = self.buffer.get(..n.next_multiple_of(4));
+        messages(bytes.unwrap_or(&[])).filter_map(Answer::read)
     }
 
     /// Applies a batch to `nf_tables`. With a generation, the kernel refuses if anything changed since that one.
@@ -272,6 +304,7 @@ impl Netfilter {
         batch: Batch,
         generation: Option<u32>,
     ) -> io::Result<Result<(), Refusal>> {
+        self.mend()?;
         let batch = batch.finalize();
         let mut pages = batch.iter();
         let first = pages.next().unwrap_or(&[]);
@@ -285,11 +318,8 @@ impl Netfilter {
         let mut refusal = None;
         let mut is_acknowledged = false;
         // Kernel: nfnetlink_rcv_batch() runs inside sendmsg(), so all answers are queued by now.
-        while let Some(n) = self.receive_now()? {
-            for message in messages(self.buffer.get(..n.next_multiple_of(4)).unwrap_or(&[])) {
-                let Some(answer) = Answer::read(message?) else {
-                    continue;
-                };
+        while let Some(n) = self.receive(MsgFlags::MSG_DONTWAIT)? {
+            for answer in self.answers(n) {
                 if answer.kind != libc::NLMSG_ERROR || answer.seq >= FIRST_QUESTION {
                     continue;
                 }
@@ -319,15 +349,11 @@ impl Netfilter {
         // Kernel: netlink_sendmsg() refuses more than sk_sndbuf - 32; setsockopt doubles what it is given.
         if len > self.send_buffer {
             let size = libc::c_int::try_from(len.max(1 << 20)).map_err(io::Error::other)?;
-            self.socket
-                .set_option(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, size)
-                .or_else(|_| {
-                    self.socket
-                        .set_option(libc::SOL_SOCKET, libc::SO_SNDBUF, size)
-                })?;
+            let enlarge = |name| set_option(&self.socket, libc::SOL_SOCKET, name, size);
+            enlarge(libc::SO_SNDBUFFORCE).or_else(|_| enlarge(libc::SO_SNDBUF))?;
             self.send_buffer = len.max(1 << 20);
         }
-        let fd = self.socket.0.as_raw_fd();
+        let fd = self.socket.as_raw_fd();
         sendmsg(fd, pages, &[], MsgFlags::empty(), None::<&NetlinkAddr>)?;
         Ok(())
     }
@@ -411,7 +437,7 @@ pub(crate) fn contents(batch: Batch) -> Vec<Vec<u8>> {
     let mut contents: Vec<Vec<u8>> = batch
         .iter()
         .flat_map(messages)
-        .filter_map(|message| Some(message.ok()?.get(HEADERS..)?.to_vec()))
+        .filter_map(|message| Some(message.get(HEADERS..)?.to_vec()))
         .skip(1)
         .collect();
     contents.pop();
@@ -420,7 +446,7 @@ pub(crate) fn contents(batch: Batch) -> Vec<Vec<u8>> {
 
 impl Refusal {
     fn new(batch: &FinalizedBatch, answer: &Answer<'_>, source: io::Error) -> Self {
-        let mut messages = batch.iter().flat_map(messages).filter_map(Result::ok);
+        let mut messages = batch.iter().flat_map(messages);
         let found = messages
             .by_ref()
             .enumerate()
@@ -432,5 +458,46 @@ impl Refusal {
             attribute: attribute.unwrap_or(&[]).to_vec(),
             source,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    use nix::sys::socket::getsockname;
+
+    fn port(netfilter: &Netfilter) -> u32 {
+        let address: NetlinkAddr = getsockname(netfilter.socket.as_raw_fd()).unwrap();
+        address.pid()
+    }
+
+    #[test]
+    fn a_socket_whose_answer_is_lost_is_not_used_again() {
+        let mut netfilter = Netfilter::open().unwrap();
+        let flags = fcntl(&netfilter.socket, FcntlArg::F_GETFD).unwrap();
+        assert_eq!(FdFlag::from_bits_retain(flags), FdFlag::FD_CLOEXEC);
+        let (first, soon) = (port(&netfilter), TimeVal::new(0, 1000));
+        setsockopt(&netfilter.socket, sockopt::ReceiveTimeout, &soon).unwrap();
+        // Kernel: nobody answers a NLMSG_NOOP.
+        let lost = netfilter.get(1, 0, &Writer::new(), &mut |_| {});
+        assert_eq!(lost.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        generation(&mut netfilter).unwrap();
+        assert_ne!(port(&netfilter), first);
+        // As many refusals as the socket has no room for.
+        let second = port(&netfilter);
+        set_option(&netfilter.socket, libc::SOL_SOCKET, libc::SO_RCVBUF, 1).unwrap();
+        let mut batch = new_batch();
+        for _ in 0..1000 {
+            let unknown = Header {
+                kind: 0xff,
+                family: 2,
+            };
+            batch.add(&unknown, MsgType::Add);
+        }
+        let lost = netfilter.commit(batch, None).map(|_| ());
+        assert_eq!(lost.unwrap_err().raw_os_error(), Some(libc::ENOBUFS));
+        generation(&mut netfilter).unwrap();
+        assert_ne!(port(&netfilter), second);
     }
 }

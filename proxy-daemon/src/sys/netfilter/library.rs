@@ -176,11 +176,17 @@ impl Expression for RawExpression {
             }
             let number = u16::try_from(*attribute).unwrap_or(u16::MAX);
             let len = u32::try_from(n).unwrap_or(0);
-            if self.kind.has_plain(*attribute) {
-                // SAFETY: the expression is alive until its rule frees it, and the attribute is no pointer.
-                // Of a value the library reads `len` bytes, of a name those before a zero, of a number at
-                // most 8: all of these lie within `value`.
+            // A pointer is not set: the kernel refuses the rule.
+            if !self.kind.has_plain(*attribute) {
+                continue;
+            }
+            // SAFETY: the expression is alive until its rule frees it, and the attribute is no pointer. Of a
+            // value the library reads `len` bytes, of a name those before a zero, of a number at most 8: all
+            // of these lie within `value`.
+            let result =
                 unsafe { nftnl_expr_set(expression.as_ptr(), number, value.as_ptr().cast(), len) };
+            if result < 0 {
+                no_memory();
             }
         }
         expression
@@ -192,10 +198,34 @@ fn no_memory() -> ! {
 }
 
 /// Sets an attribute of a set (`NFTNL_SET_*`) to bytes, which are copied.
+///
+/// Does nothing for attributes that no set of ours has, and for bytes that cannot be theirs: the kernel
+/// has then another set than we meant, which reading back shows.
 pub(crate) fn set_attribute(set: &mut Set<'_, Ipv4Addr>, attribute: u32, bytes: &[u8]) {
-    let attribute = u16::try_from(attribute).unwrap_or(u16::MAX);
-    let len = u32::try_from(bytes.len()).unwrap_or(0);
+    let fits = match attribute {
+        nftnl_sys::NFTNL_SET_FLAGS
+        | nftnl_sys::NFTNL_SET_KEY_TYPE
+        | nftnl_sys::NFTNL_SET_KEY_LEN
+        | nftnl_sys::NFTNL_SET_DATA_TYPE
+        | nftnl_sys::NFTNL_SET_DATA_LEN
+        | nftnl_sys::NFTNL_SET_GC_INTERVAL
+        | nftnl_sys::NFTNL_SET_DESC_SIZE => bytes.len() == 4,
+        // The library looks for a zero behind the last of 16.
+        nftnl_sys::NFTNL_SET_DESC_CONCAT => bytes.len() < 16,
+        nftnl_sys::NFTNL_SET_USERDATA => true,
+        _ => false,
+    };
+    let (Ok(attribute), Ok(len), true) =
+        (u16::try_from(attribute), u32::try_from(bytes.len()), fits)
+    else {
+        return;
+    };
     let set = set.as_ptr().as_ptr();
-    // SAFETY: the set is borrowed for as long as this takes; the library reads `len` bytes.
-    unsafe { nftnl_sys::nftnl_set_set_data(set, attribute, bytes.as_ptr().cast(), len) };
+    // SAFETY: the set is borrowed for as long as this takes; the library reads `len` bytes, as many as the
+    // attribute has.
+    let result =
+        unsafe { nftnl_sys::nftnl_set_set_data(set, attribute, bytes.as_ptr().cast(), len) };
+    if result < 0 {
+        no_memory();
+    }
 }

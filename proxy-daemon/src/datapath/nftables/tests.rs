@@ -47,6 +47,20 @@ fn list<F: Family>() -> String {
     })
 }
 
+/// `nft` has no way to quote these characters; the kernel needs none.
+#[test]
+fn names_of_interfaces_do_not_leave_their_quotes() {
+    use crate::forwarding::{Detector, InterfaceName};
+    for (name, is_written) in [("cni0", true), ("a\"drop#", false), ("a\\", false)] {
+        let mut state = one_of_each::<V4>();
+        state.globals.detector = InterfaceName::new(name).map(Detector::Interface);
+        let rules = rules(&state);
+        assert_eq!(rules.contains(&format!("iifname \"{name}\"")), is_written);
+        assert_eq!(rules.contains("# a rule for an interface"), !is_written);
+        assert!(is_written || !rules.contains(name), "{rules}");
+    }
+}
+
 /// What others can do to our table that a quick look notices.
 const DAMAGE: &[&str] = &[
     "flush ruleset",

@@ -136,6 +136,9 @@ impl Words {
     }
 
     fn rule(self, rule: &Rule) -> String {
+        if !rule.exprs.iter().all(is_quotable) {
+            return "# a rule for an interface whose name nft cannot quote".to_owned();
+        }
         let mut steps: Vec<String> = rule.exprs.iter().map(|expr| self.step(expr)).collect();
         steps.extend(rule.comment.map(|comment| format!("comment \"{comment}\"")));
         steps.join(" ")
@@ -323,6 +326,14 @@ impl Words {
             .collect();
         words.join(" . ")
     }
+}
+
+/// Whether `nft` can read what the step compares with: it has no escape within quotes.
+fn is_quotable(step: &Expr) -> bool {
+    let Expr::Compare { field, to, .. } = step else {
+        return true;
+    };
+    *field != Field::Interface || !to.iter().any(|byte| b"\"\\".contains(byte))
 }
 
 fn line(to: &mut String, line: std::fmt::Arguments<'_>) {

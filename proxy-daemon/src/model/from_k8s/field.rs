@@ -6,8 +6,19 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Deref;
 
-use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::value::{BorrowedStrDeserializer, MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{
+    Deserialize, Deserializer, Error, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+};
+
+// The types of values, as messages name them.
+const STRING: &str = "a string";
+const INTEGER: &str = "an integer";
+const BOOLEAN: &str = "true or false";
+const LIST: &str = "a list";
+const MAPPING: &str = "a mapping";
 
 /// A field as it was written.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,91 +52,49 @@ impl<T> Field<T> {
     }
 }
 
-/// A type that a field can have: it takes the values that suit it and leaves the others.
-pub(crate) trait Slot<'de>: Sized {
-    /// What the field must be, for the message.
-    const EXPECTED: &'static str;
-
-    /// Takes text.
-    fn text(_: Cow<'de, str>) -> Option<Self> {
-        None
-    }
-
-    /// Takes an integer; what does not fit was saturated.
-    fn integer(_: i64) -> Option<Self> {
-        None
-    }
-
-    /// Takes a truth value.
-    fn boolean(_: bool) -> Option<Self> {
-        None
-    }
-
-    /// Takes a list, which must be read to its end either way.
-    fn list<A: SeqAccess<'de>>(mut list: A) -> Result<Option<Self>, A::Error> {
-        while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(None)
-    }
-
-    /// Takes a mapping, which must be read to its end either way.
-    fn mapping<A: MapAccess<'de>>(mut mapping: A) -> Result<Option<Self>, A::Error> {
-        while mapping.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(None)
+impl Field<Str<'_>> {
+    /// The text; empty if there is none.
+    pub(crate) fn text(&self) -> &str {
+        self.value().map_or("", |text| text)
     }
 }
 
-impl<'de: 'a, 'a> Slot<'de> for Cow<'a, str> {
-    const EXPECTED: &'static str = "a string";
+/// Text that borrows from the input where the input has no escapes in it.
+#[derive(Clone, Debug, PartialEq, serde::Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Str<'a>(#[serde(borrow)] Cow<'a, str>);
 
-    fn text(text: Cow<'de, str>) -> Option<Self> {
-        Some(text)
+impl Deref for Str<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
     }
 }
 
-impl Slot<'_> for i64 {
-    const EXPECTED: &'static str = "an integer";
-
-    fn integer(integer: i64) -> Option<Self> {
-        Some(integer)
-    }
+/// A type that a field can have.
+pub(crate) trait Typed {
+    /// The type of its values; structs are read from mappings.
+    const TYPE: &'static str = MAPPING;
 }
 
-impl Slot<'_> for bool {
-    const EXPECTED: &'static str = "true or false";
-
-    fn boolean(boolean: bool) -> Option<Self> {
-        Some(boolean)
-    }
+impl Typed for Str<'_> {
+    const TYPE: &'static str = STRING;
 }
 
-impl<'de, T: Slot<'de>> Slot<'de> for Vec<Field<T>> {
-    const EXPECTED: &'static str = "a list";
-
-    fn list<A: SeqAccess<'de>>(mut list: A) -> Result<Option<Self>, A::Error> {
-        let mut elements = Self::new();
-        while let Some(element) = list.next_element()? {
-            elements.push(element);
-        }
-        Ok(Some(elements))
-    }
+impl Typed for i64 {
+    const TYPE: &'static str = INTEGER;
 }
 
-/// Makes structs with a derived `Deserialize` readable from mappings, and from nothing else.
-macro_rules! mapping_slot {
-    ($($type:ident),+) => {$(
-        impl<'de: 'a, 'a> crate::model::from_k8s::field::Slot<'de> for $type<'a> {
-            const EXPECTED: &'static str = "a mapping";
-
-            fn mapping<A: serde::de::MapAccess<'de>>(mapping: A) -> Result<Option<Self>, A::Error> {
-                serde::Deserialize::deserialize(serde::de::value::MapAccessDeserializer::new(mapping))
-                    .map(Some)
-            }
-        }
-    )+};
+impl Typed for bool {
+    const TYPE: &'static str = BOOLEAN;
 }
-pub(crate) use mapping_slot;
 
-impl<'de, T: Slot<'de>> Deserialize<'de> for Field<T> {
+impl<T> Typed for Vec<Field<T>> {
+    const TYPE: &'static str = LIST;
+}
+
+impl<'de, T: Typed + Deserialize<'de>> Deserialize<'de> for Field<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(FieldVisitor(PhantomData))
     }
@@ -133,88 +102,60 @@ impl<'de, T: Slot<'de>> Deserialize<'de> for Field<T> {
 
 struct FieldVisitor<T>(PhantomData<T>);
 
-fn take<'de, T: Slot<'de>>(value: Option<T>, found: &'static str) -> Field<T> {
-    value.map_or(
-        Field::Wrong {
-            expected: T::EXPECTED,
-            found,
-        },
-        Field::Value,
-    )
+/// Reads a value of the type that was found.
+fn read<'de, T, D>(found: &'static str, value: D) -> Result<Field<T>, D::Error>
+where
+    T: Typed + Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    let expected = T::TYPE;
+    if expected == found {
+        return T::deserialize(value).map(Field::Value);
+    }
+    IgnoredAny::deserialize(value)?;
+    Ok(Field::Wrong { expected, found })
 }
 
-impl<'de, T: Slot<'de>> Visitor<'de> for FieldVisitor<T> {
+impl<'de, T: Typed + Deserialize<'de>> Visitor<'de> for FieldVisitor<T> {
     type Value = Field<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(T::EXPECTED)
+        f.write_str(T::TYPE)
     }
 
     fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(take(T::text(Cow::Borrowed(text)), "a string"))
+        read(STRING, BorrowedStrDeserializer::new(text))
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(take(T::text(Cow::Owned(text.to_owned())), "a string"))
-    }
-
-    fn visit_string<E: Error>(self, text: String) -> Result<Self::Value, E> {
-        Ok(take(T::text(Cow::Owned(text)), "a string"))
-    }
-
-    fn visit_bytes<E: Error>(self, _: &[u8]) -> Result<Self::Value, E> {
-        Ok(take(None, "binary data"))
+        read(STRING, text.into_deserializer())
     }
 
     fn visit_bool<E: Error>(self, boolean: bool) -> Result<Self::Value, E> {
-        Ok(take(T::boolean(boolean), "true or false"))
+        read(BOOLEAN, boolean.into_deserializer())
     }
 
     fn visit_i64<E: Error>(self, integer: i64) -> Result<Self::Value, E> {
-        Ok(take(T::integer(integer), "a number"))
+        read(INTEGER, integer.into_deserializer())
     }
 
     fn visit_u64<E: Error>(self, integer: u64) -> Result<Self::Value, E> {
         self.visit_i64(i64::try_from(integer).unwrap_or(i64::MAX))
     }
 
-    fn visit_i128<E: Error>(self, integer: i128) -> Result<Self::Value, E> {
-        let limit = if integer < 0 { i64::MIN } else { i64::MAX };
-        self.visit_i64(i64::try_from(integer).unwrap_or(limit))
-    }
-
-    fn visit_u128<E: Error>(self, integer: u128) -> Result<Self::Value, E> {
-        self.visit_i64(i64::try_from(integer).unwrap_or(i64::MAX))
-    }
-
-    fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(take(None, "a number with a fraction"))
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Self::Value, E> {
+        read("a number with a fraction", number.into_deserializer())
     }
 
     fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
         Ok(Field::Missing)
     }
 
-    fn visit_none<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(Field::Missing)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        Field::deserialize(deserializer)
-    }
-
-    fn visit_newtype_struct<D: Deserializer<'de>>(
-        self,
-        deserializer: D,
-    ) -> Result<Self::Value, D::Error> {
-        Field::deserialize(deserializer)
-    }
-
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
-        Ok(take(T::list(list)?, "a list"))
+        read(LIST, SeqAccessDeserializer::new(list))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mapping: A) -> Result<Self::Value, A::Error> {
-        Ok(take(T::mapping(mapping)?, "a mapping"))
+        read(MAPPING, MapAccessDeserializer::new(mapping))
     }
 }

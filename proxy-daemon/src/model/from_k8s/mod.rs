@@ -12,22 +12,29 @@ mod node;
 mod service;
 mod slice;
 mod text;
+mod values;
 pub(crate) mod wire;
 
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-use faults::Faults;
+use faults::At;
 pub(crate) use faults::Quoted;
 use field::Field;
 use intern::Interner;
 use wire::Object;
 
 use super::{Diagnostic, EndpointSlice, Node, Service, ServiceCidr, ServiceName, SliceName};
+
+/// What a name of a Service or a namespace may be.
+const LABEL: &str = "63 of a-z, 0-9 and -";
+
+/// What any other name may be.
+const SUBDOMAIN: &str = "253 of a-z, 0-9, - and .";
 
 /// The kinds of objects that we read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -198,29 +205,29 @@ impl Decoder {
                 };
             }
         };
-        let mut faults = Faults::new(&key);
+        let faults = RefCell::default();
+        let object = At::object(object, &faults);
         let update = match &key {
             ObjectKey::Service(name) => {
-                let service = service::read(name, object, &mut self.interner, &mut faults);
+                let service = service::read(name, &object, &mut self.interner);
                 Update::Service(name.clone(), service.map(Arc::new))
             }
             ObjectKey::EndpointSlice(name) => {
-                let author = self.author;
-                let slice = slice::read(name, object, author, &mut self.interner, &mut faults);
+                let slice = slice::read(name, &object, self.author, &mut self.interner);
                 Update::EndpointSlice(name.clone(), slice.map(Arc::new))
             }
             ObjectKey::Node(name) => {
-                let node = node::read_node(name, object, &mut self.interner, &mut faults);
+                let node = node::read_node(name, &object, &mut self.interner);
                 Update::Node(name.clone(), Some(Arc::new(node)))
             }
             ObjectKey::ServiceCidr(name) => {
-                let cidr = node::read_service_cidr(name, object, &mut faults);
+                let cidr = node::read_service_cidr(name, &object);
                 Update::ServiceCidr(name.clone(), Some(Arc::new(cidr)))
             }
         };
         Decoded {
             update: Some(update),
-            diagnostics: faults.into_diagnostics(),
+            diagnostics: faults.into_inner().into_diagnostics(&key),
         }
     }
 
@@ -231,11 +238,11 @@ impl Decoder {
         object: &Object<'_>,
     ) -> Result<ObjectKey, Diagnostic> {
         let metadata = object.metadata.value();
-        let name = metadata.and_then(|m| m.name.value()).map(Cow::as_ref);
+        let name = metadata.and_then(|m| m.name.value()).map(|name| &**name);
         let namespace = metadata.and_then(|m| match &m.namespace {
             Field::Missing => Some("default").filter(|_| self.author == Author::File),
             Field::Wrong { .. } => None,
-            Field::Value(text) => Some(text.as_ref()),
+            Field::Value(text) => Some(&**text),
         });
         let refuse = |field: &str, message: String| {
             let name = Quoted(name.unwrap_or_default());
@@ -251,14 +258,14 @@ impl Decoder {
             }
         };
         let name = if kind == ObjectKind::Service {
-            allowed_label(name)
+            allowed(name, text::is_label, LABEL)
         } else {
-            allowed_subdomain(name)
+            allowed(name, text::is_subdomain, SUBDOMAIN)
         }
         .map_err(|message| refuse("metadata.name", message))?;
         Ok(match kind {
             ObjectKind::Service | ObjectKind::EndpointSlice => {
-                let namespace = allowed_label(namespace)
+                let namespace = allowed(namespace, text::is_label, LABEL)
                     .map_err(|message| refuse("metadata.namespace", message))?;
                 let namespace = self.interner.get(namespace);
                 if kind == ObjectKind::Service {
@@ -273,23 +280,17 @@ impl Decoder {
     }
 }
 
-fn allowed_label(text: Option<&str>) -> Result<&str, String> {
+/// A name that may be used, or what is wrong with it.
+fn allowed<'t>(
+    text: Option<&'t str>,
+    is_allowed: fn(&str) -> bool,
+    rule: &str,
+) -> Result<&'t str, String> {
     match text {
         None => Err("is missing; object ignored".to_owned()),
-        Some(text) if text::is_label(text) => Ok(text),
+        Some(text) if is_allowed(text) => Ok(text),
         Some(text) => Err(format!(
-            "{} is no name of at most 63 of a-z, 0-9 and -; object ignored",
-            Quoted(text)
-        )),
-    }
-}
-
-fn allowed_subdomain(text: Option<&str>) -> Result<&str, String> {
-    match text {
-        None => Err("is missing; object ignored".to_owned()),
-        Some(text) if text::is_subdomain(text) => Ok(text),
-        Some(text) => Err(format!(
-            "{} is no name of at most 253 of a-z, 0-9, - and .; object ignored",
+            "{} is no name of at most {rule}; object ignored",
             Quoted(text)
         )),
     }

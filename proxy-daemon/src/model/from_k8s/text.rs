@@ -7,14 +7,7 @@
 ///
 /// Source: RFC 1123, as `IsDNS1123Label` of Kubernetes has it.
 pub(crate) fn is_label(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    bytes.len() <= 63
-        && edge(bytes.first())
-        && edge(bytes.last())
-        && bytes
-            .iter()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+    text.len() <= 63 && is_part(text)
 }
 
 /// Whether this is a DNS subdomain: the name of an EndpointSlice, a Node or a ServiceCIDR.
@@ -22,16 +15,15 @@ pub(crate) fn is_label(text: &str) -> bool {
 /// Source: RFC 1123, as `IsDNS1123Subdomain` of Kubernetes has it.
 pub(crate) fn is_subdomain(text: &str) -> bool {
     // Unlike the parts of a host name, each part may be as long as the whole.
-    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    text.len() <= 253
-        && text.split('.').all(|part| {
-            let bytes = part.as_bytes();
-            edge(bytes.first())
-                && edge(bytes.last())
-                && bytes
-                    .iter()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
-        })
+    text.len() <= 253 && text.split('.').all(is_part)
+}
+
+fn is_part(text: &str) -> bool {
+    let is_alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = text.as_bytes();
+    bytes.first().is_some_and(is_alphanumeric)
+        && bytes.last().is_some_and(is_alphanumeric)
+        && bytes.iter().all(|b| is_alphanumeric(b) || *b == b'-')
 }
 
 /// Reads a time such as `2026-11-22T08:10:38Z`, with or without a fraction, in any zone.

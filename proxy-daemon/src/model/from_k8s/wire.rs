@@ -1,19 +1,18 @@
 //! Which fields of Kubernetes objects do we read at all?
 //!
 //! One struct stands for all four kinds: a field that a kind does not have is simply missing.
-//! Invariants: nothing is validated here; strings borrow from the text where it allows.
+//! Invariants: nothing is validated here; strings borrow from the text where it allows: `borrow` on one
+//! field of a struct holds for all of them.
 //! Spec: SVC-6; what is not named here is ignored.
-
-use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::field::{Field, mapping_slot};
+use super::field::{Field, Str, Typed};
 
-type Text<'a> = Field<Cow<'a, str>>;
-type Texts<'a> = Field<Vec<Field<Cow<'a, str>>>>;
-type List<T> = Field<Vec<Field<T>>>;
+pub(crate) type Text<'a> = Field<Str<'a>>;
+pub(crate) type Texts<'a> = List<Str<'a>>;
+pub(crate) type List<T> = Field<Vec<Field<T>>>;
 
 /// A Service, EndpointSlice, Node or ServiceCIDR as it is written.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -25,27 +24,26 @@ type List<T> = Field<Vec<Field<T>>>;
 pub(crate) struct Object<'a, I = IgnoredAny> {
     #[serde(borrow)]
     pub(crate) api_version: Text<'a>,
-    #[serde(borrow)]
     pub(crate) kind: Text<'a>,
-    #[serde(borrow)]
     pub(crate) metadata: Field<Metadata<'a>>,
-    #[serde(borrow)]
     pub(crate) spec: Field<Spec<'a>>,
-    #[serde(borrow)]
     pub(crate) status: Field<Status<'a>>,
     // What an EndpointSlice has at its top level.
-    #[serde(borrow)]
     pub(crate) address_type: Text<'a>,
-    #[serde(borrow)]
     pub(crate) endpoints: List<Endpoint<'a>>,
-    #[serde(borrow)]
     pub(crate) ports: List<Port<'a>>,
     // What the `Status` has that a server answers with.
     pub(crate) code: Field<i64>,
-    #[serde(borrow)]
     pub(crate) message: Text<'a>,
     // What a list has.
     pub(crate) items: I,
+}
+
+impl Object<'_> {
+    /// The labels, if there are any.
+    pub(crate) fn labels(&self) -> Option<&Labels<'_>> {
+        self.metadata.value()?.labels.value()
+    }
 }
 
 /// An object, or a list of objects; lists in lists are not read, so that no text makes us recurse.
@@ -77,7 +75,6 @@ impl<'a> Document<'a> {
 pub(crate) struct Event<'a> {
     #[serde(borrow, rename = "type")]
     pub(crate) kind: Text<'a>,
-    #[serde(borrow)]
     pub(crate) object: Field<Object<'a>>,
 }
 
@@ -86,20 +83,14 @@ pub(crate) struct Event<'a> {
 pub(crate) struct Metadata<'a> {
     #[serde(borrow)]
     pub(crate) name: Text<'a>,
-    #[serde(borrow)]
     pub(crate) namespace: Text<'a>,
-    #[serde(borrow)]
     pub(crate) labels: Field<Labels<'a>>,
-    #[serde(borrow)]
     pub(crate) annotations: Field<Annotations<'a>>,
-    #[serde(borrow)]
     pub(crate) resource_version: Text<'a>,
-    #[serde(borrow)]
     pub(crate) creation_timestamp: Text<'a>,
-    #[serde(borrow)]
     pub(crate) deletion_timestamp: Text<'a>,
     // What the metadata of a page of a list has.
-    #[serde(borrow, rename = "continue")]
+    #[serde(rename = "continue")]
     pub(crate) continue_token: Text<'a>,
 }
 
@@ -109,11 +100,11 @@ pub(crate) struct Metadata<'a> {
 pub(crate) struct Labels<'a> {
     #[serde(borrow, rename = "service.kubernetes.io/service-proxy-name")]
     pub(crate) service_proxy_name: Text<'a>,
-    #[serde(borrow, rename = "service.kubernetes.io/headless")]
+    #[serde(rename = "service.kubernetes.io/headless")]
     pub(crate) headless: Text<'a>,
-    #[serde(borrow, rename = "kubernetes.io/service-name")]
+    #[serde(rename = "kubernetes.io/service-name")]
     pub(crate) service_name: Text<'a>,
-    #[serde(borrow, rename = "topology.kubernetes.io/zone")]
+    #[serde(rename = "topology.kubernetes.io/zone")]
     pub(crate) zone: Text<'a>,
 }
 
@@ -132,52 +123,41 @@ pub(crate) struct Spec<'a> {
     // Service.
     #[serde(borrow, rename = "type")]
     pub(crate) kind: Text<'a>,
-    #[serde(borrow, rename = "clusterIP")]
+    #[serde(rename = "clusterIP")]
     pub(crate) cluster_ip: Text<'a>,
-    #[serde(borrow, rename = "clusterIPs")]
+    #[serde(rename = "clusterIPs")]
     pub(crate) cluster_ips: Texts<'a>,
-    #[serde(borrow)]
     pub(crate) ip_families: Texts<'a>,
-    #[serde(borrow)]
     pub(crate) ports: List<Port<'a>>,
-    #[serde(borrow, rename = "externalIPs")]
+    #[serde(rename = "externalIPs")]
     pub(crate) external_ips: Texts<'a>,
-    #[serde(borrow)]
     pub(crate) session_affinity: Text<'a>,
-    #[serde(borrow)]
-    pub(crate) session_affinity_config: Field<AffinityConfig<'a>>,
-    #[serde(borrow)]
+    pub(crate) session_affinity_config: Field<AffinityConfig>,
     pub(crate) external_traffic_policy: Text<'a>,
-    #[serde(borrow)]
     pub(crate) internal_traffic_policy: Text<'a>,
     pub(crate) health_check_node_port: Field<i64>,
-    #[serde(borrow)]
     pub(crate) load_balancer_source_ranges: Texts<'a>,
     // Node.
-    #[serde(borrow, rename = "podCIDR")]
+    #[serde(rename = "podCIDR")]
     pub(crate) pod_cidr: Text<'a>,
-    #[serde(borrow, rename = "podCIDRs")]
+    #[serde(rename = "podCIDRs")]
     pub(crate) pod_cidrs: Texts<'a>,
-    #[serde(borrow)]
     pub(crate) taints: List<Taint<'a>>,
     // ServiceCIDR.
-    #[serde(borrow)]
     pub(crate) cidrs: Texts<'a>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub(crate) struct AffinityConfig<'a> {
-    #[serde(borrow, rename = "clientIP")]
-    pub(crate) client_ip: Field<ClientIpConfig<'a>>,
+pub(crate) struct AffinityConfig {
+    #[serde(rename = "clientIP")]
+    pub(crate) client_ip: Field<ClientIpConfig>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub(crate) struct ClientIpConfig<'a> {
+pub(crate) struct ClientIpConfig {
     pub(crate) timeout_seconds: Field<i64>,
-    #[serde(skip)]
-    text: std::marker::PhantomData<&'a str>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -194,7 +174,6 @@ pub(crate) struct Taint<'a> {
 pub(crate) struct Port<'a> {
     #[serde(borrow)]
     pub(crate) name: Text<'a>,
-    #[serde(borrow)]
     pub(crate) protocol: Text<'a>,
     pub(crate) port: Field<i64>,
     pub(crate) node_port: Field<i64>,
@@ -206,7 +185,6 @@ pub(crate) struct Port<'a> {
 pub(crate) struct Status<'a> {
     #[serde(borrow)]
     pub(crate) load_balancer: Field<LoadBalancer<'a>>,
-    #[serde(borrow)]
     pub(crate) addresses: List<NodeAddress<'a>>,
 }
 
@@ -222,7 +200,6 @@ pub(crate) struct LoadBalancer<'a> {
 pub(crate) struct Ingress<'a> {
     #[serde(borrow)]
     pub(crate) ip: Text<'a>,
-    #[serde(borrow)]
     pub(crate) ip_mode: Text<'a>,
 }
 
@@ -231,7 +208,6 @@ pub(crate) struct Ingress<'a> {
 pub(crate) struct NodeAddress<'a> {
     #[serde(borrow, rename = "type")]
     pub(crate) kind: Text<'a>,
-    #[serde(borrow)]
     pub(crate) address: Text<'a>,
 }
 
@@ -240,22 +216,17 @@ pub(crate) struct NodeAddress<'a> {
 pub(crate) struct Endpoint<'a> {
     #[serde(borrow)]
     pub(crate) addresses: Texts<'a>,
-    #[serde(borrow)]
-    pub(crate) conditions: Field<Conditions<'a>>,
-    #[serde(borrow)]
+    pub(crate) conditions: Field<Conditions>,
     pub(crate) node_name: Text<'a>,
-    #[serde(borrow)]
     pub(crate) hints: Field<Hints<'a>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub(crate) struct Conditions<'a> {
+pub(crate) struct Conditions {
     pub(crate) ready: Field<bool>,
     pub(crate) serving: Field<bool>,
     pub(crate) terminating: Field<bool>,
-    #[serde(skip)]
-    text: std::marker::PhantomData<&'a str>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -263,7 +234,6 @@ pub(crate) struct Conditions<'a> {
 pub(crate) struct Hints<'a> {
     #[serde(borrow)]
     pub(crate) for_zones: List<Hint<'a>>,
-    #[serde(borrow)]
     pub(crate) for_nodes: List<Hint<'a>>,
 }
 
@@ -274,22 +244,20 @@ pub(crate) struct Hint<'a> {
     pub(crate) name: Text<'a>,
 }
 
-mapping_slot!(
-    Object,
-    Metadata,
-    Labels,
-    Annotations,
-    Spec,
-    AffinityConfig,
-    ClientIpConfig,
-    Taint,
-    Port,
-    Status,
-    LoadBalancer,
-    Ingress,
-    NodeAddress,
-    Endpoint,
-    Conditions,
-    Hints,
-    Hint
-);
+impl Typed for Object<'_> {}
+impl Typed for Metadata<'_> {}
+impl Typed for Labels<'_> {}
+impl Typed for Annotations<'_> {}
+impl Typed for Spec<'_> {}
+impl Typed for AffinityConfig {}
+impl Typed for ClientIpConfig {}
+impl Typed for Taint<'_> {}
+impl Typed for Port<'_> {}
+impl Typed for Status<'_> {}
+impl Typed for LoadBalancer<'_> {}
+impl Typed for Ingress<'_> {}
+impl Typed for NodeAddress<'_> {}
+impl Typed for Endpoint<'_> {}
+impl Typed for Conditions {}
+impl Typed for Hints<'_> {}
+impl Typed for Hint<'_> {}

@@ -91,11 +91,10 @@ impl Failure {
         let code = u16::try_from(code)
             .ok()
             .and_then(|code| StatusCode::from_u16(code).ok());
-        let message = status.message.value().map_or("", AsRef::as_ref);
         Self::Refused {
             status: code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             retry_after: None,
-            message: cut(message),
+            message: cut(status.message.text()),
         }
     }
 }
@@ -103,15 +102,8 @@ impl Failure {
 /// The message of a `Status`, or the beginning of whatever it is.
 fn message(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
-    let said = serde_json::from_str::<Object<'_>>(&text)
-        .ok()
-        .and_then(|status| {
-            status
-                .message
-                .value()
-                .map(|message| message.clone().into_owned())
-        });
-    let said = said.unwrap_or_else(|| text.into_owned());
+    let status = serde_json::from_str::<Object<'_>>(&text).unwrap_or_default();
+    let said = status.message.value().map_or(&*text, |message| message);
     cut(said.lines().next().unwrap_or_default())
 }
 

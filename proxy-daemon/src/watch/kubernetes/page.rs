@@ -11,7 +11,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::model::from_k8s::field::Field;
-use crate::model::from_k8s::wire::{Metadata, Object};
+use crate::model::from_k8s::wire::{Metadata, Object, Text};
 
 /// What a page says of itself.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,11 +39,9 @@ pub(crate) fn read(
         Err(_) => read_apart(text, &mut each)?,
     };
     let metadata = metadata.value();
-    let field = |field: Option<&Field<std::borrow::Cow<'_, str>>>| {
-        let text = field
-            .and_then(|field| field.value())
-            .map(|text| text.as_ref().to_owned());
-        text.filter(|text| !text.is_empty())
+    let field = |field: Option<&Text<'_>>| {
+        let text = field.map_or("", |field| field.text());
+        Some(text.to_owned()).filter(|text| !text.is_empty())
     };
     match field(metadata.map(|m| &m.resource_version)) {
         Some(version) if has_items => Ok(Page {

@@ -168,7 +168,7 @@ fn read_object(file: &str, line: usize, wire: Wire<'_>, decoder: &mut Decoder) -
     let place = format!("{file}:{line}");
     let mut objects = Vec::new();
     let mut diagnostics = Vec::new();
-    let version = object.api_version.value().map(AsRef::as_ref);
+    let version = object.api_version.value().map(|text| &**text);
     if list.is_present() || kind.ends_with("List") {
         let of_items = kind
             .strip_suffix("List")
@@ -194,7 +194,7 @@ fn read_object(file: &str, line: usize, wire: Wire<'_>, decoder: &mut Decoder) -
                 diagnostics.push(fault(format!("items[{index}]"), message));
                 continue;
             };
-            let version = item.api_version.value().map(AsRef::as_ref);
+            let version = item.api_version.value().map(|text| &**text);
             let kind = match item.kind.value() {
                 Some(kind) => kind_of(version, kind),
                 None => of_items,

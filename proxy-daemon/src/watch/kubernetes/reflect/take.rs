@@ -61,7 +61,7 @@ impl<'a> Reflector<'a> {
         }
         let event: Event<'_> =
             serde_json::from_slice(line).map_err(|error| Failure::Garbled(error.to_string()))?;
-        let kind = event.kind.value().map_or("", AsRef::as_ref);
+        let kind = event.kind.text();
         let Some(object) = event.object.value() else {
             return Err(Failure::Garbled(format!(
                 "an event {kind:.20?} without object"
@@ -91,13 +91,13 @@ impl<'a> Reflector<'a> {
             other => return Err(Failure::Garbled(format!("an event {other:.20?}"))),
         }
         if let Some(version) = version {
-            batch.version = Some(version.as_ref().to_owned());
+            batch.version = Some((**version).to_owned());
         }
         let ends_list = kind == "BOOKMARK"
             && metadata
                 .and_then(|m| m.annotations.value())
                 .and_then(|annotations| annotations.initial_events_end.value())
-                .is_some_and(|value| value == "true");
+                .is_some_and(|value| &**value == "true");
         if ends_list && batch.seen.is_some() {
             batch.is_complete = true;
         } else if kind == "BOOKMARK" && batch.seen.is_some() {

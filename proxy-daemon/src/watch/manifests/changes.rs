@@ -1,10 +1,12 @@
-//! When did the directory change, and which files are being written?
+//! Which files of the directory may have changed, and which are being written?
 //!
-//! Invariants: a file counts as being written from its first change until it is closed, renamed or
-//! removed; a directory that was replaced is found again; without any event the directory is looked at
-//! every [`POLL`], because a change behind a symbolic link makes no event.
+//! Invariants: a file is due when it was closed after writing, made, renamed or removed, and not while it
+//! is being written: from its first change until it is closed, renamed or removed. Every file is due at
+//! first, after the directory was replaced or events were lost, and every [`POLL`], because a change
+//! behind a symbolic link makes no event.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -13,7 +15,9 @@ use std::path::Path;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// How long nothing needs to happen before the directory is looked at all the same.
+use super::directory::{TOKEN, is_manifest};
+
+/// How long nothing needs to happen before every file is due.
 ///
 /// Unit: milliseconds.
 const POLL: u16 = 10_000;
@@ -23,21 +27,16 @@ const POLL: u16 = 10_000;
 /// Unit: bytes.
 const BUFFER: usize = 16 * 1024;
 
+/// The link that the kubelet replaces when a mounted ConfigMap changes; the files are links through it.
+const CONFIG_MAP: &str = "..data";
+
 /// What the kernel tells about a directory.
 pub(super) struct Changes {
     inotify: Inotify,
     watch: Option<WatchDescriptor>,
     being_written: BTreeSet<String>,
-    /// Files that were written since the caller last asked.
-    written: BTreeSet<String>,
-    /// Files that were closed after writing, or renamed, since the last look.
-    finished: BTreeSet<String>,
-    /// Whether nothing happened for so long that every file is taken for finished.
-    quiet: bool,
-    /// Whether an event requires a read of the directory.
-    due: bool,
-    /// Whether the last look failed.
-    has_failed: bool,
+    due: BTreeSet<String>,
+    is_all_due: bool,
 }
 
 /// The caller hung up.
@@ -47,18 +46,15 @@ pub(super) struct Stopped;
 impl Changes {
     /// Watches a directory.
     pub(super) fn of(path: &Path) -> io::Result<Self> {
-        let mut inotify = Inotify::init()?;
-        let watch = add(&mut inotify, path)?;
-        Ok(Self {
-            inotify,
-            watch: Some(watch),
+        let mut changes = Self {
+            inotify: Inotify::init()?,
+            watch: None,
             being_written: BTreeSet::new(),
-            written: BTreeSet::new(),
-            finished: BTreeSet::new(),
-            quiet: true,
-            due: false,
-            has_failed: false,
-        })
+            due: BTreeSet::new(),
+            is_all_due: true,
+        };
+        changes.watch(path)?;
+        Ok(changes)
     }
 
     /// Files that somebody is writing to now.
@@ -66,109 +62,104 @@ impl Changes {
         &self.being_written
     }
 
-    /// Whether an empty file of this name may be one that was just opened to be written anew.
-    ///
-    /// Kernel: `do_truncate()` empties the file first and tells of it afterwards.
-    pub(super) fn may_be_truncated(&self, name: &str) -> bool {
-        !self.quiet && !self.finished.contains(name)
+    /// Makes a file due.
+    pub(super) fn set_due(&mut self, name: &str) {
+        self.due.insert(name.to_owned());
     }
 
-    /// Forgets which files were finished before a look that has seen them.
-    pub(super) fn looked(&mut self) {
-        self.finished.clear();
-        self.quiet = false;
-    }
-
-    /// Files that were written to since the last wait.
-    pub(super) fn writes_since(&mut self) -> BTreeSet<String> {
+    /// Takes the files that are due; `all` lists every file.
+    pub(super) fn take_due(
+        &mut self,
+        all: impl FnOnce() -> io::Result<BTreeSet<String>>,
+    ) -> io::Result<BTreeSet<String>> {
         self.take_events();
-        std::mem::take(&mut self.written)
+        if self.is_all_due {
+            self.due.extend(all()?);
+            self.is_all_due = false;
+        }
+        let mut due = std::mem::take(&mut self.due);
+        // They are due again when they are closed.
+        due.retain(|name| !self.being_written.contains(name));
+        Ok(due)
     }
 
-    /// Whether something happened that asks for a look.
-    pub(super) fn is_due(&self) -> bool {
-        self.due
-    }
-
-    /// What a wait does before it returns.
-    #[cfg(test)]
-    pub(super) fn forget_due(&mut self) {
-        self.take_events();
-        self.due = false;
-        self.has_failed = false;
-    }
-
-    /// Takes note that the look failed: what was in its way may pass without an event.
-    pub(super) fn set_failed(&mut self) {
-        self.has_failed = true;
-    }
-
-    /// Asks for a look.
-    pub(super) fn set_due(&mut self) {
-        self.due = true;
-    }
-
-    /// Waits until the directory may have changed.
-    pub(super) fn wait(&mut self, path: &Path, stop: &UnixStream) -> Result<(), Stopped> {
+    /// Waits until a file is due, or for a short time if the directory could not be read.
+    pub(super) fn wait(&mut self, has_failed: bool, stop: &UnixStream) -> Result<(), Stopped> {
+        // A failure may pass without an event.
+        let (n_fds, timeout) = if has_failed {
+            (1, POLL / 20)
+        } else {
+            (2, POLL)
+        };
         loop {
             self.take_events();
-            if self.watch.is_none() {
-                self.watch_again(path);
-                self.due |= self.watch.is_some();
-            }
-            if std::mem::take(&mut self.due) {
-                self.written.clear();
+            let is_due = self.is_all_due || self.watch.is_none() || !self.due.is_empty();
+            if is_due && !has_failed {
                 return Ok(());
             }
             let mut fds = [
-                PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
             ];
-            // A directory that is gone or cannot be read is looked for more often.
-            let timeout = if self.watch.is_some() && !self.has_failed {
-                POLL
-            } else {
-                POLL / 20
-            };
-            let n_ready = match poll(&mut fds, PollTimeout::from(timeout)) {
+            let watched = fds.get_mut(..n_fds).unwrap_or_default();
+            let n_ready = match poll(watched, PollTimeout::from(timeout)) {
                 Ok(n_ready) => n_ready,
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(_) => return Err(Stopped),
             };
-            let [_, stopped] = &fds;
+            let [stopped, _] = &fds;
             if stopped.revents().is_some_and(|events| !events.is_empty()) {
                 return Err(Stopped);
             }
             if n_ready == 0 {
-                // Who has written nothing for so long is not writing.
+                // A writer that has written nothing for so long has gone away.
                 self.being_written.clear();
-                self.quiet = true;
-                self.due = true;
-                self.watch_again(path);
+                self.is_all_due = true;
+                return Ok(());
             }
         }
     }
 
-    /// Watches what the path leads to now, if that is another directory than before.
-    fn watch_again(&mut self, path: &Path) {
-        let old = self.watch.take();
-        self.watch = add(&mut self.inotify, path).ok();
-        if let Some(old) = old.filter(|old| self.watch.as_ref() != Some(old)) {
-            self.unwatch(old);
+    /// Watches the directory at the path, unless it is the one that is watched already.
+    pub(super) fn watch(&mut self, path: &Path) -> io::Result<()> {
+        if self.watch.is_some() && !self.is_all_due {
+            return Ok(());
         }
+        let added = self.inotify.watches().add(
+            path,
+            WatchMask::CREATE
+                | WatchMask::MODIFY
+                | WatchMask::CLOSE_WRITE
+                | WatchMask::MOVED_TO
+                | WatchMask::MOVED_FROM
+                | WatchMask::DELETE
+                | WatchMask::DELETE_SELF
+                | WatchMask::MOVE_SELF
+                | WatchMask::ONLYDIR,
+        );
+        if added.as_ref().ok() != self.watch.as_ref() {
+            self.unwatch();
+        }
+        self.watch = Some(added?);
+        Ok(())
     }
 
-    fn unwatch(&self, watch: WatchDescriptor) {
-        if let Err(error) = self.inotify.watches().remove(watch) {
+    fn unwatch(&mut self) {
+        self.being_written.clear();
+        self.is_all_due = true;
+        if let Some(watch) = self.watch.take()
+            && let Err(error) = self.inotify.watches().remove(watch)
+        {
             tracing::debug!(%error, "cannot remove the watch of the manifest directory");
         }
     }
 
-    /// Takes the events that are there.
-    fn take_events(&mut self) {
+    /// Takes the events that are there; returns whether one of them makes a file due.
+    pub(super) fn take_events(&mut self) -> bool {
         let mut buffer = [0; BUFFER];
-        let mut is_gone = false;
-        // An error is that there are none.
+        let mut is_replaced = false;
+        let mut has_due = false;
+        // An error says that there are none.
         while let Ok(events) = self.inotify.read_events(&mut buffer) {
             let mut n_events = 0_usize;
             for event in events {
@@ -176,53 +167,38 @@ impl Changes {
                 let mask = event.mask;
                 if mask.contains(EventMask::Q_OVERFLOW) {
                     self.being_written.clear();
-                    self.quiet = true;
-                    self.due = true;
+                    self.is_all_due = true;
+                    has_due = true;
                 }
-                if mask
-                    .intersects(EventMask::IGNORED | EventMask::MOVE_SELF | EventMask::DELETE_SELF)
-                {
-                    is_gone = true;
-                    self.due = true;
+                if Some(&event.wd) != self.watch.as_ref() {
+                    continue;
                 }
-                let Some(name) = event.name.and_then(std::ffi::OsStr::to_str) else {
+                is_replaced |= mask.intersects(EventMask::MOVE_SELF | EventMask::DELETE_SELF);
+                let Some(name) = event.name.and_then(OsStr::to_str) else {
                     continue;
                 };
-                if mask.contains(EventMask::MODIFY) {
+                if name == CONFIG_MAP {
+                    self.is_all_due = true;
+                    has_due = true;
+                } else if name != TOKEN && !is_manifest(name) {
+                    continue;
+                } else if mask.contains(EventMask::MODIFY) {
                     self.being_written.insert(name.to_owned());
-                    self.written.insert(name.to_owned());
-                } else if mask.contains(EventMask::CREATE) {
-                    // A file that is made is closed later; a link or a linked file never is.
-                    self.due = true;
                 } else {
-                    self.being_written.remove(name);
-                    self.finished.insert(name.to_owned());
-                    self.due = true;
+                    if !mask.contains(EventMask::CREATE) {
+                        self.being_written.remove(name);
+                    }
+                    self.due.insert(name.to_owned());
+                    has_due = true;
                 }
             }
             if n_events == 0 {
                 break;
             }
         }
-        if is_gone && let Some(watch) = self.watch.take() {
-            // A directory that was moved is still watched by this descriptor, and no longer ours.
-            self.unwatch(watch);
-            self.being_written.clear();
+        if is_replaced {
+            self.unwatch();
         }
+        has_due || is_replaced
     }
-}
-
-fn add(inotify: &mut Inotify, path: &Path) -> io::Result<WatchDescriptor> {
-    inotify.watches().add(
-        path,
-        WatchMask::CREATE
-            | WatchMask::MODIFY
-            | WatchMask::CLOSE_WRITE
-            | WatchMask::MOVED_TO
-            | WatchMask::MOVED_FROM
-            | WatchMask::DELETE
-            | WatchMask::DELETE_SELF
-            | WatchMask::MOVE_SELF
-            | WatchMask::ONLYDIR,
-    )
 }

@@ -1,26 +1,27 @@
 //! What does the directory hold now, compared with the last look?
 //!
-//! Invariants: only files whose identity, size or time changed are read again; a document that cannot
-//! be read keeps its last good state; of two objects of one name the first counts, in the order of file
-//! names and documents; the store sees one look as a whole; an object is gone only if a look lacks it
-//! during which nothing happened; nothing in the directory can make us wait, take more memory than
-//! [`MAX_FILE`], or put a line of its own into the log.
+//! Invariants: only files that are due and whose identity, size or time changed are read again; a
+//! document that cannot be read keeps its last good state; of two objects of one name the first counts,
+//! in the order of file names and documents; the store sees one look as a whole; a file is gone only if a
+//! look lacks it during which no other changed; nothing in the directory can make us wait, take more
+//! memory than [`MAX_FILE`], or put a line of its own into the log.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::changes::Changes;
 use super::document::{self, Document};
-use super::held::{Found, Held, Identity};
+use super::held::{Held, Identity};
 use crate::diagnostics::About;
 use crate::model::Diagnostic;
 use crate::model::from_k8s::{Author, Decoder, ObjectKey, ObjectKind, Update};
 use crate::watch::{Changed, Shared};
 
 /// The file whose content names the state of the directory.
-const TOKEN: &str = ".token";
+pub(super) const TOKEN: &str = ".token";
 
 /// How much of the token file is read.
 ///
@@ -32,11 +33,6 @@ const MAX_TOKEN: u64 = 256;
 /// Unit: bytes.
 const MAX_FILE: u64 = 1 << 30;
 
-/// How many disturbed looks in a row may lack an object before it is gone all the same.
-///
-/// Kernel: a list of names that is read while files are renamed may lack both names of one.
-const MAX_DISTURBED: u32 = 3;
-
 /// A directory of manifests and what was read from it.
 pub(super) struct Directory {
     path: PathBuf,
@@ -45,61 +41,25 @@ pub(super) struct Directory {
     files: BTreeMap<String, File>,
     /// What the store holds because of us; `None` before the first look.
     told: Option<BTreeSet<ObjectKey>>,
-    /// What is still in the store although so many looks in a row lacked it, because they were disturbed.
-    missing: BTreeMap<ObjectKey, u32>,
 }
 
 /// A file as it was last read.
 #[derive(Debug, Default)]
 struct File {
     identity: Option<Identity>,
-    documents: Vec<Good>,
+    /// The objects of each document, in its last good state.
+    documents: Vec<Vec<Update>>,
     /// What is wrong with the file as it is now, also with documents that keep their last good state.
     diagnostics: Vec<Diagnostic>,
-}
-
-impl File {
-    fn is_empty(&self) -> bool {
-        self.identity.is_some_and(|identity| identity.size == 0)
-    }
-}
-
-/// The last good state of a document.
-#[derive(Debug, Default)]
-struct Good {
-    objects: Vec<Update>,
 }
 
 /// What a look found, before it counts.
 pub(super) struct Look {
     token: Option<Arc<str>>,
-    files: BTreeMap<String, Seen>,
-    /// Whether no file was being written, so that the token's state is the one that was read.
+    /// The files that changed; `None` for one that is gone.
+    files: BTreeMap<String, Option<File>>,
+    /// Whether nothing is left for later, so that the token's state is the one that was read.
     is_whole: bool,
-    /// Whether nothing happened meanwhile, so that what was not seen is not there.
-    is_calm: bool,
-}
-
-enum Seen {
-    /// As it was.
-    Same,
-    /// Read again.
-    Read(File),
-}
-
-impl Look {
-    /// Says that a file changed while it was read: what was read of it does not count.
-    pub(super) fn doubt(&mut self, name: &str) {
-        if let Some(seen) = self.files.get_mut(name) {
-            *seen = Seen::Same;
-            self.is_whole = false;
-        }
-    }
-
-    /// Says that something happened meanwhile.
-    pub(super) fn disturb(&mut self) {
-        self.is_calm = false;
-    }
 }
 
 impl Directory {
@@ -111,7 +71,6 @@ impl Directory {
             decoder: Decoder::new(Author::File),
             files: BTreeMap::new(),
             told: None,
-            missing: BTreeMap::new(),
         }
     }
 
@@ -120,131 +79,96 @@ impl Directory {
         &self.path
     }
 
-    /// Whether another look must decide what is gone.
-    pub(super) fn is_undecided(&self) -> bool {
-        !self.missing.is_empty()
-    }
-
-    /// Reads what changed; files that are being written are not looked at.
+    /// Reads what is due.
     ///
     /// # Errors
     /// When the directory itself cannot be read.
-    pub(super) fn look(&mut self, changes: &Changes) -> io::Result<Look> {
+    pub(super) fn look(&mut self, changes: &mut Changes) -> io::Result<Look> {
+        changes.take_events();
+        changes.watch(&self.path)?;
         let held = Held::open(&self.path)?;
-        // The token is read first: what it names is in the files that are read after it.
+        // The token is read first: what it names is in the files that are due after it.
         let token = read_token(&held);
+        let due = changes.take_due(|| {
+            let names = held.names()?.into_iter().filter(|name| is_manifest(name));
+            Ok(names.chain(self.files.keys().cloned()).collect())
+        })?;
         let mut files = BTreeMap::new();
-        let mut is_whole = true;
-        for name in held.names()? {
-            if !is_manifest(&name) {
-                continue;
-            }
-            let seen = if changes.being_written().contains(&name) {
-                is_whole = false;
-                self.files.contains_key(&name).then_some(Seen::Same)
-            } else {
-                self.look_at(&held, &name)
-            };
-            let had_objects = self
-                .files
-                .get(&name)
-                .is_some_and(|old| !old.documents.is_empty());
-            let seen = match seen {
-                Some(Seen::Read(file))
-                    if had_objects && file.is_empty() && changes.may_be_truncated(&name) =>
-                {
-                    is_whole = false;
-                    Some(Seen::Same)
-                }
-                seen => seen,
-            };
-            if let Some(seen) = seen {
-                files.insert(name, seen);
+        for name in due.into_iter().filter(|name| name != TOKEN) {
+            if let Some(file) = self.look_at(&held, &name) {
+                files.insert(name, file);
             }
         }
+        let is_calm = !changes.take_events() && held.is_at(&self.path);
+        // What was written meanwhile may have been read half.
+        files.retain(|name, _| !changes.being_written().contains(name));
+        let mut is_whole = changes.being_written().is_empty();
+        // Kernel: a file that is renamed meanwhile may be found under neither name.
+        files.retain(|name, file| {
+            let counts = is_calm || file.is_some();
+            if !counts {
+                changes.set_due(name);
+                is_whole = false;
+            }
+            counts
+        });
         Ok(Look {
             token,
             files,
             is_whole,
-            is_calm: held.is_at(&self.path),
         })
     }
 
-    /// `None` if the file is gone or is no file.
-    fn look_at(&mut self, held: &Held, name: &str) -> Option<Seen> {
+    /// The file's new state, with `None` if it is gone or is no file; `None` if it did not change.
+    fn look_at(&mut self, held: &Held, name: &str) -> Option<Option<File>> {
         let old = self.files.get(name);
-        match held.find(name) {
-            Ok(Found::File(identity)) if old.is_some_and(|old| old.identity == Some(identity)) => {
-                return Some(Seen::Same);
+        let documents = old.map_or(&[][..], |old| &old.documents);
+        let read = held.open_file(name).and_then(|found| {
+            let Some((file, identity)) = found else {
+                return Ok(old.map(|_| None));
+            };
+            if old.is_some_and(|old| old.identity == Some(identity)) {
+                return Ok(None);
             }
-            Ok(Found::File(_)) => {}
-            Ok(Found::Other | Found::Nothing) => return None,
-            Err(error) => return Some(self.unreadable(name, &error)),
-        }
-        match read_file(held, name) {
-            Ok(None) => None,
-            Ok(Some((identity, text))) => {
-                let documents = document::read(&shown(name), &text, &mut self.decoder);
-                drop(text);
-                let old = self.files.get(name).map_or(&[][..], |old| &old.documents);
-                Some(Seen::Read(merge(identity, documents, old)))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => Some(self.unreadable(name, &error)),
-        }
-    }
-
-    /// A file that is there but cannot be read keeps its last good state.
-    fn unreadable(&self, name: &str, error: &io::Error) -> Seen {
-        let old = self.files.get(name).map_or(&[][..], |old| &old.documents);
-        Seen::Read(File {
-            identity: None,
-            documents: old.iter().map(Good::share).collect(),
-            diagnostics: vec![Diagnostic {
-                object: shown(name),
-                field: String::new(),
-                message: format!("cannot be read: {error}; its last good state stays"),
-            }],
+            let text = read_file(file, identity)?;
+            let read = document::read(&shown(name), &text, &mut self.decoder);
+            Ok(Some(Some(merge(identity, read, documents))))
+        });
+        // A file that is there but cannot be read keeps its last good state.
+        read.unwrap_or_else(|error| {
+            Some(Some(File {
+                identity: None,
+                documents: documents.to_vec(),
+                diagnostics: vec![Diagnostic {
+                    object: shown(name),
+                    field: String::new(),
+                    message: format!("cannot be read: {error}; its last good state stays"),
+                }],
+            }))
         })
     }
 
     /// Makes a look count: the store and the diagnostics now say what it found.
     pub(super) fn tell(&mut self, look: Look, shared: &Shared) -> Changed {
-        let mut token = look.is_whole.then_some(look.token);
-        let is_same = look.files.len() == self.files.len()
-            && look.files.values().all(|seen| matches!(seen, Seen::Same));
-        if is_same && self.told.is_some() && !self.is_undecided() {
+        let token = look.is_whole.then_some(look.token);
+        if look.files.is_empty() && self.told.is_some() {
             return shared.update(|store| token.map_or(Changed::No, |t| store.set_source_token(t)));
         }
-        let mut told = self.told.take().unwrap_or_default();
-        let mut old = std::mem::take(&mut self.files);
-        for (name, seen) in look.files {
-            let file = match seen {
-                Seen::Same => old.remove(&name),
-                Seen::Read(file) => Some(file),
+        for (name, file) in look.files {
+            match file {
+                Some(file) => self.files.insert(name, file),
+                None => self.files.remove(&name),
             };
-            if let Some(file) = file {
-                self.files.insert(name, file);
-            }
         }
-        drop(old);
         let Merged {
             objects,
             diagnostics,
         } = self.merged();
-        let mut missing = BTreeMap::new();
-        let mut gone = Vec::new();
-        for key in told.iter().filter(|key| !objects.contains_key(key)) {
-            let n_looks = self.missing.get(key).map_or(1, |n| n + 1);
-            if look.is_calm || n_looks > MAX_DISTURBED {
-                gone.push(key.clone());
-            } else {
-                missing.insert(key.clone(), n_looks);
-            }
-        }
-        if !missing.is_empty() {
-            token = None;
-        }
+        let told = self.told.iter().flatten();
+        let gone: Vec<_> = told
+            .filter(|key| !objects.contains_key(key))
+            .cloned()
+            .collect();
         if objects.is_empty() && !gone.is_empty() {
             let path = self.path.display();
             tracing::warn!(%path, n_gone = gone.len(), "the manifests hold no objects any more");
@@ -256,8 +180,8 @@ impl Directory {
         let changed = shared.update(|store| {
             let mut changed = token.map_or(Changed::No, |t| store.set_source_token(t));
             // Removals first: a slice that moves between Services or files is never in both.
-            for key in &gone {
-                changed = changed.or(store.put(Update::removal(key.clone())));
+            for key in gone {
+                changed = changed.or(store.put(Update::removal(key)));
             }
             for (_, update) in objects.values() {
                 changed = changed.or(store.put((*update).clone()));
@@ -267,22 +191,13 @@ impl Directory {
             }
             changed
         });
-        for key in &gone {
-            told.remove(key);
-        }
-        for key in objects.keys() {
-            if !told.contains(key) {
-                told.insert(key.clone());
-            }
-        }
         tracing::debug!(
             n_files = self.files.len(),
-            n_objects = told.len(),
+            n_objects = objects.len(),
             ?changed,
             "read the manifests"
         );
-        self.told = Some(told);
-        self.missing = missing;
+        self.told = Some(objects.into_keys().collect());
         changed
     }
 
@@ -293,7 +208,7 @@ impl Directory {
         let mut n_foreign_nodes = 0_usize;
         for (name, file) in &self.files {
             diagnostics.extend(file.diagnostics.iter().cloned());
-            for update in file.documents.iter().flat_map(|good| &good.objects) {
+            for update in file.documents.iter().flatten() {
                 let key = update.key();
                 if let ObjectKey::Node(node) = &key
                     && *node != self.node
@@ -337,32 +252,19 @@ struct Merged<'a> {
     diagnostics: Vec<Diagnostic>,
 }
 
-impl Good {
-    fn share(&self) -> Self {
-        Self {
-            objects: self.objects.clone(),
-        }
-    }
-}
-
 /// A file's new state: what is unchanged is shared with the old one, what is unreadable stays as it was.
-fn merge(identity: Identity, documents: Vec<Document>, old: &[Good]) -> File {
-    let known: BTreeMap<_, _> = old
-        .iter()
-        .flat_map(|good| good.objects.iter().map(|update| (update.key(), update)))
-        .collect();
-    let n_documents = documents.len();
-    let any_bad = documents
-        .iter()
-        .any(|document| matches!(document, Document::Bad(_)));
-    // Without the same number of documents nobody can say which one the unreadable one was.
-    let keep_whole = any_bad && n_documents != old.len();
+fn merge(identity: Identity, documents: Vec<Document>, old: &[Vec<Update>]) -> File {
+    let objects = old.iter().flatten();
+    let known: BTreeMap<_, _> = objects.map(|update| (update.key(), update)).collect();
+    // With another number of documents nobody can say which one the unreadable one was.
+    let is_same_number = documents.len() == old.len();
+    let mut keeps_all = false;
     let mut file = File {
         identity: Some(identity),
         ..File::default()
     };
     for (index, document) in documents.into_iter().enumerate() {
-        let good = match document {
+        file.documents.push(match document {
             Document::Good {
                 mut objects,
                 diagnostics,
@@ -373,30 +275,32 @@ fn merge(identity: Identity, documents: Vec<Document>, old: &[Good]) -> File {
                         *update = (*same).clone();
                     }
                 }
-                Good { objects }
+                objects
             }
             Document::Bad(mut diagnostic) => {
-                let last = old.get(index).filter(|_| !keep_whole).map(Good::share);
-                if keep_whole && !old.is_empty() {
-                    diagnostic
-                        .message
-                        .push_str("; the file's last good state stays");
-                } else if last.as_ref().is_some_and(|last| !last.objects.is_empty()) {
-                    diagnostic.message.push_str("; its last good state stays");
-                }
+                let last = old.get(index).filter(|_| is_same_number);
+                let last = last.cloned().unwrap_or_default();
+                let kept = if !is_same_number && !old.is_empty() {
+                    keeps_all = true;
+                    "; the file's last good state stays"
+                } else if !last.is_empty() {
+                    "; its last good state stays"
+                } else {
+                    ""
+                };
+                diagnostic.message.push_str(kept);
                 file.diagnostics.push(diagnostic);
-                last.unwrap_or_default()
+                last
             }
-        };
-        file.documents.push(good);
+        });
     }
-    if keep_whole && !old.is_empty() {
-        file.documents = old.iter().map(Good::share).collect();
+    if keeps_all {
+        file.documents = old.to_vec();
     }
     file
 }
 
-fn is_manifest(name: &str) -> bool {
+pub(super) fn is_manifest(name: &str) -> bool {
     !name.starts_with('.')
         && Path::new(name).extension().is_some_and(|extension| {
             ["yaml", "yml", "json"]
@@ -410,11 +314,7 @@ fn shown(name: &str) -> String {
     name.escape_debug().to_string()
 }
 
-/// What a file holds; `None` if it is no file.
-fn read_file(held: &Held, name: &str) -> io::Result<Option<(Identity, Vec<u8>)>> {
-    let Some((file, identity)) = held.open_file(name)? else {
-        return Ok(None);
-    };
+fn read_file(file: fs::File, identity: Identity) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     let too_large = || io::Error::other(format!("it is larger than {MAX_FILE} bytes"));
     if identity.size > MAX_FILE {
@@ -426,7 +326,7 @@ fn read_file(held: &Held, name: &str) -> io::Result<Option<(Identity, Vec<u8>)>>
     if u64::try_from(n_bytes).is_ok_and(|n| n > MAX_FILE) {
         return Err(too_large());
     }
-    Ok(Some((identity, text)))
+    Ok(text)
 }
 
 fn read_token(held: &Held) -> Option<Arc<str>> {

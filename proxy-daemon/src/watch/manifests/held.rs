@@ -6,12 +6,13 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, stat};
+use nix::sys::stat::{Mode, fstat, fstatat, stat};
 
 /// A directory that is held open.
 pub(super) struct Held(OwnedFd);
@@ -23,27 +24,6 @@ pub(super) struct Identity {
     inode: u64,
     pub(super) size: u64,
     modified: (i64, i64),
-}
-
-impl Identity {
-    fn of(stat: &FileStat) -> Self {
-        Self {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            size: u64::try_from(stat.st_size).unwrap_or(0),
-            modified: (stat.st_mtime, stat.st_mtime_nsec),
-        }
-    }
-}
-
-/// What is under a name.
-pub(super) enum Found {
-    /// A file.
-    File(Identity),
-    /// Something that is no file.
-    Other,
-    /// Nothing.
-    Nothing,
 }
 
 impl Held {
@@ -80,36 +60,31 @@ impl Held {
         Ok(names)
     }
 
-    /// What is under a name, links followed.
+    /// Opens a file, links followed, and says which one it is; `None` if there is none of this name.
     ///
     /// # Errors
-    /// When that cannot be said, also of a link that leads nowhere: who replaces what it leads to makes
-    /// it such for a moment.
-    pub(super) fn find(&self, name: &str) -> io::Result<Found> {
-        match fstatat(&self.0, name, AtFlags::empty()) {
-            Ok(stat) if is_file(&stat) => Ok(Found::File(Identity::of(&stat))),
-            Ok(_) => Ok(Found::Other),
-            Err(Errno::ENOENT) => match fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-                Err(Errno::ENOENT) => Ok(Found::Nothing),
-                Ok(_) => Err(io::Error::other("it is a symbolic link that leads nowhere")),
-                Err(error) => Err(error.into()),
-            },
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Opens a file and says which one it is; `None` if it is no file.
-    ///
-    /// # Errors
-    /// When it cannot be opened.
+    /// When it cannot be opened, also a link that leads nowhere: it does so for a moment when the file
+    /// behind it is replaced.
     pub(super) fn open_file(&self, name: &str) -> io::Result<Option<(File, Identity)>> {
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let file = File::from(openat(&self.0, name, flags, Mode::empty())?);
-        let stat = fstat(&file)?;
-        Ok(is_file(&stat).then(|| (file, Identity::of(&stat))))
+        let file = match openat(&self.0, name, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::ENOENT) => {
+                return match fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                    Err(Errno::ENOENT) => Ok(None),
+                    Ok(_) => Err(io::Error::other("it is a symbolic link that leads nowhere")),
+                    Err(error) => Err(error.into()),
+                };
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let metadata = file.metadata()?;
+        let identity = Identity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        };
+        Ok(metadata.is_file().then_some((file, identity)))
     }
-}
-
-fn is_file(stat: &FileStat) -> bool {
-    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
 }

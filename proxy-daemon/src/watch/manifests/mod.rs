@@ -3,7 +3,7 @@
 //! The same YAML or JSON that the API has: Services, EndpointSlices, Nodes and ServiceCIDRs, several
 //! documents in a file, lists of objects, as `kubectl get services,endpointslices,nodes -A -o yaml`
 //! writes them. Selectors hold as they would on the server, so that what is hidden there is hidden here.
-//! Invariants: a file that is being written is not looked at; what cannot be read keeps its last good
+//! Invariants: a file that is being written is not read; what cannot be read keeps its last good
 //! state, and so does everything while the directory is not there; an empty directory is a cluster
 //! without objects; the content of the file `.token`, read before the manifests, names the state that they make.
 
@@ -99,38 +99,26 @@ impl Manifests {
     }
 
     fn follow(mut self, stop: &UnixStream, shared: &Shared) {
-        let mut faulty = false;
+        let mut has_failed = false;
         loop {
-            let look = self.directory.look(&self.changes);
-            self.changes.looked();
-            match look {
-                Ok(mut look) => {
-                    if faulty {
-                        tracing::info!(path = %self.directory.path().display(), "manifests can be read again");
+            match self.directory.look(&mut self.changes) {
+                Ok(look) => {
+                    if has_failed {
+                        let path = self.directory.path().display();
+                        tracing::info!(%path, "manifests can be read again");
                     }
-                    faulty = false;
-                    // A write that began while we read would have been seen half.
-                    for name in self.changes.writes_since() {
-                        look.doubt(&name);
-                    }
-                    if self.changes.is_due() {
-                        look.disturb();
-                    }
+                    has_failed = false;
                     self.directory.tell(look, shared);
-                    if self.directory.is_undecided() {
-                        self.changes.set_due();
-                    }
                 }
                 Err(error) => {
-                    if !faulty {
+                    if !has_failed {
                         let path = self.directory.path().display();
-                        tracing::warn!(%path, %error, "manifests cannot be read, will retry; the last state stays in force");
+                        tracing::warn!(%path, %error, "cannot read the manifests, will retry; the last state stays in force");
                     }
-                    faulty = true;
-                    self.changes.set_failed();
+                    has_failed = true;
                 }
             }
-            if self.changes.wait(self.directory.path(), stop).is_err() {
+            if self.changes.wait(has_failed, stop).is_err() {
                 return;
             }
         }

@@ -373,7 +373,6 @@ fn a_file_that_was_just_opened_to_be_written_anew_keeps_its_objects() {
     let mut changes = Changes::of(&directory.0).expect("a watch");
     let mut look = |changes: &mut Changes| {
         let look = reader.look(changes).expect("read");
-        changes.looked();
         let _changed = reader.tell(look, &shared);
         shared.with(|store| cluster_ip(store, "web"))
     };
@@ -384,11 +383,9 @@ fn a_file_that_was_just_opened_to_be_written_anew_keeps_its_objects() {
     file.write_all(service("web", 2).as_bytes())
         .expect("written");
     drop(file);
-    drop(changes.writes_since());
     assert_eq!(look(&mut changes).as_deref(), Some("10.96.0.2"));
     // Who empties a file and closes it means it.
     drop(fs::File::create(&path).expect("truncated"));
-    drop(changes.writes_since());
     assert_eq!(look(&mut changes), None);
 }
 
@@ -459,19 +456,11 @@ fn least_seen(path: &Path, n_looks: usize, mut disturb: impl FnMut() + Send) -> 
         let mut n_read = 0;
         while n_read < n_looks && !is_over.load(Ordering::Relaxed) {
             // While the directory is away, its last state stays.
-            if let Ok(mut look) = reader.look(&changes) {
-                changes.looked();
-                for name in changes.writes_since() {
-                    look.doubt(&name);
-                }
-                if changes.is_due() {
-                    look.disturb();
-                }
+            if let Ok(look) = reader.look(&mut changes) {
                 let _changed = reader.tell(look, &shared);
                 least = least.min(shared.with(|store| store.service_names().count()));
                 n_read += 1;
             }
-            changes.forget_due();
         }
         drop(over);
         least
@@ -573,9 +562,11 @@ fn a_directory_that_is_away_keeps_its_state_and_an_empty_one_has_none() {
     fs::write(path.join("a.yaml"), service("a", 1)).expect("written");
     let shared = Arc::new(Shared::default());
     let mut reader = Directory::new(path.clone(), "n".into());
-    let changes = Changes::of(&path).expect("a watch");
+    let mut changes = Changes::of(&path).expect("a watch");
     let mut look = || {
-        let look = reader.look(&changes).map(|look| reader.tell(look, &shared));
+        let look = reader
+            .look(&mut changes)
+            .map(|look| reader.tell(look, &shared));
         let ip = shared.with(|store| cluster_ip(store, "a"));
         (look.is_ok(), ip.is_some())
     };

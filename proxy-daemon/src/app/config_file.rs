@@ -1,13 +1,15 @@
-//! Did somebody change the configuration file under us?
+//! What is in the configuration file, and did somebody change it under us?
 //!
 //! Its content is compared every [`POLL`], which needs no watch on whatever directory it or a link leads
-//! to; only a change of content counts. Invariants: what is compared was read before the configuration
-//! was, so that no change is missed; a file that is away or being written is no change. Spec: CFG-3.
+//! to; only a change of content counts. Invariants: it is read once for its meaning and for the comparison, so
+//! that no change is missed and a pipe will do, which then is not watched; a file that is away or being written
+//! is no change. Spec: CFG-3.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::AppError;
+use crate::config::raw::FileError;
 
 /// How often the file is read.
 const POLL: Duration = Duration::from_secs(1);
@@ -18,22 +20,35 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// A configuration file and what was in it.
 pub(super) struct Watched {
     file: PathBuf,
-    before: Vec<u8>,
+    pub(super) text: String,
 }
 
 impl Watched {
-    /// Begins to watch a file; to be called before it is read for its meaning.
-    pub(super) fn new(file: &Path) -> Self {
-        Self {
+    /// Reads a file that is to be watched.
+    pub(super) fn read(file: &Path) -> Result<Self, AppError> {
+        let text = std::fs::read_to_string(file).map_err(|source| FileError::Read {
+            path: file.display().to_string(),
+            source,
+        });
+        Ok(Self {
+            text: text.map_err(AppError::ConfigFile)?,
             file: file.to_owned(),
-            // One that cannot be read now ends the start, or is another one when it can.
-            before: std::fs::read(file).unwrap_or_default(),
-        }
+        })
+    }
+
+    /// What it is called in messages.
+    pub(super) fn name(&self) -> String {
+        self.file.display().to_string()
+    }
+
+    /// Whether its changes can be noticed. To read a pipe again would wait for somebody who writes.
+    pub(super) fn is_regular(&self) -> bool {
+        self.file.is_file()
     }
 
     /// Waits until the content is another.
     async fn changed(self, poll: Duration) {
-        let is_other = |now: &Vec<u8>| *now != self.before && !now.is_empty();
+        let is_other = |now: &Vec<u8>| now != self.text.as_bytes() && !now.is_empty();
         let read = || std::fs::read(&self.file).ok().filter(is_other);
         loop {
             tokio::time::sleep(poll).await;
@@ -51,15 +66,18 @@ impl Watched {
 /// Waits until the file's content is another than it was.
 pub(super) async fn changed(watched: Option<Watched>) -> AppError {
     match watched {
-        Some(watched) => watched.changed(POLL).await,
-        None => std::future::pending().await,
+        Some(watched) if watched.is_regular() => watched.changed(POLL).await,
+        Some(_) | None => std::future::pending().await,
     }
     AppError::ConfigChanged
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::read_config;
     use super::*;
+    use crate::cli::Cli;
+    use crate::config::Resolved;
 
     #[tokio::test]
     async fn cfg_3_only_another_content_is_a_change() {
@@ -68,7 +86,7 @@ mod tests {
         let file = directory.join("config.yaml");
         std::fs::write(&file, "a").unwrap();
         let poll = Duration::from_millis(5);
-        let watched = Watched::new(&file);
+        let watched = Watched::read(&file).unwrap();
         let mut waiting = std::pin::pin!(watched.changed(poll));
         assert!(
             tokio::time::timeout(SETTLE * 2, &mut waiting)
@@ -94,7 +112,7 @@ mod tests {
         std::fs::create_dir_all(&directory).unwrap();
         let file = directory.join("config.yaml");
         std::fs::write(&file, "mode: nftables").unwrap();
-        let watched = Watched::new(&file);
+        let watched = Watched::read(&file).unwrap();
         let mut waiting = std::pin::pin!(watched.changed(SETTLE / 60));
         for text in ["", "mode: nft", "mode: nftables"] {
             std::fs::write(&file, text).unwrap();
@@ -120,10 +138,10 @@ mod tests {
         let file = directory.join("config.yaml");
         std::fs::write(&file, "a").unwrap();
         let poll = Duration::from_millis(20);
-        let watched = Watched::new(&file);
+        let watched = Watched::read(&file).unwrap();
         std::fs::write(&file, "b").unwrap();
         watched.changed(POLL).await;
-        let watched = Watched::new(&file);
+        let watched = Watched::read(&file).unwrap();
         std::fs::rename(&directory, parent.join("old")).unwrap();
         let mut waiting = std::pin::pin!(watched.changed(poll));
         assert!(tokio::time::timeout(poll * 3, &mut waiting).await.is_err());
@@ -131,5 +149,24 @@ mod tests {
         std::fs::write(&file, "c").unwrap();
         waiting.await;
         std::fs::remove_dir_all(&parent).unwrap();
+    }
+
+    #[tokio::test]
+    async fn cfg_3_a_pipe_is_read_once_and_not_watched() {
+        use std::io::Write as _;
+        use std::os::fd::AsRawFd as _;
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+        write!(writer, "{text}hostnameOverride: n\n").unwrap();
+        drop(writer);
+        let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+        let cli = Cli::read(["proxy-daemon", "--config", &path].map(Into::into)).unwrap();
+        let watched = Watched::read(Path::new(&path)).unwrap();
+        let Resolved { config, warnings } = read_config(&cli, Some(&watched)).unwrap();
+        assert_eq!(&*config.node_name, "n");
+        let warning = format!("{path} is not a regular file: it is not watched");
+        assert!(warnings.contains(&warning), "{warnings:?}");
+        let waiting = tokio::time::timeout(POLL + SETTLE, changed(Some(watched)));
+        assert!(waiting.await.is_err());
     }
 }

@@ -61,9 +61,8 @@ pub fn start(cli: &Cli, held: &mut Held) -> Result<(), AppError> {
         held.0 = Some(lock::Lock::take()?);
         return cleanup::run();
     }
-    // Before the configuration is read, so that no change of it is missed.
-    let watched = cli.flags.config.as_deref().map(Watched::new);
-    let Resolved { config, warnings } = read_config(cli)?;
+    let watched = cli.flags.config.as_deref().map(Watched::read).transpose()?;
+    let Resolved { config, warnings } = read_config(cli, watched.as_ref())?;
     if let Some(command) = &cli.command {
         return inspect::run(&config, command);
     }
@@ -99,16 +98,20 @@ fn check_privilege() -> Result<(), AppError> {
     }
 }
 
-fn read_config(cli: &Cli) -> Result<Resolved, AppError> {
+fn read_config(cli: &Cli, file: Option<&Watched>) -> Result<Resolved, AppError> {
     let flags = &cli.flags;
     if flags.write_config_to.is_some() {
         return Err(AppError::NotThereYet("--write-config-to"));
     }
     let mut warnings = Vec::new();
-    let raw = match &flags.config {
+    let raw = match file {
         None => cli.as_configuration().map_err(AppError::Usage)?,
-        Some(path) => {
-            let (file, about_file) = raw::read_file(path).map_err(AppError::ConfigFile)?;
+        Some(file) => {
+            let name = file.name();
+            if !file.is_regular() {
+                warnings.push(format!("{name} is not a regular file: it is not watched"));
+            }
+            let (file, about_file) = raw::parse(&name, &file.text).map_err(AppError::ConfigFile)?;
             warnings.extend(about_file);
             let overruled = cli.overruled_by_file();
             if !overruled.is_empty() {
@@ -122,7 +125,6 @@ fn read_config(cli: &Cli) -> Result<Resolved, AppError> {
         manifests: flags.manifests.clone(),
         master: flags.master.clone(),
         iptables_backend: flags.iptables_backend.clone(),
-        file: flags.config.clone(),
         healthz_port: flags.healthz_port,
         metrics_port: flags.metrics_port,
         os_hostname: host::hostname(),

@@ -5,7 +5,6 @@
 //! left in `unknown` is a mistake of whoever wrote the file. Spec: CFG-2.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::Deserialize;
 
@@ -178,24 +177,10 @@ pub enum FileError {
     },
 }
 
-/// Reads a configuration file; a warning if a field is written twice, in which case the last one holds.
+/// Reads the text of a configuration file; a warning if a field is written twice, in which case the last one holds.
 ///
 /// # Errors
-/// [`FileError`] if the file is not readable, is no YAML or JSON, has a field of the wrong type, or is
-/// of another kind.
-pub fn read_file(path: &Path) -> Result<(KubeProxyConfiguration, Vec<String>), FileError> {
-    let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|source| FileError::Read {
-        path: name.clone(),
-        source,
-    })?;
-    parse(&name, &text)
-}
-
-/// Reads the text of a configuration file; see [`read_file`].
-///
-/// # Errors
-/// As [`read_file`].
+/// [`FileError`] if the text is no YAML or JSON, has a field of the wrong type, or is of another kind.
 pub fn parse(name: &str, text: &str) -> Result<(KubeProxyConfiguration, Vec<String>), FileError> {
     let mut warnings = Vec::new();
     let mut config: KubeProxyConfiguration = match serde_saphyr::from_str(text) {

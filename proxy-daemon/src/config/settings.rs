@@ -38,8 +38,6 @@ pub struct Config {
     pub oom_score_adj: i32,
     /// How to log.
     pub log: LogSettings,
-    /// The configuration file, to be watched. Spec: CFG-3.
-    pub file: Option<PathBuf>,
 }
 
 /// Where the cluster's objects come from.

@@ -37,8 +37,6 @@ pub struct ExtraSettings {
     pub master: Option<String>,
     /// `--iptables-backend`.
     pub iptables_backend: Option<String>,
-    /// The configuration file.
-    pub file: Option<PathBuf>,
     /// The deprecated `--healthz-port`.
     pub healthz_port: Option<u16>,
     /// The deprecated `--metrics-port`.
@@ -115,7 +113,6 @@ pub fn resolve(
         conntrack: r.conntrack(raw.conntrack.as_ref()),
         oom_score_adj: r.oom_score_adj(raw.oom_score_adj),
         log: r.log(raw),
-        file: extra.file.clone(),
     };
     r.name_what_has_no_effect(raw);
     if r.faults.is_empty() {

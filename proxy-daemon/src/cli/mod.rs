@@ -214,7 +214,9 @@ fn empty_disables(address: String) -> String {
     }
 }
 
-fn feature_gates(list: Option<Vec<String>>) -> Result<Option<BTreeMap<String, bool>>, String> {
+fn feature_gates(
+    list: Option<Vec<String>>,
+) -> Result<Option<BTreeMap<String, Option<bool>>>, String> {
     let Some(list) = list else {
         return Ok(None);
     };
@@ -229,7 +231,7 @@ fn feature_gates(list: Option<Vec<String>>) -> Result<Option<BTreeMap<String, bo
                     format!("--feature-gates: {gate:?} is not Name=true or Name=false")
                 },
             )?;
-            Ok((name.trim().to_owned(), value))
+            Ok((name.trim().to_owned(), Some(value)))
         })
         .collect::<Result<_, _>>()
         .map(Some)

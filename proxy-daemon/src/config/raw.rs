@@ -23,7 +23,8 @@ pub type Unknown = BTreeMap<String, serde_json::Value>;
 pub struct KubeProxyConfiguration {
     pub api_version: Option<String>,
     pub kind: Option<String>,
-    pub feature_gates: Option<BTreeMap<String, bool>>,
+    // Compat: Go reads `null` as `false` here, and only here.
+    pub feature_gates: Option<BTreeMap<String, Option<bool>>>,
     pub client_connection: Option<ClientConnection>,
     pub logging: Option<Logging>,
     pub hostname_override: Option<String>,

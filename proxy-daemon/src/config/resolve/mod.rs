@@ -284,8 +284,7 @@ impl Resolver {
             node_port_addresses: self.node_port_addresses(raw.node_port_addresses.as_deref()),
             allow_external_ips: gates
                 .get("AllowServiceExternalIPs")
-                .copied()
-                .unwrap_or(true),
+                .is_none_or(|gate| gate.unwrap_or(false)),
             // That is known to the datapath.
             affinity_limit: None,
             netfilter: Netfilter {

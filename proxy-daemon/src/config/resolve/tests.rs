@@ -342,7 +342,7 @@ fn sync_2_zero_in_a_file_is_the_default() {
 #[test]
 fn ext_4_the_gate_is_heard() {
     let raw = KubeProxyConfiguration {
-        feature_gates: Some([("AllowServiceExternalIPs".to_owned(), false)].into()),
+        feature_gates: Some([("AllowServiceExternalIPs".to_owned(), Some(false))].into()),
         ..KubeProxyConfiguration::default()
     };
     assert!(
@@ -430,7 +430,7 @@ fn cfg_5_known_feature_gates_are_accepted_silently_and_others_named() {
     ] {
         for value in [true, false] {
             let raw = KubeProxyConfiguration {
-                feature_gates: Some([(gate.to_owned(), value)].into()),
+                feature_gates: Some([(gate.to_owned(), Some(value))].into()),
                 ..KubeProxyConfiguration::default()
             };
             let Resolved { warnings, .. } = resolve(&raw, &extra()).unwrap();
@@ -458,5 +458,29 @@ fn ct_7_invalid_is_dropped_where_conntrack_is_needed_and_strict() {
         };
         let config = resolve(&raw, &extra).unwrap().config;
         assert_eq!(config.policy.netfilter.drop_invalid, expected, "{mode}");
+    }
+}
+
+#[test]
+fn cfg_2_null_is_what_is_not_written() {
+    let fields = [
+        "mode",
+        "bindAddress",
+        "featureGates",
+        "oomScoreAdj",
+        "conntrack",
+        "configSyncPeriod",
+        "nodePortAddresses",
+        "enableProfiling",
+    ];
+    for null in ["null", "Null", "NULL", "~", ""] {
+        let all: String = fields.map(|field| format!("{field}: {null}\n")).concat();
+        let text = format!("{all}nftables: {{syncPeriod: {null}, masqueradeBit: {null}}}");
+        assert_eq!(faults(&text), Vec::<String>::new(), "{text}");
+        // But Go reads that as `false`.
+        let text = format!("{KUBEADM}featureGates: {{AllowServiceExternalIPs: {null}}}");
+        let (raw, _) = raw::parse("test", &text).unwrap();
+        let config = resolve(&raw, &extra()).unwrap().config;
+        assert!(!config.policy.allow_external_ips);
     }
 }

@@ -98,7 +98,7 @@ impl Cli {
             "Which iptables is used in iptables mode: one of {backends}, or auto (the default), which is the one \
              that this node uses already"
         );
-        let command = Self::command()
+        let command = flags::complete(Self::command())
             .mut_arg("mode", |arg| arg.help(mode))
             .mut_arg("iptables_backend", |arg| arg.help(backend));
         let matches = command.try_get_matches_from(args.into_iter().map(with_dashes))?;
@@ -118,20 +118,12 @@ impl Cli {
 
     /// Puts what counts beside a configuration file over it. Spec: CFG-1.
     pub fn over(&self, mut file: KubeProxyConfiguration) -> KubeProxyConfiguration {
-        let flags = &self.flags;
-        if flags.mode.is_some() {
-            file.mode.clone_from(&flags.mode);
-        }
-        if flags.hostname_override.is_some() {
-            file.hostname_override.clone_from(&flags.hostname_override);
-        }
+        let flags = self.flags.clone();
+        file.mode = flags.mode.or(file.mode);
+        file.hostname_override = flags.hostname_override.or(file.hostname_override);
         let logging = file.logging.get_or_insert_default();
-        if self.verbosity.is_some() {
-            logging.verbosity = self.verbosity;
-        }
-        if flags.logging_format.is_some() {
-            logging.format.clone_from(&flags.logging_format);
-        }
+        logging.verbosity = self.verbosity.or(logging.verbosity);
+        logging.format = flags.logging_format.or(logging.format.take());
         file
     }
 
@@ -143,15 +135,13 @@ impl Cli {
         let flags = self.flags.clone();
         // Spec: CFG-8. The period flags and --masquerade-all are for every mode, the bit is not.
         let section = ModeSection {
-            masquerade_bit: None,
             masquerade_all: flags.masquerade_all,
-            localhost_node_ports: None,
             sync_period: flags.iptables_sync_period,
             min_sync_period: flags.iptables_min_sync_period,
-            unknown: BTreeMap::new(),
+            ..ModeSection::default()
         };
         Ok(KubeProxyConfiguration {
-            feature_gates: feature_gates(flags.feature_gates)?,
+            feature_gates: Some(feature_gates(&flags.feature_gates.unwrap_or_default())?),
             client_connection: Some(ClientConnection {
                 kubeconfig: flags.kubeconfig,
                 content_type: flags.kube_api_content_type,
@@ -197,7 +187,6 @@ impl Cli {
                 tcp_be_liberal: flags.conntrack_tcp_be_liberal,
                 udp_timeout: flags.conntrack_udp_timeout,
                 udp_stream_timeout: flags.conntrack_udp_timeout_stream,
-                unknown: BTreeMap::new(),
             }),
             config_sync_period: flags.config_sync_period,
             ..KubeProxyConfiguration::default()
@@ -208,62 +197,38 @@ impl Cli {
 /// An address given as an empty flag is none, where an empty field of a file is the default. Spec: MET-7.
 fn empty_disables(address: String) -> String {
     if address.is_empty() {
-        "0.0.0.0:0".to_owned()
-    } else {
-        address
+        return "0.0.0.0:0".to_owned();
     }
+    address
 }
 
-fn feature_gates(
-    list: Option<Vec<String>>,
-) -> Result<Option<BTreeMap<String, Option<bool>>>, String> {
-    let Some(list) = list else {
-        return Ok(None);
-    };
-    list.iter()
-        .filter(|gate| !gate.is_empty())
-        .map(|gate| {
-            let (name, value) = gate.split_once('=').ok_or_else(|| {
-                format!("--feature-gates: {gate:?} is not Name=true or Name=false")
-            })?;
-            let value = value.trim().to_lowercase().parse().map_err(
-                |_error: std::str::ParseBoolError| {
-                    format!("--feature-gates: {gate:?} is not Name=true or Name=false")
-                },
-            )?;
-            Ok((name.trim().to_owned(), Some(value)))
-        })
-        .collect::<Result<_, _>>()
-        .map(Some)
+fn feature_gates(list: &[String]) -> Result<BTreeMap<String, Option<bool>>, String> {
+    let gates = list.iter().filter(|gate| !gate.is_empty()).map(|gate| {
+        let parse = || {
+            let (name, value) = gate.split_once('=')?;
+            let value = value.trim().to_lowercase().parse().ok()?;
+            Some((name.trim().to_owned(), Some(value)))
+        };
+        parse().ok_or_else(|| format!("--feature-gates: {gate:?} is not Name=true or Name=false"))
+    });
+    gates.collect()
 }
 
 /// `--some_flag=a_b` is `--some-flag=a_b`. Spec: CFG-4.
 fn with_dashes(arg: OsString) -> OsString {
-    let Some(text) = arg.to_str() else {
+    let Some(text) = arg.to_str().filter(|text| text.starts_with("--")) else {
         return arg;
     };
-    if !text.starts_with("--") {
-        return arg;
-    }
-    match text.split_once('=') {
-        Some((name, value)) => format!("{}={value}", name.replace('_', "-")).into(),
-        None => text.replace('_', "-").into(),
-    }
+    let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+    format!("{}{value}", name.replace('_', "-")).into()
 }
 
+/// The names of the flags on the command line.
 fn given(matches: &ArgMatches) -> Vec<String> {
-    matches
-        .ids()
-        .filter(|id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine))
-        .map(|id| id.as_str().replace('_', "-"))
-        .filter(|name| name != "Flags" && name != "Cli")
-        .map(|name| {
-            if name == "verbosity" {
-                "v".to_owned()
-            } else {
-                name
-            }
-        })
+    let ids = matches.ids().map(clap::Id::as_str);
+    ids.filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine))
+        .filter(|id| !["Flags", "Cli"].contains(id))
+        .map(|id| if id == "verbosity" { "v" } else { id }.replace('_', "-"))
         .collect()
 }
 

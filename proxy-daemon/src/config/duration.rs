@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _};
 
 /// A duration as flags and `KubeProxyConfiguration` write it, such as `1m30s` or `500ms`.
 ///
@@ -14,11 +14,6 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 pub struct GoDuration(i64);
 
 impl GoDuration {
-    /// So many seconds.
-    pub const fn from_secs(seconds: u32) -> Self {
-        Self(seconds as i64 * 1_000_000_000)
-    }
-
     /// The duration; `None` if it is negative.
     pub fn get(self) -> Option<Duration> {
         u64::try_from(self.0).ok().map(Duration::from_nanos)
@@ -45,126 +40,58 @@ impl std::str::FromStr for GoDuration {
 
 /// The grammar of `time.ParseDuration`: `[-+]?(0|([0-9]*(\.[0-9]*)?[a-z]+)+)`.
 fn parse(text: &str) -> Option<GoDuration> {
-    let (negative, mut rest) = match text.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, text.strip_prefix('+').unwrap_or(text)),
-    };
+    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
     if rest == "0" {
         return Some(GoDuration(0));
     }
-    if rest.is_empty() {
-        return None;
-    }
-    let mut total: i64 = 0;
-    while !rest.is_empty() {
-        let (whole, after) = digits(rest);
-        let (fraction, after) = match after.strip_prefix('.') {
-            Some(after) => digits(after),
-            None => ("", after),
-        };
-        if whole.is_empty() && fraction.is_empty() {
-            return None;
-        }
-        let end = after
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(after.len());
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
+    let mut total: i128 = 0;
+    loop {
+        let (number, after) = rest.split_at_checked(rest.find(|c| !is_number(c))?)?;
+        let end = after.find(is_number).unwrap_or(after.len());
         let (unit, after) = after.split_at_checked(end)?;
-        let unit = nanoseconds(unit)?;
-        let whole: i64 = if whole.is_empty() {
-            0
-        } else {
-            whole.parse().ok()?
-        };
-        total = total
-            .checked_add(whole.checked_mul(unit)?)?
-            .checked_add(fraction_of(fraction, unit)?)?;
+        total = total.checked_add(nanoseconds(number, unit)?)?;
         rest = after;
+        if rest.is_empty() {
+            break;
+        }
     }
-    Some(GoDuration(if negative { -total } else { total }))
+    let sign = if text.starts_with('-') { -1 } else { 1 };
+    i64::try_from(sign * total).ok().map(GoDuration)
 }
 
-fn digits(text: &str) -> (&str, &str) {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    text.split_at_checked(end).unwrap_or((text, ""))
-}
-
-fn nanoseconds(unit: &str) -> Option<i64> {
-    match unit {
-        "ns" => Some(1),
-        "us" | "µs" | "μs" => Some(1_000),
-        "ms" => Some(1_000_000),
-        "s" => Some(1_000_000_000),
-        "m" => Some(60_000_000_000),
-        "h" => Some(3_600_000_000_000),
-        _ => None,
-    }
-}
-
-/// `0.digits` of a unit, cut to whole nanoseconds.
-fn fraction_of(digits: &str, unit: i64) -> Option<i64> {
-    let digits = digits.get(..digits.len().min(15)).unwrap_or(digits);
-    if digits.is_empty() {
-        return Some(0);
-    }
-    let numerator: i128 = digits.parse().ok()?;
-    let denominator = 10_i128.checked_pow(u32::try_from(digits.len()).ok()?)?;
-    i64::try_from(numerator * i128::from(unit) / denominator).ok()
+/// So many of a unit, cut to whole nanoseconds.
+fn nanoseconds(number: &str, unit: &str) -> Option<i128> {
+    let unit: i128 = match unit {
+        "ns" => 1,
+        "us" | "µs" | "μs" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" => 60_000_000_000,
+        "h" => 3_600_000_000_000,
+        _ => return None,
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    // No unit has so many nanoseconds that further digits count.
+    let fraction = fraction.get(..15).unwrap_or(fraction);
+    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
+    let n_fraction = u32::try_from(fraction.len()).ok()?;
+    Some(digits.checked_mul(unit)? / 10_i128.pow(n_fraction))
 }
 
 impl fmt::Display for GoDuration {
-    /// As Go prints it: `1h0m0s`, `1m30s`, `500ms`, `0s`.
+    /// In one unit, such as `-90.5s` or `500ms`, which Go reads too.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
-        let total = self.0.unsigned_abs();
-        if total == 0 {
-            return f.write_str("0s");
-        }
-        let decimal = |f: &mut fmt::Formatter<'_>, unit: u64, name: &str| {
-            let fraction = format!("{:0width$}", total % unit, width = unit.ilog10() as usize);
-            let fraction = fraction.trim_end_matches('0');
-            let dot = if fraction.is_empty() { "" } else { "." };
-            write!(f, "{sign}{}{dot}{fraction}{name}", total / unit)
-        };
-        if total < 1_000 {
-            return write!(f, "{sign}{total}ns");
-        }
-        if total < 1_000_000 {
-            return decimal(f, 1_000, "µs");
-        }
-        if total < 1_000_000_000 {
-            return decimal(f, 1_000_000, "ms");
-        }
-        let minutes = total / 60_000_000_000;
-        let seconds = total % 60_000_000_000;
-        f.write_str(sign)?;
-        if minutes >= 60 {
-            write!(f, "{}h", minutes / 60)?;
-        }
-        if minutes > 0 {
-            write!(f, "{}m", minutes % 60)?;
-        }
-        let fraction = format!("{:09}", seconds % 1_000_000_000);
-        let fraction = fraction.trim_end_matches('0');
-        let dot = if fraction.is_empty() { "" } else { "." };
-        write!(f, "{}{dot}{fraction}s", seconds / 1_000_000_000)
+        write!(f, "{sign}{:?}", Duration::from_nanos(self.0.unsigned_abs()))
     }
 }
 
 impl<'de> Deserialize<'de> for GoDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl Visitor<'_> for Text {
-            type Value = GoDuration;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a duration such as 30s or 1m0s")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<GoDuration, E> {
-                text.parse().map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_str(Text)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
     }
 }
 
@@ -173,24 +100,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn go_durations_are_read_and_printed_as_go_does() {
+    fn go_durations_are_read_as_go_does_and_printed_so_that_it_could() {
         for (text, nanoseconds, printed) in [
             ("30s", 30_000_000_000, "30s"),
-            ("1m0s", 60_000_000_000, "1m0s"),
+            ("1m0s", 60_000_000_000, "60s"),
             ("500ms", 500_000_000, "500ms"),
-            ("0", 0, "0s"),
-            ("0s", 0, "0s"),
-            ("24h", 86_400_000_000_000, "24h0m0s"),
-            ("1.5h", 5_400_000_000_000, "1h30m0s"),
+            ("0", 0, "0ns"),
+            ("0s", 0, "0ns"),
+            ("24h", 86_400_000_000_000, "86400s"),
+            ("1.5h", 5_400_000_000_000, "5400s"),
             (".5s", 500_000_000, "500ms"),
             ("1.s", 1_000_000_000, "1s"),
             ("-1s", -1_000_000_000, "-1s"),
             ("+2us", 2_000, "2µs"),
-            ("1h1m1.25s", 3_661_250_000_000, "1h1m1.25s"),
+            ("1h1m1.25s", 3_661_250_000_000, "3661.25s"),
         ] {
             let duration: GoDuration = text.parse().unwrap();
             assert_eq!(duration, GoDuration(nanoseconds), "{text}");
             assert_eq!(duration.to_string(), printed, "{text}");
+            assert_eq!(printed.parse(), Ok(duration), "{text}");
         }
     }
 
@@ -202,6 +130,8 @@ mod tests {
             "s",
             "1 s",
             ".s",
+            "1.2.3s",
+            "--1s",
             "-",
             "1x",
             "1h-1m",

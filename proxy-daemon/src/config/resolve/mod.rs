@@ -4,6 +4,7 @@
 //! warning. Spec: CFG-1, CFG-5, CFG-7, CFG-8.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -80,8 +81,13 @@ pub fn resolve(
     extra: &ExtraSettings,
 ) -> Result<Resolved, Vec<Fault>> {
     let mut r = Resolver::default();
-    let datapath = r.datapath(raw.mode.as_deref(), extra.iptables_backend.as_deref());
-    let bind_address = r.bind_address(raw.bind_address.as_deref());
+    let datapath = r.datapath(given(&raw.mode), extra.iptables_backend.as_deref());
+    let bind_address = r.bind_address(given(&raw.bind_address));
+    let (any_address, loopback): (IpAddr, IpAddr) = if bind_address.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::LOCALHOST.into())
+    } else {
+        (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::LOCALHOST.into())
+    };
     let section = Section {
         mode: datapath.mode(),
         fields: raw.section(datapath.mode()),
@@ -98,15 +104,13 @@ pub fn resolve(
         node_ip_override: Some(bind_address).filter(|address| !address.is_unspecified()),
         healthz_address: r.listen_address(
             "healthzBindAddress",
-            raw.healthz_bind_address.as_deref(),
-            unspecified_like(bind_address),
-            extra.healthz_port.unwrap_or(10256),
+            given(&raw.healthz_bind_address),
+            SocketAddr::new(any_address, extra.healthz_port.unwrap_or(10256)),
         ),
         metrics_address: r.listen_address(
             "metricsBindAddress",
-            raw.metrics_bind_address.as_deref(),
-            loopback_like(bind_address),
-            extra.metrics_port.unwrap_or(10249),
+            given(&raw.metrics_bind_address),
+            SocketAddr::new(loopback, extra.metrics_port.unwrap_or(10249)),
         ),
         bind_address_hard_fail: raw.bind_address_hard_fail.unwrap_or(false),
         periods: r.periods(raw, &section),
@@ -138,18 +142,10 @@ impl Section {
     }
 }
 
-fn unspecified_like(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    }
-}
-
-fn loopback_like(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    }
+/// The text; an empty one is as good as none.
+#[expect(clippy::ref_option, reason = "the fields are options")]
+fn given(text: &Option<String>) -> Option<&str> {
+    text.as_deref().filter(|text| !text.is_empty())
 }
 
 #[derive(Default)]
@@ -169,7 +165,7 @@ impl Resolver {
     fn datapath(&mut self, mode: Option<&str>, backend: Option<&str>) -> DatapathChoice {
         let modes = DatapathKind::modes();
         let default = modes.first().copied().unwrap_or_default();
-        let mode = mode.filter(|mode| !mode.is_empty()).unwrap_or(default);
+        let mode = mode.unwrap_or(default);
         let backend = backend.filter(|backend| !matches!(*backend, "" | "auto"));
         let known = modes.join(", ");
         if let Some(backend) = backend.filter(|name| !DatapathKind::backends().contains(name)) {
@@ -199,14 +195,11 @@ impl Resolver {
     }
 
     fn bind_address(&mut self, text: Option<&str>) -> IpAddr {
-        let text = text.unwrap_or_default();
-        if text.is_empty() {
-            return Ipv4Addr::UNSPECIFIED.into();
-        }
-        parse_address(text).unwrap_or_else(|error| {
-            self.fault("bindAddress", error.to_string());
-            Ipv4Addr::UNSPECIFIED.into()
-        })
+        text.map_or(Ok(Ipv4Addr::UNSPECIFIED.into()), parse_address)
+            .unwrap_or_else(|error| {
+                self.fault("bindAddress", error.to_string());
+                Ipv4Addr::UNSPECIFIED.into()
+            })
     }
 
     /// An address to listen on; port 0 is none at all. Spec: MET-7, CFG-5, CFG-7.
@@ -214,31 +207,24 @@ impl Resolver {
         &mut self,
         field: &'static str,
         text: Option<&str>,
-        default_ip: IpAddr,
-        default_port: u16,
+        default: SocketAddr,
     ) -> Option<SocketAddr> {
-        let text = text.unwrap_or_default();
-        let address = if text.is_empty() {
-            SocketAddr::new(default_ip, default_port)
-        } else if let Some(address) = parse_listen_address(text, default_port) {
-            address
-        } else {
+        let parse = |text| parse_listen_address(text, default.port());
+        let address = text.map_or(Some(default), parse);
+        if address.is_none() {
+            let text = text.unwrap_or_default();
             self.fault(
                 field,
                 format!("{text:?} is not IP:port with a port from 1 to 65535 (0 disables)"),
             );
-            return None;
-        };
-        (address.port() != 0).then_some(address)
+        }
+        address.filter(|address| address.port() != 0)
     }
 
     fn source(&mut self, raw: &KubeProxyConfiguration, extra: &ExtraSettings) -> Source {
-        let kubeconfig = raw
-            .client_connection
-            .as_ref()
-            .and_then(|client| client.kubeconfig.clone())
-            .filter(|path| !path.is_empty());
-        let master = extra.master.clone().filter(|url| !url.is_empty());
+        let client = raw.client_connection.as_ref();
+        let kubeconfig = client.and_then(|client| given(&client.kubeconfig));
+        let master = given(&extra.master);
         if let Some(directory) = &extra.manifests {
             if kubeconfig.is_some() || master.is_some() {
                 self.warnings
@@ -248,16 +234,12 @@ impl Resolver {
         }
         Source::Kubernetes {
             kubeconfig: kubeconfig.map(PathBuf::from),
-            master,
+            master: master.map(str::to_owned),
         }
     }
 
     fn node_name(&mut self, raw: &KubeProxyConfiguration, os_hostname: &str) -> String {
-        let name = raw
-            .hostname_override
-            .as_deref()
-            .filter(|name| !name.is_empty())
-            .unwrap_or(os_hostname);
+        let name = given(&raw.hostname_override).unwrap_or(os_hostname);
         let name = name.trim().to_lowercase();
         if name.is_empty() {
             self.fault(
@@ -274,45 +256,40 @@ impl Resolver {
         section: &Section,
         tracked_strictly: bool,
     ) -> Policy {
-        let gates = raw.feature_gates.clone().unwrap_or_default();
-        let (v4, v6) = self.cluster_cidr(raw.cluster_cidr.as_deref());
-        let cluster_cidrs = [v4.map(IpNet::from), v6.map(IpNet::from)];
+        let gates = raw.feature_gates.as_ref();
+        let external_ips = gates.and_then(|gates| gates.get("AllowServiceExternalIPs"));
+        let (v4, v6) = self.cluster_cidr(given(&raw.cluster_cidr));
+        let conntrack = raw.conntrack.as_ref();
+        let is_liberal = conntrack.and_then(|conntrack| conntrack.tcp_be_liberal) == Some(true);
         Policy {
             detect_local: self.detect_local(raw, (v4, v6)),
-            cluster_cidrs: cluster_cidrs.into_iter().flatten().collect(),
+            cluster_cidrs: v4
+                .map(IpNet::from)
+                .into_iter()
+                .chain(v6.map(IpNet::from))
+                .collect(),
             masquerade_all: section.fields.masquerade_all.unwrap_or(false),
             node_port_addresses: self.node_port_addresses(raw.node_port_addresses.as_deref()),
-            allow_external_ips: gates
-                .get("AllowServiceExternalIPs")
-                .is_none_or(|gate| gate.unwrap_or(false)),
+            allow_external_ips: external_ips.is_none_or(|gate| gate.unwrap_or(false)),
             // That is known to the datapath.
             affinity_limit: None,
             netfilter: Netfilter {
                 masquerade_bit: self.masquerade_bit(section),
-                drop_invalid: tracked_strictly
-                    && raw
-                        .conntrack
-                        .as_ref()
-                        .and_then(|conntrack| conntrack.tcp_be_liberal)
-                        != Some(true),
+                drop_invalid: tracked_strictly && !is_liberal,
             },
         }
     }
 
     fn masquerade_bit(&mut self, section: &Section) -> MarkBit {
-        let Some(bit) = section.fields.masquerade_bit else {
+        let Some(number) = section.fields.masquerade_bit else {
             return MarkBit::DEFAULT;
         };
-        u8::try_from(bit)
-            .ok()
-            .and_then(MarkBit::new)
-            .unwrap_or_else(|| {
-                self.fault(
-                    section.field("masqueradeBit"),
-                    format!("{bit} is not from 0 to 31"),
-                );
-                MarkBit::DEFAULT
-            })
+        let bit = u8::try_from(number).ok().and_then(MarkBit::new);
+        if bit.is_none() {
+            let message = format!("{number} is not from 0 to 31");
+            self.fault(section.field("masqueradeBit"), message);
+        }
+        bit.unwrap_or(MarkBit::DEFAULT)
     }
 
     /// Spec: §5.2.
@@ -323,9 +300,9 @@ impl Resolver {
     ) -> DetectLocal {
         let section = raw.detect_local.clone().unwrap_or_default();
         let none = DetectLocal::ClusterCidr { v4: None, v6: None };
-        match raw.detect_local_mode.as_deref().unwrap_or_default() {
-            "" | "ClusterCIDR" => {
-                if raw.cluster_cidr.as_deref().unwrap_or_default().is_empty() {
+        match given(&raw.detect_local_mode).unwrap_or("ClusterCIDR") {
+            "ClusterCIDR" => {
+                if given(&raw.cluster_cidr).is_none() {
                     self.warnings.push(
                         "no clusterCIDR: no source counts as a pod, and ClusterIP traffic keeps its source \
                          (set --cluster-cidr, or another --detect-local-mode)"
@@ -371,14 +348,9 @@ impl Resolver {
     /// Spec: DL-1, DL-5, CFG-5.
     fn cluster_cidr(&mut self, text: Option<&str>) -> (Option<Ipv4Net>, Option<Ipv6Net>) {
         let field = "clusterCIDR";
-        let mut v4 = None;
-        let mut v6 = None;
-        let parts: Vec<&str> = text
-            .unwrap_or_default()
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-            .collect();
+        let (mut v4, mut v6) = (None, None);
+        let parts = text.unwrap_or_default().split(',').map(str::trim);
+        let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
         if parts.len() > 2 {
             self.fault(
                 field,
@@ -449,19 +421,14 @@ impl Resolver {
 
     /// Spec: SYNC-1 to SYNC-3, SYNC-14.
     fn periods(&mut self, raw: &KubeProxyConfiguration, section: &Section) -> Periods {
-        let sync = match section.fields.sync_period {
-            Some(period) if !period.is_zero() => self.duration(
-                section.field("syncPeriod"),
-                Some(period),
-                Periods::DEFAULT.sync,
-            ),
-            Some(_) | None => Periods::DEFAULT.sync,
-        };
-        let default_min = Periods::DEFAULT.min_sync.min(sync);
+        // Compat: zero is "unset".
+        let period = section.fields.sync_period;
+        let period = period.filter(|period| !period.is_zero());
+        let sync = self.duration(section.field("syncPeriod"), period, Periods::DEFAULT.sync);
         let min_sync = self.duration(
             section.field("minSyncPeriod"),
             section.fields.min_sync_period,
-            default_min,
+            Periods::DEFAULT.min_sync.min(sync),
         );
         if min_sync > sync {
             self.fault(section.field("minSyncPeriod"), "is longer than syncPeriod");
@@ -476,50 +443,45 @@ impl Resolver {
         value: Option<GoDuration>,
         default: Duration,
     ) -> Duration {
-        let Some(value) = value else {
-            return default;
-        };
-        value.get().unwrap_or_else(|| {
+        let duration = value.map_or(Some(default), GoDuration::get);
+        if let (None, Some(value)) = (duration, value) {
             self.fault(field, format!("{value} is negative"));
-            default
-        })
+        }
+        duration.unwrap_or(default)
     }
 
     /// Spec: CT-8 to CT-10.
     fn conntrack(&mut self, raw: Option<&Conntrack>) -> ConntrackSettings {
         let raw = raw.cloned().unwrap_or_default();
-        let hours = |n: u64| Duration::from_secs(n * 3_600);
+        let mut timeout = |field: &'static str, value, default_hours: u64| {
+            self.duration(field, value, Duration::from_secs(default_hours * 3600))
+        };
         ConntrackSettings {
-            max_per_core: self.count("conntrack.maxPerCore", raw.max_per_core, 32_768),
-            min: self.count("conntrack.min", raw.min, 131_072),
-            tcp_established_timeout: self.duration(
+            tcp_established_timeout: timeout(
                 "conntrack.tcpEstablishedTimeout",
                 raw.tcp_established_timeout,
-                hours(24),
+                24,
             ),
-            tcp_close_wait_timeout: self.duration(
+            tcp_close_wait_timeout: timeout(
                 "conntrack.tcpCloseWaitTimeout",
                 raw.tcp_close_wait_timeout,
-                hours(1),
+                1,
             ),
+            udp_timeout: timeout("conntrack.udpTimeout", raw.udp_timeout, 0),
+            udp_stream_timeout: timeout("conntrack.udpStreamTimeout", raw.udp_stream_timeout, 0),
             tcp_be_liberal: raw.tcp_be_liberal.unwrap_or(false),
-            udp_timeout: self.duration("conntrack.udpTimeout", raw.udp_timeout, Duration::ZERO),
-            udp_stream_timeout: self.duration(
-                "conntrack.udpStreamTimeout",
-                raw.udp_stream_timeout,
-                Duration::ZERO,
-            ),
+            max_per_core: self.count("conntrack.maxPerCore", raw.max_per_core, 32_768),
+            min: self.count("conntrack.min", raw.min, 131_072),
         }
     }
 
     fn count(&mut self, field: &'static str, value: Option<i32>, default: u32) -> u32 {
-        let Some(value) = value else {
-            return default;
-        };
-        u32::try_from(value).unwrap_or_else(|_| {
-            self.fault(field, format!("{value} is negative"));
-            default
-        })
+        value
+            .map_or(Ok(default), u32::try_from)
+            .unwrap_or_else(|_| {
+                self.fault(field, format!("{} is negative", value.unwrap_or_default()));
+                default
+            })
     }
 
     fn oom_score_adj(&mut self, value: Option<i32>) -> i32 {
@@ -532,67 +494,46 @@ impl Resolver {
 
     fn log(&mut self, raw: &KubeProxyConfiguration) -> LogSettings {
         let logging = raw.logging.clone().unwrap_or_default();
-        let json = match logging.format.as_deref().unwrap_or_default() {
-            "" | "text" => false,
-            "json" => true,
-            other => {
-                self.fault(
-                    "logging.format",
-                    format!("{other:?} is neither text nor json"),
-                );
-                false
-            }
-        };
+        let format = given(&logging.format).unwrap_or("text");
+        if !["text", "json"].contains(&format) {
+            self.fault(
+                "logging.format",
+                format!("{format:?} is neither text nor json"),
+            );
+        }
         LogSettings {
-            json,
+            json: format == "json",
             verbosity: logging.verbosity.unwrap_or(0),
         }
     }
 
     /// One warning for everything that was set, is legal, and changes nothing.
     fn name_what_has_no_effect(&mut self, raw: &KubeProxyConfiguration) {
-        let mut names: Vec<String> = Vec::new();
-        let mut note = |is_set: bool, name: &str| {
-            if is_set {
-                names.push(name.to_owned());
-            }
-        };
-        note(raw.enable_profiling == Some(true), "enableProfiling");
         let client = raw.client_connection.clone().unwrap_or_default();
-        note(
-            client.qps.is_some_and(|qps| qps > 0.0),
-            "clientConnection.qps",
-        );
-        note(
-            client.burst.is_some_and(|n| n > 0),
-            "clientConnection.burst",
-        );
-        let hidden = raw.show_hidden_metrics_for_version.as_deref();
-        note(
-            hidden.is_some_and(|version| !version.is_empty()),
-            "showHiddenMetricsForVersion",
-        );
-        let localhost = |section: &Option<ModeSection>| {
-            section.as_ref().and_then(|s| s.localhost_node_ports) == Some(true)
-        };
-        note(localhost(&raw.iptables), "iptables.localhostNodePorts");
-        let gates = raw.feature_gates.iter().flatten().map(|(name, _)| name);
-        for gate in gates.filter(|name| !KNOWN_GATES.contains(&name.as_str())) {
-            note(true, &format!("featureGates.{gate}"));
-        }
-        if raw
-            .client_connection
-            .as_ref()
-            .and_then(|c| c.burst)
-            .is_some_and(|n| n < 0)
-        {
+        let iptables = raw.iptables.as_ref();
+        let localhost = iptables.and_then(|section| section.localhost_node_ports);
+        let hidden_metrics = given(&raw.show_hidden_metrics_for_version);
+        let fields = [
+            ("enableProfiling", raw.enable_profiling == Some(true)),
+            ("clientConnection.qps", client.qps > Some(0.0)),
+            ("clientConnection.burst", client.burst > Some(0)),
+            ("showHiddenMetricsForVersion", hidden_metrics.is_some()),
+            ("iptables.localhostNodePorts", localhost == Some(true)),
+        ];
+        let fields = fields.into_iter().filter(|(_, is_set)| *is_set);
+        let gates = raw.feature_gates.iter().flat_map(BTreeMap::keys);
+        let gates = gates.filter(|name| !KNOWN_GATES.contains(&name.as_str()));
+        let names: Vec<String> = fields
+            .map(|(name, _)| name.to_owned())
+            .chain(gates.map(|name| format!("featureGates.{name}")))
+            .collect();
+        if client.burst.is_some_and(|burst| burst < 0) {
             self.fault("clientConnection.burst", "is negative");
         }
         if !names.is_empty() {
-            self.warnings.push(format!(
-                "accepted, without effect so far: {}",
-                names.join(", ")
-            ));
+            let names = names.join(", ");
+            let message = format!("accepted, without effect so far: {names}");
+            self.warnings.push(message);
         }
     }
 }
@@ -602,14 +543,10 @@ fn parse_listen_address(text: &str, default_port: u16) -> Option<SocketAddr> {
         return Some(SocketAddr::new(ip, default_port));
     }
     let (host, port) = text.rsplit_once(':')?;
-    let host = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(host);
-    let bracketed = text.starts_with('[');
-    let ip = parse_address(host).ok()?;
-    (ip.is_ipv4() || bracketed).then_some(())?;
-    Some(SocketAddr::new(ip, port.parse().ok()?))
+    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let ip = parse_address(bracketed.unwrap_or(host)).ok()?;
+    let is_unambiguous = ip.is_ipv4() || bracketed.is_some();
+    is_unambiguous.then_some(SocketAddr::new(ip, port.parse().ok()?))
 }
 
 #[cfg(test)]

@@ -157,7 +157,7 @@ mod tests {
         use std::os::fd::AsRawFd as _;
         let (reader, mut writer) = std::io::pipe().unwrap();
         let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
-        write!(writer, "{text}hostnameOverride: n\n").unwrap();
+        writeln!(writer, "{text}hostnameOverride: n").unwrap();
         drop(writer);
         let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
         let cli = Cli::read(["proxy-daemon", "--config", &path].map(Into::into)).unwrap();

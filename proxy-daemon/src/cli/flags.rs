@@ -41,8 +41,8 @@ pub(super) fn complete(command: Command) -> Command {
             .value_name("BOOL")
     });
     command.args(WITHOUT_EFFECT.split_whitespace().map(|name| {
-        let arg = Arg::new(name).long(name).hide(true);
-        arg.num_args(0..=1).allow_hyphen_values(true)
+        let arg = Arg::new(name).long(name);
+        arg.hide(true).num_args(0..=1)
     }))
 }
 

@@ -172,7 +172,6 @@ impl Cli {
             detect_local: Some(DetectLocalSection {
                 bridge_interface: flags.pod_bridge_interface,
                 interface_name_prefix: flags.pod_interface_name_prefix,
-                ..DetectLocalSection::default()
             }),
             cluster_cidr: flags.cluster_cidr,
             node_port_addresses: flags

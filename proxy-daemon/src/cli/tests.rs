@@ -172,3 +172,9 @@ fn xm_15_dump_and_explain_are_questions() {
         "from=10.0.0.1&to=10.96.0.10&proto=udp&port=53"
     );
 }
+
+#[test]
+fn a_flag_without_effect_takes_no_other_flag_for_its_value() {
+    let cli = read(&["--ipvs-strict-arp", "--cleanup", "--vmodule", "a=1"]);
+    assert_eq!(cli.flags.cleanup, Some(true));
+}

@@ -4,6 +4,7 @@
 //! address of the other: what is generic over [`Family`] is instantiated once per family.
 
 use std::fmt;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::{NonZeroU16, ParseIntError};
 use std::str::FromStr;
@@ -47,13 +48,10 @@ impl L4Proto {
     }
 
     /// The protocol with this number in the IP header, if Services can have it.
-    pub const fn from_number(number: u8) -> Option<Self> {
-        match number {
-            6 => Some(Self::Tcp),
-            17 => Some(Self::Udp),
-            132 => Some(Self::Sctp),
-            _ => None,
-        }
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|protocol| protocol.number() == number)
     }
 
     /// The name in lower case, as tools print it.
@@ -151,34 +149,23 @@ impl fmt::Display for IpFamily {
     }
 }
 
-/// An IP family as a type, so that addresses of the two cannot be mixed.
-pub trait Family:
-    Copy + fmt::Debug + Default + Eq + Ord + Send + Sync + std::hash::Hash + 'static
+/// An address or a network of one family.
+pub trait Value:
+    Copy + fmt::Debug + fmt::Display + Eq + Ord + Send + Sync + Hash + Serialize + 'static
 {
+}
+
+impl Value for Ipv4Addr {}
+impl Value for Ipv6Addr {}
+impl Value for Ipv4Net {}
+impl Value for Ipv6Net {}
+
+/// An IP family as a type, so that addresses of the two cannot be mixed.
+pub trait Family: Copy + fmt::Debug + Default + Eq + Ord + Send + Sync + Hash + 'static {
     /// An address of the family.
-    type Addr: Copy
-        + fmt::Debug
-        + fmt::Display
-        + Eq
-        + Ord
-        + Send
-        + Sync
-        + std::hash::Hash
-        + Serialize
-        + Into<IpAddr>
-        + 'static;
+    type Addr: Value + Into<IpAddr>;
     /// A network of the family.
-    type Net: Copy
-        + fmt::Debug
-        + fmt::Display
-        + Eq
-        + Ord
-        + Send
-        + Sync
-        + std::hash::Hash
-        + Serialize
-        + Into<IpNet>
-        + 'static;
+    type Net: Value + Into<IpNet>;
 
     /// The family as a value.
     const FAMILY: IpFamily;
@@ -191,6 +178,8 @@ pub trait Family:
     fn net(network: IpNet) -> Option<Self::Net>;
     /// The network that holds just this address.
     fn host_net(address: Self::Addr) -> Self::Net;
+    /// The next higher address; `None` after the last one.
+    fn next(address: Self::Addr) -> Option<Self::Addr>;
     /// Whether the address lies in the network.
     fn contains(network: &Self::Net, address: Self::Addr) -> bool;
     /// The first address of the network and its prefix length in bits.
@@ -218,23 +207,25 @@ macro_rules! family {
             const ADDR_LEN: usize = $len;
 
             fn addr(address: IpAddr) -> Option<$addr> {
-                if let IpAddr::$family(address) = address {
-                    Some(address)
-                } else {
-                    None
+                match address {
+                    IpAddr::$family(address) => Some(address),
+                    _ => None,
                 }
             }
 
             fn net(network: IpNet) -> Option<$net> {
-                if let IpNet::$family(network) = network {
-                    Some(network)
-                } else {
-                    None
+                match network {
+                    IpNet::$family(network) => Some(network),
+                    _ => None,
                 }
             }
 
             fn host_net(address: $addr) -> $net {
                 <$net>::from(address)
+            }
+
+            fn next(address: $addr) -> Option<$addr> {
+                address.to_bits().checked_add(1).map(<$addr>::from_bits)
             }
 
             fn contains(network: &$net, address: $addr) -> bool {

@@ -3,7 +3,6 @@
 //! Invariants: as few networks as possible, sorted, none inside another: equal coverage is equal values.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -64,24 +63,11 @@ impl<F: Family> Networks<F> {
                 continue;
             };
             match ranges.last_mut() {
-                Some((_, end)) if follows((*end).into(), first.into()) => *end = last,
+                Some((_, end)) if F::next(*end) == Some(first) => *end = last,
                 Some(_) | None => ranges.push((first, last)),
             }
         }
         ranges
-    }
-}
-
-/// Whether `next` is the address after `last`.
-fn follows(last: IpAddr, next: IpAddr) -> bool {
-    match (last, next) {
-        (IpAddr::V4(last), IpAddr::V4(next)) => {
-            last.to_bits().checked_add(1) == Some(next.to_bits())
-        }
-        (IpAddr::V6(last), IpAddr::V6(next)) => {
-            last.to_bits().checked_add(1) == Some(next.to_bits())
-        }
-        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
     }
 }
 

@@ -3,9 +3,9 @@
 //! Invariants: what kube-proxy accepts is accepted (leading zeros are decimal, IPv4-mapped IPv6 is
 //! IPv4); everything else is an error that names the text. Spec: SVC-10.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 /// Text that is neither an address nor a network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,9 +24,8 @@ pub struct AddressError {
 /// # Errors
 /// [`AddressError`] if the text is no address; white space around it is part of the text.
 pub fn parse_address(text: &str) -> Result<IpAddr, AddressError> {
-    parse_v4(text)
-        .map(IpAddr::V4)
-        .or_else(|| parse_v6(text))
+    parse(text)
+        .map(|address| address.to_canonical())
         .ok_or_else(|| AddressError {
             text: text.to_owned(),
             expected: "an IP address such as 192.0.2.1 or 2001:db8::1",
@@ -46,17 +45,13 @@ pub fn parse_network(text: &str) -> Result<IpNet, AddressError> {
             return None;
         }
         let prefix: u8 = prefix.parse().ok()?;
-        let network = if address.contains(':') {
-            // The prefix of an IPv4-mapped network counts from the IPv6 address's first bit.
-            let address: Ipv6Addr = parse_v6_text(address)?;
-            match address.to_ipv4_mapped() {
-                Some(v4) if prefix >= 96 => IpNet::V4(Ipv4Net::new(v4, prefix - 96).ok()?),
-                Some(_) | None => IpNet::V6(Ipv6Net::new(address, prefix).ok()?),
-            }
-        } else {
-            IpNet::V4(Ipv4Net::new(parse_v4(address)?, prefix).ok()?)
+        let address = parse(address)?;
+        // The prefix of an IPv4-mapped network counts from the IPv6 address's first bit.
+        let network = match (address.to_canonical(), prefix.checked_sub(96)) {
+            (v4 @ IpAddr::V4(_), Some(prefix)) if address.is_ipv6() => IpNet::new(v4, prefix),
+            _ => IpNet::new(address, prefix),
         };
-        Some(network.trunc())
+        Some(network.ok()?.trunc())
     };
     parsed().ok_or_else(|| AddressError {
         text: text.to_owned(),
@@ -64,42 +59,20 @@ pub fn parse_network(text: &str) -> Result<IpNet, AddressError> {
     })
 }
 
-/// Four decimal parts; leading zeros do not make them octal.
-fn parse_v4(text: &str) -> Option<Ipv4Addr> {
-    let mut octets = [0_u8; 4];
-    let mut parts = text.split('.');
-    for octet in &mut octets {
-        let part = parts.next()?;
-        if part.is_empty() || !part.bytes().all(|b| b.is_ascii_digit()) {
-            return None;
-        }
-        let digits = part.trim_start_matches('0');
-        *octet = if digits.is_empty() {
-            0
-        } else {
-            digits.parse().ok()?
-        };
-    }
-    parts.next().is_none().then(|| octets.into())
-}
-
-fn parse_v6(text: &str) -> Option<IpAddr> {
-    let address = parse_v6_text(text)?;
-    Some(
-        address
-            .to_ipv4_mapped()
-            .map_or(IpAddr::V6(address), IpAddr::V4),
-    )
-}
-
-/// Like the standard parser, but a dotted tail may have leading zeros.
-fn parse_v6_text(text: &str) -> Option<Ipv6Addr> {
-    if let Ok(address) = text.parse() {
-        return Some(address);
-    }
-    let (head, tail) = text.rsplit_once(':')?;
-    let tail = parse_v4(tail)?;
-    format!("{head}:{tail}").parse().ok()
+/// Like the standard parser, but parts of a dotted address may have leading zeros, which do not make them octal.
+fn parse(text: &str) -> Option<IpAddr> {
+    let lenient = || {
+        let (head, dotted) = text.split_at_checked(text.rfind(':').map_or(0, |colon| colon + 1))?;
+        let parts = dotted.split('.').map(|part| {
+            let digits = part.trim_start_matches('0');
+            let is_zero = digits.is_empty() && !part.is_empty();
+            if is_zero { "0" } else { digits }
+        });
+        let is_dotted = dotted.contains('.');
+        let text = format!("{head}{}", parts.collect::<Vec<_>>().join("."));
+        text.parse().ok().filter(|_| is_dotted)
+    };
+    text.parse().ok().or_else(lenient)
 }
 
 #[cfg(test)]

@@ -25,14 +25,10 @@ pub(crate) const fn never_unicast(address: IpAddr) -> Option<&'static str> {
 
 /// What the address is, if it means something else on every link.
 pub(crate) const fn link_local(address: IpAddr) -> Option<&'static str> {
-    let is_link_local = match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    if is_link_local {
-        Some("a link-local address")
-    } else {
-        None
+    match address {
+        IpAddr::V4(address) if address.is_link_local() => Some("a link-local address"),
+        IpAddr::V6(address) if address.is_unicast_link_local() => Some("a link-local address"),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
     }
 }
 

@@ -8,11 +8,13 @@ use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, prometheus_text};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, prometheus_text,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::histogram::{self, exponential_buckets};
+use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::registry::Registry;
 
 use super::{Family, Probes};
@@ -22,77 +24,91 @@ use crate::net::IpFamily;
 pub(super) use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
 
 /// A histogram of durations, whose upper bounds double from one millisecond as kube-proxy's do.
+///
+/// All clones of the library's own are the same one, and so cannot show a moment.
 #[derive(Clone, Debug)]
-pub(super) struct Histogram(histogram::Histogram);
+pub(super) struct Histogram {
+    seconds: f64,
+    /// How many were longer than the bound before, but not than this one. Unit: seconds.
+    buckets: Vec<(f64, u64)>,
+}
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self(histogram::Histogram::new(exponential_buckets(
-            0.001, 2.0, 15,
-        )))
+        let bounds = exponential_buckets(0.001, 2.0, 15).chain([f64::MAX]);
+        Self {
+            seconds: 0.0,
+            buckets: bounds.map(|bound| (bound, 0)).collect(),
+        }
     }
 }
 
 impl Histogram {
     /// One more.
-    pub(super) fn observe(&self, took: Duration) {
-        self.0.observe(took.as_secs_f64());
+    pub(super) fn observe(&mut self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        self.seconds += seconds;
+        let mut buckets = self.buckets.iter_mut();
+        if let Some((_, n)) = buckets.find(|(bound, _)| seconds <= *bound) {
+            *n += 1;
+        }
+    }
+}
+
+impl EncodeMetric for Histogram {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let n = self.buckets.iter().map(|(_, n)| n).sum();
+        encoder.encode_histogram::<NoLabelSet>(self.seconds, n, &self.buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
     }
 }
 
 /// A metric with a value for each family.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Metric {
+struct Metric {
     /// Without the prefix `kubeproxy_`, and of a counter without `_total`: the encoder adds both.
-    pub(super) name: &'static str,
-    pub(super) help: &'static str,
-    pub(super) value: Value,
-}
-
-/// How a metric's value is read.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Value {
-    Durations(fn(&Family) -> &Histogram),
-    /// A moment, in seconds since 1970.
-    Moment(fn(&Family) -> Option<SystemTime>),
-    Count(fn(&Family) -> u32),
+    name: &'static str,
+    help: &'static str,
+    value: fn(&Family) -> Box<dyn EncodeMetric>,
 }
 
 const METRICS: [Metric; 7] = [
     Metric {
         name: "sync_proxy_rules_duration_seconds",
         help: "Duration of syncs",
-        value: Value::Durations(|family| &family.syncs),
+        value: |family| Box::new(family.syncs.clone()),
     },
     Metric {
         name: "sync_full_proxy_rules_duration_seconds",
         help: "Duration of syncs that read back everything",
-        value: Value::Durations(|family| &family.full),
+        value: |family| Box::new(family.full.clone()),
     },
     Metric {
         name: "sync_partial_proxy_rules_duration_seconds",
         help: "Duration of syncs that wrote only what changed",
-        value: Value::Durations(|family| &family.partial),
+        value: |family| Box::new(family.partial.clone()),
     },
     Metric {
         name: "conntrack_reconciler_sync_duration_seconds",
         help: "Duration of searches for stale UDP flows",
-        value: Value::Durations(|family| &family.conntrack),
+        value: |family| Box::new(family.conntrack.clone()),
     },
     Metric {
         name: "sync_proxy_rules_last_timestamp_seconds",
         help: "End of the last successful sync",
-        value: Value::Moment(|family| family.last_updated),
+        value: |family| moment(family.last_updated),
     },
     Metric {
         name: "sync_proxy_rules_last_queued_timestamp_seconds",
         help: "Last request for a sync",
-        value: Value::Moment(|family| family.last_queued),
+        value: |family| moment(family.last_queued),
     },
     Metric {
         name: "conntrack_reconciler_deleted_entries",
         help: "Stale UDP flows deleted",
-        value: Value::Count(|family| family.n_flows_deleted),
+        value: |family| count(family.n_flows_deleted),
     },
 ];
 
@@ -123,41 +139,28 @@ impl Collector for Page {
         let failures = self.failures.iter().map(|counter| Metric {
             name: counter.name,
             help: counter.help,
-            value: Value::Count(if counter.only_partial {
-                |family| family.n_partial_failures
+            value: if counter.only_partial {
+                |family| count(family.n_partial_failures)
             } else {
-                |family| family.n_failures
-            }),
+                |family| count(family.n_failures)
+            },
         });
-        for metric in METRICS.into_iter().chain(failures) {
-            let kind = match metric.value {
-                Value::Durations(_) => MetricType::Histogram,
-                Value::Moment(_) => MetricType::Gauge,
-                Value::Count(_) => MetricType::Counter,
-            };
-            let mut encoder = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
+        for Metric { name, help, value } in METRICS.into_iter().chain(failures) {
+            let kind = value(&Family::default()).metric_type();
+            let mut encoder = encoder.encode_descriptor(name, help, None, kind)?;
             for (name, family) in &self.families {
                 let label = [("ip_family", name.name())];
-                let encoder = encoder.encode_family(&label)?;
-                match metric.value {
-                    Value::Durations(of) => of(family).0.encode(encoder),
-                    Value::Moment(of) => ConstGauge::new(seconds(of(family))).encode(encoder),
-                    Value::Count(of) => ConstCounter::new(of(family)).encode(encoder),
-                }?;
+                value(family).encode(encoder.encode_family(&label)?)?;
             }
         }
         for figure in &self.figures {
-            let kind = if figure.is_counter {
-                MetricType::Counter
-            } else {
-                MetricType::Gauge
-            };
-            let encoder = encoder.encode_descriptor(figure.name, figure.help, None, kind)?;
-            if figure.is_counter {
-                ConstCounter::new(figure.value).encode(encoder)?;
-            } else {
-                ConstGauge::new(figure.value).encode(encoder)?;
-            }
+            let (counter, gauge) = (
+                ConstCounter::new(figure.value),
+                ConstGauge::new(figure.value),
+            );
+            let value: &dyn EncodeMetric = if figure.is_counter { &counter } else { &gauge };
+            let kind = value.metric_type();
+            value.encode(encoder.encode_descriptor(figure.name, figure.help, None, kind)?)?;
         }
         for (path, name) in [("healthz", "proxy_healthz"), ("livez", "proxy_livez")] {
             let kind = MetricType::Counter;
@@ -171,11 +174,14 @@ impl Collector for Page {
     }
 }
 
-/// Seconds since 1970; 0 for what has not happened.
-fn seconds(moment: Option<SystemTime>) -> f64 {
-    moment
-        .and_then(|moment| moment.duration_since(UNIX_EPOCH).ok())
-        .map_or(0.0, |since| since.as_secs_f64())
+fn count(n: u32) -> Box<dyn EncodeMetric> {
+    Box::new(ConstCounter::new(n))
+}
+
+/// In seconds since 1970; 0 for what has not happened.
+fn moment(moment: Option<SystemTime>) -> Box<dyn EncodeMetric> {
+    let since = moment.and_then(|moment| moment.duration_since(UNIX_EPOCH).ok());
+    Box::new(ConstGauge::new(since.unwrap_or_default().as_secs_f64()))
 }
 
 #[cfg(test)]
@@ -184,7 +190,7 @@ mod tests {
 
     #[test]
     fn met_4_a_histogram_is_cumulative() {
-        let family = Family::default();
+        let mut family = Family::default();
         for took in [
             Duration::from_micros(500),
             Duration::from_millis(3),

@@ -70,13 +70,6 @@ struct Family {
     n_flows_deleted: u32,
 }
 
-impl State {
-    fn count(&mut self, path: &'static str, ok: bool) {
-        let code = if ok { "200" } else { "503" };
-        *self.probes.entry((path, code)).or_insert(0) += 1;
-    }
-}
-
 /// What `/healthz` and `/livez` answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -190,50 +183,50 @@ impl Health {
 
     /// What `/healthz` answers. Spec: HZ-2 to HZ-4.
     pub fn healthz(&self, clock: &dyn Clock) -> Answer {
-        let mut state = self.state();
-        let eligible = state.node_eligible;
-        let mut answer = self.answer(&state, clock, eligible);
-        state.count("healthz", answer.ok);
-        if let Value::Object(body) = &mut answer.body {
-            body.insert("nodeEligible".to_owned(), eligible.into());
-        }
-        answer
+        self.probe("healthz", |state| Some(state.node_eligible), clock)
     }
 
     /// What `/livez` answers. Spec: HZ-6.
     pub fn livez(&self, clock: &dyn Clock) -> Answer {
-        let mut state = self.state();
-        let answer = self.answer(&state, clock, true);
-        state.count("livez", answer.ok);
-        answer
+        self.probe("livez", |_| None, clock)
     }
 
-    fn answer(&self, state: &State, clock: &dyn Clock, eligible: bool) -> Answer {
+    /// The answer on a path; `eligible` is whether our Node is eligible, if that counts there.
+    fn probe(
+        &self,
+        path: &'static str,
+        eligible: impl FnOnce(&State) -> Option<bool>,
+        clock: &dyn Clock,
+    ) -> Answer {
         let (now, wall) = (clock.now(), clock.wall());
-        let is_healthy = |family: &Family| self.is_healthy(family, now);
-        let healthy = state.families.values().all(is_healthy);
-        let ok = healthy && eligible;
-        let newest = state.families.values().filter_map(|f| f.last_updated).max();
-        let status: BTreeMap<&str, Value> = state
-            .families
-            .iter()
-            .map(|(name, family)| {
-                let last = rfc3339(family.last_updated.unwrap_or(SystemTime::UNIX_EPOCH));
-                let status = json!({"lastUpdated": last, "healthy": is_healthy(family)});
-                (name.name(), status)
-            })
-            .collect();
+        let mut state = self.state();
+        let eligible = eligible(&state);
+        let mut healthy = true;
+        let mut newest = None;
+        let mut status = BTreeMap::new();
+        for (name, family) in &state.families {
+            let is_healthy = self.is_healthy(family, now);
+            healthy &= is_healthy;
+            newest = newest.max(family.last_updated);
+            let last = rfc3339(family.last_updated.unwrap_or(SystemTime::UNIX_EPOCH));
+            let family = json!({"lastUpdated": last, "healthy": is_healthy});
+            status.insert(name.name(), family);
+        }
+        let ok = healthy && eligible != Some(false);
+        let code = if ok { "200" } else { "503" };
+        *state.probes.entry((path, code)).or_default() += 1;
         // Compat: while healthy, the time of the last update is the time of the answer (HZ-2).
         let last = if ok { Some(wall) } else { newest };
-        Answer {
-            ok,
-            body: json!({
-                "lastUpdated": rfc3339(last.unwrap_or(SystemTime::UNIX_EPOCH)),
-                "currentTime": rfc3339(wall),
-                "healthy": healthy,
-                "status": status,
-            }),
+        let mut body = json!({
+            "lastUpdated": rfc3339(last.unwrap_or(SystemTime::UNIX_EPOCH)),
+            "currentTime": rfc3339(wall),
+            "healthy": healthy,
+            "status": status,
+        });
+        if let (Some(body), Some(eligible)) = (body.as_object_mut(), eligible) {
+            body.insert("nodeEligible".to_owned(), eligible.into());
         }
+        Answer { ok, body }
     }
 
     fn is_healthy(&self, family: &Family, now: Instant) -> bool {
@@ -249,42 +242,42 @@ impl Health {
     pub fn report(&self, clock: &dyn Clock) -> Value {
         let state = self.state();
         let now = clock.now();
-        let families: BTreeMap<&str, Value> = state
-            .families
-            .iter()
-            .map(|(name, family)| {
-                let report = json!({
-                    "last_sync": family.last_updated.map(rfc3339),
-                    "healthy": self.is_healthy(family, now),
-                    "pending": family.waiting.is_some(),
-                    "last_error": family.last_error,
-                    "n_syncs": family.n_syncs,
-                    "n_failures": family.n_failures,
-                });
-                (name.name(), report)
-            })
-            .collect();
-        let pending = state.families.values().filter(|f| f.waiting.is_some());
+        let mut n_pending = 0;
+        let mut families = BTreeMap::new();
+        for (name, family) in &state.families {
+            n_pending += usize::from(family.waiting.is_some());
+            let report = json!({
+                "last_sync": family.last_updated.map(rfc3339),
+                "healthy": self.is_healthy(family, now),
+                "pending": family.waiting.is_some(),
+                "last_error": family.last_error,
+                "n_syncs": family.n_syncs,
+                "n_failures": family.n_failures,
+            });
+            families.insert(name.name(), report);
+        }
         json!({
             "token": state.source_token.as_deref(),
-            "pending": pending.count(),
+            "pending": n_pending,
             "families": families,
         })
     }
-}
 
-impl Health {
     /// What `/metrics` answers for this datapath, which has these figures: the metrics that exist so far, in
     /// Prometheus' text format. Spec: MET-4.
     pub fn metrics(&self, datapath: DatapathKind, figures: Vec<Figure>) -> String {
+        self.page(datapath, figures).into_text()
+    }
+
+    /// All metrics at one moment, to be written as text without holding up syncs.
+    fn page(&self, datapath: DatapathKind, figures: Vec<Figure>) -> Page {
         let state = self.state();
-        let page = Page {
+        Page {
             families: state.families.clone(),
             probes: state.probes.clone(),
             failures: datapath.failures(),
             figures,
-        };
-        page.into_text()
+        }
     }
 }
 

@@ -147,6 +147,16 @@ fn hz_7_met_4_probes_and_syncs_are_counted() {
 }
 
 #[test]
+fn met_4_a_page_is_of_one_moment_and_holds_up_no_sync() {
+    let health = health();
+    let page = health.page(DatapathKind::named("nftables").unwrap(), Vec::new());
+    health.measured(IpFamily::V4, Scope::Full, Duration::from_millis(2));
+    let count = "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 0";
+    let text = page.into_text();
+    assert!(has(&text, count), "{text}");
+}
+
+#[test]
 fn met_9_a_failure_counts_once_under_its_mode_s_names_and_moves_no_time() {
     let clock = Fake::new();
     let health = health();

@@ -55,7 +55,8 @@ pub(super) async fn answer_all(
     router: Router,
     places: Places,
 ) -> Infallible {
-    let mut news = News::default();
+    // They limit what is logged.
+    let [mut cut, mut shortage] = [Limiter::new(1, NEWS); 2];
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -71,13 +72,24 @@ pub(super) async fn answer_all(
             }
             Err(error) if is_shortage(&error) => {
                 places.give_way();
-                news.shortage(&error);
+                if shortage.allows(SystemClock.now()) {
+                    tracing::warn!(
+                        %error,
+                        "cannot accept connections, will retry; raise the limit of open files, or find what uses them"
+                    );
+                }
                 tokio::time::sleep(PAUSE).await;
             }
             // Of this one connection.
             Err(_) => {}
         }
-        news.cut(&places);
+        let is_due = |n_cut| n_cut >= MANY && cut.allows(SystemClock.now());
+        if let Some(n_cut) = places.take_cut(is_due) {
+            tracing::warn!(
+                n_cut,
+                "closed connections, as there were too many; find who opens them (ss -tn)"
+            );
+        }
     }
 }
 
@@ -116,43 +128,6 @@ async fn answer(
         _ended = connection => {}
         _cut = goes => {}
         () = tokio::time::sleep(LIFETIME) => {}
-    }
-}
-
-/// Limits what is logged.
-struct News {
-    cut: Limiter,
-    shortage: Limiter,
-}
-
-impl Default for News {
-    fn default() -> Self {
-        Self {
-            cut: Limiter::new(1, NEWS),
-            shortage: Limiter::new(1, NEWS),
-        }
-    }
-}
-
-impl News {
-    fn shortage(&mut self, error: &io::Error) {
-        if self.shortage.allows(SystemClock.now()) {
-            tracing::warn!(
-                %error,
-                "cannot accept connections, will retry; raise the limit of open files, or find what uses them"
-            );
-        }
-    }
-
-    fn cut(&mut self, places: &Places) {
-        let n_cut = places.n_cut();
-        if n_cut >= MANY && self.cut.allows(SystemClock.now()) {
-            places.forget_cut();
-            tracing::warn!(
-                n_cut,
-                "closed connections, as there were too many; find who opens them (ss -tn)"
-            );
-        }
     }
 }
 

@@ -7,12 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// How many connections there are at a time.
-#[derive(Clone, Copy, Debug)]
 struct Limits {
     /// From all other machines.
     strangers: usize,
@@ -28,7 +27,7 @@ const LIMITS: Limits = Limits {
     strangers: 128,
     peer: 32,
     local: 32,
-    large: 4,
+    large: 2,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,7 +58,6 @@ struct Occupant {
     peer: Peer,
     /// Whether a request has come.
     asks: bool,
-    is_large: bool,
     /// Dropped to cut the connection.
     _stays: oneshot::Sender<()>,
 }
@@ -85,36 +83,25 @@ impl Occupants {
     }
 
     /// The one to go for a new connection of this peer, if there is no free place.
-    fn victim(&self, new: Peer, limits: Limits) -> Option<u64> {
+    fn victim(&self, new: Peer) -> Option<u64> {
         let is_new = |occupant: &Occupant| occupant.peer == new;
-        let is_stranger = |occupant: &Occupant| occupant.peer != Peer::Local;
+        let is_stranger = |occupant: &&Occupant| occupant.peer != Peer::Local;
         let share = match new {
-            Peer::Local => limits.local,
-            Peer::Stranger(_) => limits.peer,
+            Peer::Local => LIMITS.local,
+            Peer::Stranger(_) => LIMITS.peer,
         };
         if self.n(is_new) >= share {
             return self.first(is_new);
         }
-        if new == Peer::Local || self.n(is_stranger) < limits.strangers {
+        let mut places: BTreeMap<Peer, usize> = BTreeMap::new();
+        for occupant in self.all.values().filter(is_stranger) {
+            *places.entry(occupant.peer).or_default() += 1;
+        }
+        if new == Peer::Local || places.values().sum::<usize>() < LIMITS.strangers {
             return None;
         }
-        self.greediest()
-            .and_then(|peer| self.first(|o| o.peer == peer))
-    }
-
-    /// The stranger with the most places; of several, the one that has the oldest connection that has not asked.
-    fn greediest(&self) -> Option<Peer> {
-        let mut peers: BTreeMap<Peer, (usize, (bool, u64))> = BTreeMap::new();
-        for (id, occupant) in self.all.iter().filter(|(_, o)| o.peer != Peer::Local) {
-            let this = (occupant.asks, *id);
-            let (n, oldest) = peers.entry(occupant.peer).or_insert((0, this));
-            *n += 1;
-            *oldest = this.min(*oldest);
-        }
-        let worst = peers
-            .into_iter()
-            .max_by_key(|(_, (n, oldest))| (*n, std::cmp::Reverse(*oldest)));
-        worst.map(|(peer, _)| peer)
+        let most = places.values().max();
+        self.first(|occupant| places.get(&occupant.peer) == most)
     }
 
     fn cut(&mut self, victim: Option<u64>) -> bool {
@@ -127,15 +114,15 @@ impl Occupants {
 /// The places of one or more listeners. All clones are the same places.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
-    limits: Limits,
     occupants: Arc<Mutex<Occupants>>,
+    large: Arc<Semaphore>,
 }
 
 impl Default for Places {
     fn default() -> Self {
         Self {
-            limits: LIMITS,
             occupants: Arc::default(),
+            large: Arc::new(Semaphore::new(LIMITS.large)),
         }
     }
 }
@@ -152,20 +139,23 @@ impl Places {
         let peer = Peer::of(peer.ip(), own.ip());
         let (stays, goes) = oneshot::channel();
         let mut occupants = self.lock();
-        let victim = occupants.victim(peer, self.limits);
+        let victim = occupants.victim(peer);
         occupants.cut(victim);
         let id = occupants.next;
         occupants.next += 1;
         let occupant = Occupant {
             peer,
             asks: false,
-            is_large: false,
             _stays: stays,
         };
         occupants.all.insert(id, occupant);
         drop(occupants);
-        let places = self.clone();
-        (Place { places, id }, goes)
+        let place = Place {
+            places: self.clone(),
+            id,
+            large: OnceLock::new(),
+        };
+        (place, goes)
     }
 
     /// Cuts a connection, for its descriptor.
@@ -176,14 +166,10 @@ impl Places {
         occupants.cut(victim);
     }
 
-    /// How many were cut since [`Self::forget_cut`].
-    pub(super) fn n_cut(&self) -> u64 {
-        self.lock().n_cut
-    }
-
-    /// Counts those that are cut from zero again.
-    pub(super) fn forget_cut(&self) {
-        self.lock().n_cut = 0;
+    /// How many were cut since this last returned a number, which it does if `is_due`.
+    pub(super) fn take_cut(&self, is_due: impl FnOnce(u64) -> bool) -> Option<u64> {
+        let n_cut = &mut self.lock().n_cut;
+        is_due(*n_cut).then(|| std::mem::take(n_cut))
     }
 }
 
@@ -192,6 +178,7 @@ impl Places {
 pub(super) struct Place {
     places: Places,
     id: u64,
+    large: OnceLock<OwnedSemaphorePermit>,
 }
 
 impl Place {
@@ -202,15 +189,13 @@ impl Place {
         }
     }
 
-    /// Its answer will be large: of these there are few.
-    pub(super) fn is_large(&self) {
-        let mut occupants = self.places.lock();
-        if occupants.n(|o| o.is_large) >= self.places.limits.large {
-            let victim = occupants.first(|occupant| occupant.is_large);
-            occupants.cut(victim);
-        }
-        if let Some(occupant) = occupants.all.get_mut(&self.id) {
-            occupant.is_large = true;
+    /// Waits until few other answers are large. Its own then counts as such until it goes, also when it is cut
+    /// before, since its answer may still be made.
+    pub(super) async fn become_large(&self) {
+        let turn = Arc::clone(&self.places.large).acquire_owned().await;
+        // Nobody closes the semaphore.
+        if let Ok(turn) = turn {
+            self.large.set(turn).unwrap_or_default();
         }
     }
 }
@@ -223,6 +208,8 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const OWN: &str = "192.0.2.1";
@@ -266,7 +253,7 @@ mod tests {
         }
         assert!(!guests.is_cut(first) && !guests.is_cut(asks));
         assert_eq!(guests.n_there("198.51.100.2"), LIMITS.peer);
-        assert_eq!(guests.places.n_cut(), 1001 - 32);
+        assert_eq!(guests.places.lock().n_cut, 1001 - 32);
     }
 
     #[test]
@@ -322,16 +309,27 @@ mod tests {
         );
     }
 
-    #[test]
-    fn hz_9_large_answers_are_few_and_the_oldest_goes() {
+    #[tokio::test]
+    async fn hz_9_large_answers_are_few_and_others_wait() {
         let mut guests = Guests::default();
+        let may = async |guests: &Guests, guest: usize| {
+            let turn = guests.all[guest].1.become_large();
+            tokio::time::timeout(Duration::from_millis(1), turn)
+                .await
+                .is_ok()
+        };
         for _ in 0..6 {
             let guest = guests.come("127.0.0.1");
             guests.all[guest].1.asks();
-            guests.all[guest].1.is_large();
+            assert_eq!(may(&guests, guest).await, guest < LIMITS.large);
         }
-        let cut: Vec<bool> = (0..6).map(|guest| guests.is_cut(guest)).collect();
-        assert_eq!(cut, [true, true, false, false, false, false]);
+        assert!((0..6).all(|guest| !guests.is_cut(guest)));
+        // Its answer may still be made when it is cut, and takes memory until it is gone.
+        guests.places.lock().cut(Some(0));
+        assert!(!may(&guests, 5).await);
+        guests.all.remove(0);
+        assert!(may(&guests, 4).await);
+        assert!(!may(&guests, 3).await);
     }
 
     #[test]
@@ -340,7 +338,7 @@ mod tests {
         guests.come("198.51.100.1");
         guests.all.clear();
         assert!(guests.places.lock().all.is_empty());
-        assert_eq!(guests.places.n_cut(), 0);
+        assert_eq!(guests.places.lock().n_cut, 0);
         guests.come("127.0.0.1");
         let stranger = guests.come("198.51.100.1");
         guests.places.give_way();

@@ -1,15 +1,14 @@
 //! Which paths are answered, and to whom?
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{ConnectInfo, RawQuery, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, get};
 use axum::{Extension, Router};
 use serde::Deserialize;
@@ -28,6 +27,8 @@ use crate::sys::Clock;
 const REBIND: Duration = Duration::from_secs(5);
 /// How long the sync thread may take to answer: it may be busy with a large sync.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How long a large page waits for others that are being made or read: each takes the memory of the cluster.
+const TURN: Duration = Duration::from_secs(3);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -138,16 +139,11 @@ async fn only_loopback(
     request: Request,
     next: Next,
 ) -> Response {
-    if is_loopback(peer.ip()) {
-        next.run(request).await
-    } else {
-        let refusal = "answered on loopback only\n".to_owned();
-        plain(StatusCode::FORBIDDEN, refusal)
+    if peer.ip().to_canonical().is_loopback() {
+        return next.run(request).await;
     }
-}
-
-fn is_loopback(address: IpAddr) -> bool {
-    address.to_canonical().is_loopback()
+    let refusal = "answered on loopback only\n".to_owned();
+    plain(StatusCode::FORBIDDEN, refusal)
 }
 
 /// A query without fields.
@@ -162,29 +158,36 @@ fn debug_route<Q: DeserializeOwned + Send + 'static>(
     let handler = Arc::clone(handler);
     get(
         move |Extension(place): Extension<Arc<Place>>, RawQuery(query): RawQuery| async move {
-            place.is_large();
             let query = match serde_urlencoded::from_str(&query.unwrap_or_default()) {
                 Ok(query) => query,
                 Err(error) => return plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
             };
+            let turn = tokio::time::timeout(TURN, place.become_large()).await;
+            if turn.is_err() {
+                let refusal = "busy with other pages of /debug, ask again in a second\n";
+                let refusal = plain(StatusCode::SERVICE_UNAVAILABLE, refusal.to_owned());
+                return ([(header::RETRY_AFTER, "1")], refusal).into_response();
+            }
             let (sender, receiver) = oneshot::channel();
             handler(sender);
-            match tokio::time::timeout(ANSWER, receiver).await {
-                // Rendering takes long in a large cluster, and must not delay `/livez` (HZ-9).
-                Ok(Ok(state)) => tokio::task::spawn_blocking(move || show(&state, query))
-                    .await
-                    .unwrap_or_else(|error| {
-                        plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
-                    }),
-                Ok(Err(_)) => plain(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "busy: the sync thread has too many requests to answer, or ended\n".to_owned(),
-                ),
-                Err(_) => plain(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "the sync thread does not answer\n".to_owned(),
-                ),
-            }
+            let state = match tokio::time::timeout(ANSWER, receiver).await {
+                Ok(Ok(state)) => state,
+                Ok(Err(_)) => {
+                    let refusal = "busy: the sync thread has too many requests to answer, or ended\n";
+                    return plain(StatusCode::SERVICE_UNAVAILABLE, refusal.to_owned());
+                }
+                Err(_) => {
+                    let refusal = "the sync thread does not answer\n".to_owned();
+                    return plain(StatusCode::SERVICE_UNAVAILABLE, refusal);
+                }
+            };
+            // Rendering takes long in a large cluster, and must not delay `/livez` (HZ-9). The place is
+            // taken until it ends, whether or not the client waits for it.
+            let render = move || (show(&state, query), place).0;
+            let rendered = tokio::task::spawn_blocking(render).await;
+            rendered.unwrap_or_else(|error| {
+                plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
+            })
         },
     )
 }
@@ -207,16 +210,45 @@ fn plain(status: StatusCode, body: String) -> Response {
 }
 
 fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response {
-    let mut response = Response::new(Body::from(body));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(content_type),
-    );
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        header::HeaderValue::from_static("nosniff"),
-    );
-    response
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (status, headers, body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::sys::SystemClock;
+
+    #[tokio::test]
+    async fn hz_9_a_large_page_beside_two_others_is_put_off() {
+        let places = Places::default();
+        let peer = "127.0.0.1:1".parse().unwrap();
+        let place = || Arc::new(places.take(peer, peer).0);
+        let held = [place(), place()];
+        for place in &held {
+            place.become_large().await;
+        }
+        let handler: DebugHandler = Arc::new(|sender| drop(sender.send(DebugState::default())));
+        let page = debug_route(&handler, |_, _: NoQuery| text("page".to_owned()));
+        let health = Arc::new(Health::new(Duration::ZERO, true));
+        let clock = Arc::new(SystemClock);
+        let router = Router::new().route("/", page);
+        let router = router.with_state(Shared { health, clock });
+        let ask = || {
+            let mut request = Request::new(Body::empty());
+            request.extensions_mut().insert(place());
+            router.clone().oneshot(request)
+        };
+        let refused = ask().await.unwrap();
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(refused.headers()[header::RETRY_AFTER], "1");
+        drop(held);
+        assert_eq!(ask().await.unwrap().status(), StatusCode::OK);
+    }
 }

@@ -2,53 +2,50 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
+use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proxy_daemon::compile::Environment;
 use proxy_daemon::config::{DetectLocal, NodePortAddresses, Policy};
 use proxy_daemon::forwarding::InterfaceName;
-use proxy_daemon::model::{
-    AffinityTimeout, Endpoint, EndpointSlice, Hints, Service, ServiceInput, ServiceKind,
-    ServiceName, ServicePortSpec, SliceName, SlicePort, TrafficPolicy,
-};
-use proxy_daemon::net::{Family, IpFamily, L4Proto, Port, V4, V6};
+use proxy_daemon::model::{ServiceInput, ServiceName};
+use proxy_daemon::net::{Family, L4Proto, V4, V6};
+use proxy_tests::address::{self, Addr, NODE_NAME, OTHER_NODE_NAME, Protocol};
+use proxy_tests::world::{Endpoint, TARGET_PORT, World};
+use serde_json::json;
 
-/// The addresses that clusters and packets are made of.
+/// The addresses that clusters and packets are made of: `a.b.c.d` is the same host in both families.
 pub(crate) trait Pool: Family {
-    /// Spells an address given as its IPv4 twin: `a.b.c.d` is the same host in both families.
-    fn address(twin: [u8; 4]) -> IpAddr;
+    /// What the harness calls the family.
+    const OURS: address::Family;
+
+    /// The address of a host.
+    fn address(twin: [u8; 4]) -> IpAddr {
+        Addr::twin(twin).of(Self::OURS)
+    }
+
     /// The prefix length that stands for this one of IPv4.
-    fn prefix_len(v4: u8) -> u8;
+    fn prefix_len(v4: u8) -> u8 {
+        match Self::OURS {
+            address::Family::V4 => v4,
+            address::Family::V6 => 64 + v4 * 2,
+        }
+    }
+
+    /// A network.
+    fn network(twin: [u8; 4], prefix: u8) -> IpNet {
+        let network = IpNet::new(Self::address(twin), Self::prefix_len(prefix));
+        network.unwrap().trunc()
+    }
 }
 
 impl Pool for V4 {
-    fn address(twin: [u8; 4]) -> IpAddr {
-        twin.into()
-    }
-    fn prefix_len(v4: u8) -> u8 {
-        v4
-    }
+    const OURS: address::Family = address::Family::V4;
 }
 
 impl Pool for V6 {
-    fn address([a, b, c, d]: [u8; 4]) -> IpAddr {
-        [
-            0x2001,
-            0xdb8,
-            0,
-            0,
-            u16::from(a),
-            u16::from(b),
-            u16::from(c),
-            u16::from(d),
-        ]
-        .into()
-    }
-    fn prefix_len(v4: u8) -> u8 {
-        64 + v4 * 2
-    }
+    const OURS: address::Family = address::Family::V6;
 }
 
 pub(crate) const UPLINK: [u8; 4] = [192, 0, 2, 2];
@@ -241,10 +238,7 @@ fn probe() -> impl Strategy<Value = Probe> {
 
 /// The environment of a step.
 pub(crate) fn environment<F: Pool>(settings: &Settings) -> Environment {
-    let network = |twin: [u8; 4], prefix: u8| {
-        let network = ipnet::IpNet::new(F::address(twin), F::prefix_len(prefix)).unwrap();
-        network.trunc()
-    };
+    let network = F::network;
     let pods = network([10, 244, 0, 0], 16);
     let detect_local = match settings.detector {
         0 => DetectLocal::BridgeInterface(InterfaceName::new("pods").unwrap()),
@@ -280,7 +274,7 @@ pub(crate) fn environment<F: Pool>(settings: &Settings) -> Environment {
             node_port_addresses,
             ..Policy::default()
         },
-        node_name: "node-n".into(),
+        node_name: NODE_NAME.into(),
         zone: Some("zone-a".into()),
         node_ips: [F::address(UPLINK)].into(),
         pod_cidrs: [pods].into(),
@@ -292,116 +286,73 @@ pub(crate) fn environment<F: Pool>(settings: &Settings) -> Environment {
     }
 }
 
-/// The objects of a step.
+/// The objects of a step, as the daemon reads them.
 pub(crate) fn services<F: Pool>(shapes: &[ServiceShape]) -> BTreeMap<ServiceName, ServiceInput> {
-    let inputs = shapes.iter().enumerate().map(|(n, shape)| {
-        let name = ServiceName::new("default", format!("svc-{n}"));
-        (name.clone(), input::<F>(name, shape))
-    });
-    inputs.collect()
+    let mut world = World::new(F::OURS, Protocol::Tcp);
+    for (n, shape) in shapes.iter().enumerate() {
+        add::<F>(&mut world, &format!("svc-{n}"), shape);
+    }
+    let read = world.read(NODE_NAME).expect("manifests can be read");
+    assert_eq!(read.services.len(), shapes.len());
+    read.services
 }
 
-fn input<F: Pool>(name: ServiceName, shape: &ServiceShape) -> ServiceInput {
-    let cluster_ip = F::address(CLUSTER_IPS[shape.cluster_ip]);
-    let externals = |index: Option<usize>| index.map(|i| F::address(EXTERNAL[i])).into_iter();
-    let policy = |bit| {
-        if shape.policies & bit == 0 {
-            TrafficPolicy::Cluster
-        } else {
-            TrafficPolicy::Local
-        }
+fn add<F: Pool>(world: &mut World, name: &str, shape: &ServiceShape) {
+    let protocol = Protocol::ALL[shape.protocol];
+    let service = world.service(name);
+    service
+        .set("type", json!("LoadBalancer"))
+        .cluster_ip(Addr::twin(CLUSTER_IPS[shape.cluster_ip]))
+        .port_of("p", PORTS[shape.port], protocol);
+    if let Some(at) = shape.node_port {
+        service.node_port(NODE_PORTS[at]);
+    }
+    if let Some(at) = shape.external {
+        service.external_ip(Addr::twin(EXTERNAL[at]));
+    }
+    if let Some(at) = shape.balancer {
+        service.load_balancer(Addr::twin(EXTERNAL[at]));
+    }
+    let ranges = match shape.ranges {
+        0 => vec![([203, 0, 113, 0], 24), ([203, 0, 0, 0], 16)],
+        1 => vec![([192, 0, 2, 0], 24), ([10, 244, 1, 11], 32)],
+        _ => Vec::new(),
     };
-    let port = ServicePortSpec {
-        name: "p".into(),
-        protocol: L4Proto::ALL[shape.protocol],
-        port: Port::new(PORTS[shape.port]).unwrap(),
-        node_port: shape.node_port.and_then(|i| Port::new(NODE_PORTS[i])),
-    };
-    let slice = EndpointSlice {
-        name: SliceName::new("default", format!("{name}-slice").replace('/', "-")),
-        service: name.clone(),
-        family: IpFamily::of(cluster_ip),
-        ports: [SlicePort {
-            name: "p".into(),
-            protocol: port.protocol,
-            port: Port::new(8080).unwrap(),
-        }]
-        .into(),
-        endpoints: shape
-            .endpoints
-            .iter()
-            .map(|(at, kind, hints)| endpoint::<F>(*at, *kind, *hints))
-            .collect(),
-    };
-    let service = Service {
-        name,
-        kind: ServiceKind::LoadBalancer,
-        cluster_ip_v4: if let IpAddr::V4(a) = cluster_ip {
-            Some(a)
-        } else {
-            None
-        },
-        cluster_ip_v6: if let IpAddr::V6(a) = cluster_ip {
-            Some(a)
-        } else {
-            None
-        },
-        ports: [port].into(),
-        external_ips: externals(shape.external).collect(),
-        load_balancer_ips: externals(shape.balancer).collect(),
-        source_ranges: ranges::<F>(shape.ranges),
-        external_policy: policy(1),
-        internal_policy: policy(2),
-        affinity: shape.affinity.then_some(AffinityTimeout::DEFAULT),
-        health_check_port: None,
-        created: 0,
-    };
-    ServiceInput {
-        service: Some(Arc::new(service)),
-        slices: vec![Arc::new(slice)],
+    let ranges = ranges
+        .into_iter()
+        .map(|(twin, prefix)| F::network(twin, prefix));
+    let ranges: Vec<String> = ranges.map(|network| network.to_string()).collect();
+    service.source_ranges(&ranges.iter().map(String::as_str).collect::<Vec<_>>());
+    if shape.policies & 1 != 0 {
+        service.external_local();
+    }
+    if shape.policies & 2 != 0 {
+        service.internal_local();
+    }
+    if shape.affinity {
+        service.affinity(10_800);
+    }
+    let slice = world.endpoints(name).port_of("p", TARGET_PORT, protocol);
+    for (at, conditions, hints) in &shape.endpoints {
+        slice.endpoint(endpoint(ENDPOINTS[*at], *conditions, *hints));
     }
 }
 
-fn ranges<F: Pool>(kind: u8) -> Box<[ipnet::IpNet]> {
-    let network = |twin, prefix| {
-        ipnet::IpNet::new(F::address(twin), F::prefix_len(prefix))
-            .unwrap()
-            .trunc()
-    };
-    let host = |twin| ipnet::IpNet::from(F::address(twin));
-    match kind {
-        0 => [network([203, 0, 113, 0], 24), network([203, 0, 0, 0], 16)].into(),
-        1 => [network([192, 0, 2, 0], 24), host([10, 244, 1, 11])].into(),
-        _ => Box::default(),
-    }
-}
-
-fn endpoint<F: Pool>(at: usize, kind: u8, hints: u8) -> Endpoint {
-    let twin = ENDPOINTS[at];
+fn endpoint(twin: [u8; 4], conditions: u8, hints: u8) -> Endpoint {
     let is_here = twin == UPLINK || twin[..3] == [10, 244, 1];
-    let zone = match hints {
-        0 => Some("zone-a"),
-        1 => Some("zone-b"),
-        _ => None,
+    let node = match conditions {
+        1 => "",
+        _ if is_here => NODE_NAME,
+        _ => OTHER_NODE_NAME,
     };
-    let hints = zone.map(|zone| {
-        Box::new(Hints {
-            zones: [Arc::from(zone)].into(),
-            nodes: Box::default(),
-        })
-    });
-    Endpoint {
-        address: F::address(twin),
-        ready: kind < 5,
-        serving: kind < 7,
-        terminating: kind >= 5,
-        node: (kind != 1).then(|| {
-            if is_here {
-                "node-n".into()
-            } else {
-                "other".into()
-            }
-        }),
-        hints,
+    let endpoint = Endpoint::at(Addr::twin(twin), node).conditions(
+        conditions < 5,
+        conditions < 7,
+        conditions >= 5,
+    );
+    match hints {
+        0 => endpoint.for_zones(&["zone-a"]),
+        1 => endpoint.for_zones(&["zone-b"]),
+        _ => endpoint,
     }
 }

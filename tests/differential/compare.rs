@@ -8,7 +8,7 @@ use proxy_daemon::compile::Compiler;
 use proxy_daemon::datapath::{Opener, PlaneFamily};
 use proxy_daemon::forwarding::{Hop, Oracle, Packet, Transport, Verdict, table};
 use proxy_daemon::model::Services;
-use proxy_daemon::net::{Family, IpFamily, Port, V4, V6};
+use proxy_daemon::net::{Family, Port, V4, V6};
 use proxy_tests::datapath::Datapath;
 
 use crate::cluster::{self, From, LOCAL, Pool, Probe, Step};
@@ -77,11 +77,7 @@ pub(crate) fn check<F: PlaneFamily + Pool + States>(
 
         let oracle = Oracle::new(state);
         let describe = |complaint: String| {
-            let family = match F::FAMILY {
-                IpFamily::V4 => proxy_tests::address::Family::V4,
-                IpFamily::V6 => proxy_tests::address::Family::V6,
-            };
-            let rules = datapath.show(family, node);
+            let rules = datapath.show(F::OURS, node);
             format!("step {n}: {complaint}\n{}\n{rules}", table(state))
         };
         let fates = send::<F>(&lab, &step.probes).map_err(describe)?;

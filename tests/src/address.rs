@@ -113,6 +113,16 @@ impl Addr {
         }
     }
 
+    /// Any other address: `a.b.c.d` in IPv4 is `2001:db8::a:b:c:d` in IPv6.
+    pub const fn twin(v4: [u8; 4]) -> Self {
+        let [a, b, c, d] = v4;
+        Self {
+            name: "",
+            v4: Ipv4Addr::new(a, b, c, d),
+            v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, a as u16, b as u16, c as u16, d as u16),
+        }
+    }
+
     /// The address of one family.
     pub fn of(self, family: Family) -> IpAddr {
         match family {

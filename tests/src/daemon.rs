@@ -78,32 +78,31 @@ impl Directory {
     /// When the file system refuses.
     pub fn new() -> Result<Self> {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let path = Self::all().join(serial.to_string());
-        fs::create_dir_all(&path)?;
+        let name = format!("pd-{}-{serial}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path)?;
         Ok(Self { path })
-    }
-
-    /// Where those of this process are.
-    fn all() -> PathBuf {
-        std::env::temp_dir().join(format!("pd-{}", std::process::id()))
     }
 
     /// Removes those of this process; the last thing to happen before it ends.
     pub fn remove_all() {
-        drop(fs::remove_dir_all(Self::all()));
+        Self::remove(|pid| pid == std::process::id());
     }
 
     /// Removes those that runs which are no longer alive left behind.
     pub fn sweep() {
+        Self::remove(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    /// Removes those of these processes.
+    fn remove(of: impl Fn(u32) -> bool) {
         let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
             return;
         };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let pid = name.strip_prefix("pd-").map(str::parse::<u32>);
-            if let Some(Ok(pid)) = pid
-                && !Path::new(&format!("/proc/{pid}")).exists()
-            {
+            let pid = name.strip_prefix("pd-").and_then(|it| it.split('-').next());
+            if pid.and_then(|pid| pid.parse().ok()).is_some_and(&of) {
                 drop(fs::remove_dir_all(entry.path()));
             }
         }

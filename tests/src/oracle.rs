@@ -5,8 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use ipnet::IpNet;
@@ -16,20 +14,14 @@ use proxy_daemon::config::{Config, ExtraSettings, resolve};
 use proxy_daemon::forwarding::{ForwardingState, Hop, Oracle, Packet, Transport, Verdict};
 use proxy_daemon::net::{Family as FamilyTypes, L4Proto, Port, V4, V6};
 use proxy_daemon::sync::Surroundings;
-use proxy_daemon::watch::Shared;
-use proxy_daemon::watch::manifests::Manifests;
 
 use crate::address::{
     Addr, EXTERNAL_IP, EXTERNAL_IP2, Family, Host, LB_VIP, LB_VIP2, LOOPBACK, NODE, NODE_ALT,
     NODE_NAME, OTHER, OUT, POD_GATEWAY, Protocol, Site,
 };
-use crate::daemon::Directory;
 use crate::flow::{Expect, Flow, Landing, Source};
-use crate::reactor;
 use crate::topology::{BRIDGE, Pods, UPLINK};
 use crate::world::World;
-
-const TOKEN: &str = "oracle";
 
 /// The forwarding states of a world.
 #[derive(Debug)]
@@ -46,28 +38,7 @@ impl Judgement {
     /// When flags or manifests cannot be read.
     pub fn of(world: &World, flags: &[String], pods: Pods) -> Result<Self> {
         let config = configuration(flags)?;
-        let directory = Directory::new()?;
-        directory.write("cluster.yaml", &world.manifest().to_string())?;
-        directory.write(".token", TOKEN)?;
-        let shared = Arc::new(Shared::default());
-        let manifests = Manifests::open(directory.path(), Arc::clone(&config.node_name))?;
-        let store = Arc::clone(&shared);
-        let read = reactor::block(async move {
-            let mut bell = store.subscribe();
-            let source = tokio::spawn(manifests.run(Arc::clone(&store)));
-            let complete = async {
-                while !store.with(|s| s.is_complete() && s.source_token() == Some(TOKEN)) {
-                    drop(bell.changed().await);
-                }
-            };
-            let read = tokio::time::timeout(Duration::from_secs(10), complete).await;
-            source.abort();
-            read
-        });
-        if read.is_err() {
-            bail!("the manifests were not read in time");
-        }
-        let drained = shared.with(proxy_daemon::watch::Store::drain);
+        let drained = world.read(&config.node_name)?;
         let mut surroundings =
             Surroundings::new(config.policy, config.node_name, config.node_ip_override);
         surroundings.take_in(drained.node, drained.service_cidrs);

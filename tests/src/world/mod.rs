@@ -5,16 +5,22 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Result;
+use proxy_daemon::watch::Drained;
 use serde_json::{Value, json};
 
 use crate::address::{Family, Protocol};
+use crate::daemon::Directory;
+use crate::reactor;
 
 pub mod many;
 mod node;
+mod read;
 mod service;
 mod slice;
 
 pub use node::Node;
+pub use read::read;
 pub use service::Service;
 pub use slice::{Endpoint, Slice};
 
@@ -112,17 +118,33 @@ impl World {
         let services = self.services.values().map(Service::to_json);
         let slices = self.slices.values().map(Slice::to_json);
         let nodes = self.node.iter().map(Node::to_json);
-        let cidrs = self.cidrs.iter().map(|(name, cidrs)| {
-            json!({
-                "apiVersion": "networking.k8s.io/v1",
-                "kind": "ServiceCIDR",
-                "metadata": {"name": name},
-                "spec": {"cidrs": cidrs},
-            })
-        });
+        let cidrs = self.cidrs.iter();
+        let cidrs = cidrs.map(|(name, cidrs)| service_cidr(name, cidrs));
         let items: Vec<Value> = nodes.chain(cidrs).chain(services).chain(slices).collect();
         json!({"apiVersion": "v1", "kind": "List", "items": items})
     }
+
+    /// What the daemon reads of it.
+    ///
+    /// # Errors
+    /// When the file system refuses, or it takes too long.
+    pub fn read(&self, node: &str) -> Result<Drained> {
+        let directory = Directory::new()?;
+        directory.write("cluster.yaml", &self.manifest().to_string())?;
+        let (path, node) = (directory.path().to_owned(), node.to_owned());
+        reactor::block(async move { read(&path, &node).await })
+    }
+}
+
+/// A ServiceCIDR, as a manifest.
+pub fn service_cidr<S: AsRef<str>>(name: &str, cidrs: &[S]) -> Value {
+    let cidrs: Vec<&str> = cidrs.iter().map(AsRef::as_ref).collect();
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": name},
+        "spec": {"cidrs": cidrs},
+    })
 }
 
 /// Lays one JSON object over another, the way `kubectl patch --type=merge` does.

@@ -60,7 +60,8 @@ impl Node {
         self
     }
 
-    pub(super) fn to_json(&self) -> Value {
+    /// The object, as a manifest.
+    pub fn to_json(&self) -> Value {
         self.object.clone()
     }
 }

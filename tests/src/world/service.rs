@@ -29,7 +29,8 @@ struct Port {
 }
 
 impl Service {
-    pub(super) fn new(name: &str, family: Family, protocol: Protocol) -> Self {
+    /// A Service without ports.
+    pub fn new(name: &str, family: Family, protocol: Protocol) -> Self {
         Self {
             name: name.into(),
             families: vec![family],
@@ -182,7 +183,8 @@ impl Service {
         }
     }
 
-    pub(super) fn to_json(&self) -> Value {
+    /// The object, as a manifest.
+    pub fn to_json(&self) -> Value {
         let ports: Vec<Value> = self.ports.iter().map(Port::to_json).collect();
         let families: Vec<&str> = self.families.iter().map(|f| f.api_name()).collect();
         let mut spec = json!({
@@ -227,7 +229,7 @@ impl Service {
 }
 
 impl Port {
-    pub(super) fn to_json(&self) -> Value {
+    fn to_json(&self) -> Value {
         let mut port = json!({
             "name": self.name,
             "protocol": self.protocol.api_name(),

@@ -18,7 +18,8 @@ pub struct Slice {
 }
 
 impl Slice {
-    pub(super) fn new(service: &str, name: &str, family: Family, protocol: Protocol) -> Self {
+    /// A slice of a Service, without endpoints.
+    pub fn new(service: &str, name: &str, family: Family, protocol: Protocol) -> Self {
         Self {
             service: service.into(),
             name: name.into(),
@@ -96,7 +97,8 @@ impl Slice {
         self
     }
 
-    pub(super) fn to_json(&self) -> Value {
+    /// The object, as a manifest.
+    pub fn to_json(&self) -> Value {
         let ports = if self.ports.is_empty() {
             let protocol = self.protocol.api_name();
             vec![json!({"name": "", "protocol": protocol, "port": TARGET_PORT})]
@@ -130,14 +132,18 @@ pub struct Endpoint {
 impl Endpoint {
     /// An endpoint at this host, on its node, without conditions.
     pub fn new(host: Host) -> Self {
-        let node = host.node;
+        Self::at(host.addr, host.node)
+    }
+
+    /// An endpoint at this address, on this node if it has a name, without conditions.
+    pub fn at(addr: Addr, node: &str) -> Self {
         let rest = if node.is_empty() {
             json!({})
         } else {
             json!({ "nodeName": node })
         };
         Self {
-            addresses: vec![host.addr],
+            addresses: vec![addr],
             rest,
         }
     }
@@ -184,7 +190,7 @@ impl Endpoint {
         self
     }
 
-    pub(super) fn to_json(&self, family: Family) -> Value {
+    fn to_json(&self, family: Family) -> Value {
         let addresses: Vec<String> = self
             .addresses
             .iter()

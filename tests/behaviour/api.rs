@@ -170,9 +170,7 @@ fn sync_12_nothing_is_written_before_every_kind_is_listed(t: &mut Test) {
     t.check(works());
     let before = rules(t);
     let api = api_server(t);
-    for ask in [RequestKind::List, RequestKind::StreamingList] {
-        api.faults(ObjectKind::EndpointSlice, ask, Fault::Withhold, u32::MAX);
-    }
+    api.fault_lists(ObjectKind::EndpointSlice, Fault::Withhold, u32::MAX);
     t.delete_service("web");
     t.service("new").cluster_ip(VIP2).port(80);
     t.endpoints("new").ready(P2);

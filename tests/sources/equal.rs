@@ -1,33 +1,21 @@
 //! Do both sources mean the same by the same objects?
 
-use std::sync::Arc;
-
-use proxy_daemon::watch::manifests::Manifests;
-use proxy_daemon::watch::{Drained, Shared, Store};
+use proxy_daemon::watch::{Drained, Store};
+use proxy_tests::daemon::Directory;
 use proxy_tests::fake_api::{FakeApi, Streaming, read_directory};
 use proxy_tests::world::many::Size;
+use proxy_tests::world::read;
 use serde_json::{Value, json};
 
-use crate::follow::{Followed, NODE, Temporary, run, service, slice};
+use crate::follow::{Followed, NODE, run, service, slice};
 
 /// What a store holds that follows a directory with these objects.
 async fn from_manifests(objects: &[Value]) -> Drained {
-    let directory = Temporary::new();
+    let directory = Directory::new().expect("a directory");
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     std::fs::write(directory.path().join("cluster.yaml"), list.to_string()).expect("written");
     assert_eq!(read_directory(directory.path()).expect("YAML"), objects);
-    let shared = Arc::new(Shared::default());
-    let source = Manifests::open(directory.path(), NODE.into()).expect("a directory");
-    let mut bell = shared.subscribe();
-    tokio::select! {
-        stopped = source.run(Arc::clone(&shared)) => panic!("{stopped:?}"),
-        () = async {
-            while !shared.with(|store| store.is_complete()) {
-                bell.changed().await.expect("a bell");
-            }
-        } => {}
-    }
-    shared.with(Store::drain)
+    read(directory.path(), NODE).await.expect("it is read")
 }
 
 async fn check(api: &FakeApi, objects: &[Value]) {

@@ -8,7 +8,7 @@ use proxy_tests::fake_api::{FakeApi, Fault, RequestKind, Streaming};
 use serde_json::json;
 
 use crate::follow::{
-    Followed, follow_small, get, has_slice, is_at, run, service, slice, small, until_asked,
+    Followed, follow_small, get, has_slice, is_at, run, service, slice, small, timing, until_asked,
 };
 
 /// Waits until changes still arrive after whatever was done.
@@ -52,8 +52,7 @@ fn life_3_what_happened_while_the_server_was_away_arrives_soon_after() {
     run(async {
         let api = small();
         // The times as shipped: they are what is tested.
-        let followed = Followed::start_with(&api, Timing::default()).await;
-        followed.complete().await;
+        let followed = Followed::whole(&api, Timing::default()).await;
         api.down();
         api.put(service("a", 9));
         api.put(service("c", 3));
@@ -142,20 +141,13 @@ fn life_3_an_answer_that_breaks_off_is_asked_for_again() {
                 let api = small();
                 api.set_streaming(streaming);
                 api.put_all((0..20).map(|i| service(&format!("s{i}"), 1)));
-                for ask in [RequestKind::List, RequestKind::StreamingList] {
-                    api.faults(ObjectKind::Service, ask, Fault::Cut(n_bytes), 2);
-                }
-                let followed = Followed::start(&api).await;
-                followed.complete().await;
-                followed
-                    .shared
-                    .with(|store| assert_eq!(store.service_names().count(), 22));
+                api.fault_lists(ObjectKind::Service, Fault::Cut(n_bytes), 2);
+                let followed = Followed::whole(&api, timing()).await;
+                assert_eq!(followed.n_services(), 22);
                 api.fault(ObjectKind::Service, RequestKind::Watch, Fault::Cut(n_bytes));
                 api.cut();
                 check_alive(&api, &followed).await;
-                followed
-                    .shared
-                    .with(|store| assert_eq!(store.service_names().count(), 23));
+                assert_eq!(followed.n_services(), 23);
             }
         }
     });
@@ -171,8 +163,7 @@ fn life_3_a_streaming_list_that_never_ends_gives_way_to_pages() {
             Fault::Cut(200),
             u32::MAX,
         );
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let followed = Followed::whole(&api, timing()).await;
         check_alive(&api, &followed).await;
         assert!(api.n_requests(ObjectKind::Service, RequestKind::List) > 0);
     });
@@ -190,8 +181,7 @@ fn life_3_slow_answers_are_answers() {
                 Fault::Slow(97, Duration::from_millis(2)),
                 u32::MAX,
             );
-            let followed = Followed::start(&api).await;
-            followed.complete().await;
+            let followed = Followed::whole(&api, timing()).await;
             check_alive(&api, &followed).await;
         }
     });
@@ -213,9 +203,7 @@ fn life_3_garbage_is_survived() {
             }
             api.cut();
             check_alive(&api, &followed).await;
-            followed
-                .shared
-                .with(|store| assert_eq!(store.service_names().count(), 3));
+            assert_eq!(followed.n_services(), 3);
         }
     });
 }
@@ -271,8 +259,7 @@ fn bad_fields_are_told_and_forgotten_when_mended() {
         let mut bad = service("a", 1);
         bad["spec"]["ports"] = json!([{"port": 0}]);
         api.put(bad.clone());
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let followed = Followed::whole(&api, timing()).await;
         assert_eq!(
             followed.faults(),
             ["Service default/a: spec.ports[0].port: 0 is not within 1 to 65535; port ignored"]
@@ -295,9 +282,7 @@ fn bad_fields_are_told_and_forgotten_when_mended() {
 fn sync_12_a_withheld_list_keeps_the_store_incomplete() {
     run(async {
         let api = small();
-        for ask in [RequestKind::List, RequestKind::StreamingList] {
-            api.faults(ObjectKind::EndpointSlice, ask, Fault::Withhold, u32::MAX);
-        }
+        api.fault_lists(ObjectKind::EndpointSlice, Fault::Withhold, u32::MAX);
         let followed = Followed::start(&api).await;
         followed
             .until("Services", |store| store.is_listed(ObjectKind::Service))

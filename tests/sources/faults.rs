@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use proxy_daemon::watch::ObjectKind;
 use proxy_tests::fake_api::{FakeApi, Streaming};
+use proxy_tests::world::service_cidr;
 use serde_json::{Value, json};
 
-use crate::follow::{Followed, NODE, follow_small, node, run, service, service_cidr, slice};
+use crate::follow::{Followed, NODE, follow_small, node, run, service, slice};
 
 /// An object with one fault, and the same object without.
 struct Case {
@@ -64,7 +65,7 @@ fn cases() -> Vec<Case> {
         json!("nowhere"),
     ));
     for network in ["nonsense", "127.0.0.0/8"] {
-        let cidr = service_cidr("more", "10.97.0.0/16");
+        let cidr = service_cidr("more", &["10.97.0.0/16"]);
         let path = "/spec/cidrs/0";
         cases.push(of(
             ObjectKind::ServiceCidr,
@@ -84,7 +85,7 @@ fn cases() -> Vec<Case> {
         (
             ObjectKind::ServiceCidr,
             "-more",
-            service_cidr("-more", "10.97.0.0/16"),
+            service_cidr("-more", &["10.97.0.0/16"]),
         ),
     ] {
         cases.push(Case {
@@ -105,6 +106,7 @@ async fn until_faults(followed: &Followed, n: usize, what: &str) -> Vec<String> 
             if faults.len() == n {
                 return faults;
             }
+            // No bell rings when only what is said of an object changes.
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };

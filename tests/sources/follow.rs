@@ -1,15 +1,17 @@
 //! How a test follows a fake API server, and waits.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use proxy_daemon::model::{Service, ServiceName, SliceName};
 use proxy_daemon::watch::kubernetes::{ApiServer, Kubernetes, Pace, Timing};
 use proxy_daemon::watch::{Drained, Shared, Store};
+use proxy_tests::address::{Addr, Family, Protocol};
+use proxy_tests::daemon::Directory;
 use proxy_tests::fake_api::{FakeApi, Streaming};
+use proxy_tests::world::{self, Endpoint, Node, Slice, TARGET_PORT, service_cidr};
 use serde_json::{Value, json};
 
 /// The node that the tests run on.
@@ -116,6 +118,17 @@ impl Followed {
         }
     }
 
+    /// Follows a server until the store is complete.
+    pub(crate) async fn whole(api: &FakeApi, timing: Timing) -> Self {
+        let followed = Self::start_with(api, timing).await;
+        followed.complete().await;
+        followed
+    }
+
+    pub(crate) fn n_services(&self) -> usize {
+        self.shared.with(|store| store.service_names().count())
+    }
+
     pub(crate) async fn complete(&self) {
         self.until("complete", Store::is_complete).await;
     }
@@ -138,6 +151,19 @@ impl Followed {
         let current = self.shared.diagnostics().current();
         current.iter().map(ToString::to_string).collect()
     }
+}
+
+/// What leads to a server through this address, as long as the directory is there.
+pub(crate) fn by_kubeconfig(api: &FakeApi, through: SocketAddr) -> (ApiServer, Directory) {
+    let directory = Directory::new().expect("a directory");
+    let path = directory.path().join("kubeconfig");
+    api.write_kubeconfig_through(through, &path)
+        .expect("written");
+    let server = ApiServer {
+        kubeconfig: Some(path),
+        master: None,
+    };
+    (server, directory)
 }
 
 /// Waits until the server was asked so that this holds.
@@ -174,38 +200,25 @@ pub(crate) fn has_slice(store: &Store, of: &str) -> bool {
     store.slice_names().any(|known| *known == name)
 }
 
+/// A Service `10.96.0.LAST`, with the port `http`.
 pub(crate) fn service(name: &str, last: u8) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": name, "namespace": "default", "creationTimestamp": "2026-01-01T00:00:00Z"},
-        "spec": {"type": "ClusterIP", "clusterIP": format!("10.96.0.{last}"),
-            "clusterIPs": [format!("10.96.0.{last}")], "ipFamilies": ["IPv4"],
-            "ports": [{"name": "http", "port": 80}]}
-    })
+    world::Service::new(name, Family::V4, Protocol::Tcp)
+        .cluster_ip(Addr::twin([10, 96, 0, last]))
+        .named_port("http", 80)
+        .to_json()
 }
 
+/// A slice with the endpoint `10.244.1.LAST`.
 pub(crate) fn slice(name: &str, service: &str, last: u8) -> Value {
-    json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": service}},
-        "ports": [{"name": "http", "port": 8080}],
-        "endpoints": [{"addresses": [format!("10.244.1.{last}")], "nodeName": NODE}]
-    })
+    Slice::new(service, name, Family::V4, Protocol::Tcp)
+        .port("http", TARGET_PORT)
+        .endpoint(Endpoint::at(Addr::twin([10, 244, 1, last]), NODE))
+        .to_json()
 }
 
 pub(crate) fn node(name: &str, zone: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
-        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.2"}]}
-    })
-}
-
-pub(crate) fn service_cidr(name: &str, cidr: &str) -> Value {
-    json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-        "metadata": {"name": name}, "spec": {"cidrs": [cidr]}
-    })
+    let named = json!({"metadata": {"name": name}});
+    Node::default().zone(Some(zone)).patch(named).to_json()
 }
 
 /// A small cluster: Services `a` and `b` with a slice each, our Node and one more, a ServiceCIDR.
@@ -227,7 +240,7 @@ fn small_of(api: anyhow::Result<FakeApi>) -> FakeApi {
         slice("b-1", "b", 12),
         node(NODE, "zone-a"),
         node("other", "zone-b"),
-        service_cidr("kubernetes", "10.96.0.0/16"),
+        service_cidr("kubernetes", &["10.96.0.0/16"]),
     ]);
     api
 }
@@ -236,33 +249,6 @@ fn small_of(api: anyhow::Result<FakeApi>) -> FakeApi {
 pub(crate) async fn follow_small(streaming: Streaming) -> (FakeApi, Followed) {
     let api = small();
     api.set_streaming(streaming);
-    let followed = Followed::start(&api).await;
-    followed.complete().await;
+    let followed = Followed::whole(&api, timing()).await;
     (api, followed)
-}
-
-/// A directory that is removed when dropped.
-pub(crate) struct Temporary(PathBuf);
-
-impl Temporary {
-    pub(crate) fn new() -> Self {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let name = format!("pd-{}-sources-{serial}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).expect("a directory");
-        Self(path)
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            assert!(std::thread::panicking(), "{error}");
-        }
-    }
 }

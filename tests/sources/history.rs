@@ -36,8 +36,7 @@ fn is_restored(store: &proxy_daemon::watch::Store) -> bool {
 
 /// A store that knows more than the server will after the restore.
 async fn with_late_changes(api: &FakeApi, timing: Timing) -> Followed {
-    let followed = Followed::start_with(api, timing).await;
-    followed.complete().await;
+    let followed = Followed::whole(api, timing).await;
     api.put(service("a", 7));
     api.put(service("late", 8));
     api.put(slice("late-1", "late", 8));
@@ -83,15 +82,24 @@ fn life_3_events_and_bookmarks_of_an_older_state_lead_to_a_list() {
                 api.n_requests(ObjectKind::Service, RequestKind::Watch) > 0
             })
             .await;
-            let mut attempts = 0..100_u8;
-            while api.n_requests(ObjectKind::Service, RequestKind::StreamingList) == 0 {
-                let n = attempts.next().expect("a list");
-                if is_event {
-                    api.put(service("next", n));
-                } else {
-                    api.bookmark();
+            // Until the watch, which was only asked for, is there to be told.
+            let mut tick = tokio::time::interval(Duration::from_millis(20));
+            let tell = async {
+                for n in 0..=u8::MAX {
+                    tick.tick().await;
+                    if is_event {
+                        api.put(service("next", n));
+                    } else {
+                        api.bookmark();
+                    }
                 }
-                tokio::time::sleep(Duration::from_millis(20)).await;
+            };
+            let listed = until_asked(&api, "a list", |api| {
+                api.n_requests(ObjectKind::Service, RequestKind::StreamingList) > 0
+            });
+            tokio::select! {
+                () = tell => panic!("no list"),
+                () = listed => {}
             }
             followed.until("restored", is_restored).await;
             check_alive(&api, &followed).await;
@@ -138,9 +146,7 @@ fn life_3_a_server_that_waits_for_its_cache_is_asked_again() {
         })
         .await;
         check_alive(&api, &followed).await;
-        followed
-            .shared
-            .with(|store| assert_eq!(store.service_names().count(), 3));
+        assert_eq!(followed.n_services(), 3);
     });
 }
 
@@ -155,8 +161,6 @@ fn life_4_an_outage_without_a_restore_costs_no_list() {
             api.put(service("a", last));
             followed.until("a", |store| is_at(store, "a", last)).await;
         }
-        for ask in [RequestKind::List, RequestKind::StreamingList] {
-            assert_eq!(api.n_requests(ObjectKind::Service, ask), 0);
-        }
+        assert_eq!(api.n_lists(ObjectKind::Service), 0);
     });
 }

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use proxy_daemon::watch::{ObjectKind, Store};
 use proxy_tests::fake_api::{FakeApi, Fault, RequestKind, Streaming};
+use proxy_tests::world::service_cidr;
 use serde_json::json;
 
 use crate::follow::{
-    Followed, NODE, follow_small, get, has_slice, is_at, node, run, service, service_cidr, slice,
-    small, until_asked,
+    Followed, NODE, follow_small, get, has_slice, is_at, node, run, service, slice, small, timing,
+    until_asked,
 };
 
 #[test]
@@ -92,7 +93,7 @@ fn svc_4_changes_of_every_kind_arrive() {
         api.delete(ObjectKind::Service, "default/b");
         api.delete(ObjectKind::EndpointSlice, "default/b-1");
         api.put(node(NODE, "zone-c"));
-        api.put(service_cidr("second", "10.97.0.0/16"));
+        api.put(service_cidr("second", &["10.97.0.0/16"]));
         followed
             .until("all", |store| {
                 is_at(store, "c", 3)
@@ -137,11 +138,8 @@ fn api_4_long_lists_come_in_pages() {
         let api = FakeApi::start().expect("a server");
         api.set_streaming(Streaming::Refused);
         api.put_all((0..1200).map(|i| service(&format!("s{i}"), 1)));
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
-        followed
-            .shared
-            .with(|store| assert_eq!(store.service_names().count(), 1200));
+        let followed = Followed::whole(&api, timing()).await;
+        assert_eq!(followed.n_services(), 1200);
         assert_eq!(api.n_requests(ObjectKind::Service, RequestKind::List), 1);
         assert_eq!(api.n_requests(ObjectKind::Service, RequestKind::Page), 2);
     });
@@ -158,11 +156,8 @@ fn api_4_a_page_that_has_expired_is_followed_by_a_whole_list() {
             RequestKind::Page,
             Fault::Status(410, None),
         );
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
-        followed
-            .shared
-            .with(|store| assert_eq!(store.service_names().count(), 1200));
+        let followed = Followed::whole(&api, timing()).await;
+        assert_eq!(followed.n_services(), 1200);
         let requests = api.requests();
         let mut lists = requests
             .iter()
@@ -187,7 +182,7 @@ fn api_4_bookmarks_of_a_server_without_streaming_lists_keep_no_list_open() {
         api.set_streaming(Streaming::Ignored);
         // More often than any patience ends.
         api.bookmark_every(Duration::from_millis(20));
-        Followed::start(&api).await.complete().await;
+        Followed::whole(&api, timing()).await;
         assert!(api.n_requests(ObjectKind::Service, RequestKind::List) > 0);
     });
 }
@@ -273,8 +268,7 @@ fn node_6_a_deleted_node_that_comes_back_is_followed() {
 fn a_late_node_arrives_without_anything_else() {
     run(async {
         let api = FakeApi::start().expect("a server");
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let followed = Followed::whole(&api, timing()).await;
         api.put(node(NODE, "zone-a"));
         followed
             .until("the Node", |store| store.node().is_some())

@@ -1,7 +1,7 @@
 //! Do the two sources fill the store with the same, and does the API server's bad day not matter?
 //!
-//! A test is a fake cluster, what goes wrong, and what the store holds in the end. Invariants: no sleeps, every wait has a deadline;
-//! none of this needs root.
+//! A test is a fake cluster, what goes wrong, and what the store holds in the end. Invariants: a test
+//! waits for a condition, with a deadline, and for time only where something must not happen; none of this needs root.
 #![expect(
     clippy::expect_used,
     clippy::disallowed_methods,

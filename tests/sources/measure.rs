@@ -9,11 +9,12 @@ use std::time::Instant;
 use proxy_daemon::watch::kubernetes::Timing;
 use proxy_daemon::watch::manifests::Manifests;
 use proxy_daemon::watch::{Shared, Store};
+use proxy_tests::daemon::Directory;
 use proxy_tests::fake_api::{FakeApi, Streaming};
 use proxy_tests::world::many::Size;
 use serde_json::json;
 
-use crate::follow::{Followed, NODE, Temporary, run};
+use crate::follow::{Followed, NODE, run};
 
 /// Unit: MiB.
 fn resident() -> usize {
@@ -42,8 +43,7 @@ fn measure_an_api_server() {
             );
             let before = resident();
             let began = Instant::now();
-            let followed = Followed::start_with(&api, Timing::default()).await;
-            followed.complete().await;
+            let followed = Followed::whole(&api, Timing::default()).await;
             let took = began.elapsed();
             println!(
                 "10,000 x 10, {streaming:?}: {took:?}, {} MiB more",
@@ -73,7 +73,7 @@ fn measure_manifests() {
         let yaml = serde_saphyr::to_string(&list).expect("YAML");
         drop((objects, list));
         for (name, text) in [("cluster.json", json), ("cluster.yaml", yaml)] {
-            let directory = Temporary::new();
+            let directory = Directory::new().expect("a directory");
             std::fs::write(directory.path().join(name), &text).expect("written");
             let n_bytes = text.len() / (1024 * 1024);
             drop(text);

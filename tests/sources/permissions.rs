@@ -2,12 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpListener;
+
 use proxy_daemon::watch::ObjectKind;
 use proxy_daemon::watch::kubernetes::{ApiServer, ConnectError, Kubernetes};
+use proxy_tests::daemon::Directory;
 use proxy_tests::fake_api::{FakeApi, Fault, RequestKind};
+use proxy_tests::world::service_cidr;
 
 use crate::follow::{
-    Followed, NODE, Temporary, is_at, run, service, service_cidr, small, timing, until_asked,
+    Followed, NODE, by_kubeconfig, is_at, run, service, small, timing, until_asked,
 };
 
 #[test]
@@ -15,8 +19,7 @@ fn api_3_a_missing_permission_on_nodes_does_not_hold_up_services() {
     run(async {
         let api = small();
         api.faults(ObjectKind::Node, None, Fault::Status(403, None), u32::MAX);
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let followed = Followed::whole(&api, timing()).await;
         api.put(service("a", 9));
         followed.until("a", |store| is_at(store, "a", 9)).await;
         until_asked(&api, "Nodes again", |api| {
@@ -45,8 +48,7 @@ fn api_3_refusals_of_every_sort_are_outlasted() {
             ] {
                 api.faults(None, ask, Fault::Status(code, None), 3);
             }
-            let followed = Followed::start(&api).await;
-            followed.complete().await;
+            let followed = Followed::whole(&api, timing()).await;
             api.cut();
             api.put(service("a", 9));
             followed
@@ -66,8 +68,7 @@ fn api_4_retry_after_is_honoured() {
             Fault::Status(429, Some(1)),
         );
         let began = Instant::now();
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let _followed = Followed::whole(&api, timing()).await;
         assert!(began.elapsed() >= Duration::from_secs(1));
         assert_eq!(
             api.n_requests(ObjectKind::Service, RequestKind::StreamingList),
@@ -94,10 +95,9 @@ fn rej_7_absent_service_cidrs_hold_up_nothing_and_are_found_later() {
         let api = small();
         api.set_absent(ObjectKind::ServiceCidr, "v1");
         api.set_absent(ObjectKind::ServiceCidr, "v1beta1");
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let followed = Followed::whole(&api, timing()).await;
         api.clear_absent();
-        api.put(service_cidr("second", "10.97.0.0/16"));
+        api.put(service_cidr("second", &["10.97.0.0/16"]));
         followed
             .until("ServiceCIDRs", |s| s.service_cidr_names().count() == 2)
             .await;
@@ -112,13 +112,7 @@ fn rej_7_absent_service_cidrs_hold_up_nothing_and_are_found_later() {
 fn api_1_a_kubeconfig_leads_to_the_server_and_master_is_stronger() {
     run(async {
         let (api, other) = (small(), FakeApi::start().expect("a server"));
-        let directory = Temporary::new();
-        let path = directory.path().join("kubeconfig");
-        api.write_kubeconfig(&path).expect("written");
-        let server = ApiServer {
-            kubeconfig: Some(path),
-            master: None,
-        };
+        let (server, _directory) = by_kubeconfig(&api, api.address());
         let followed = Followed::start_at(&server, timing()).await;
         followed.until("a", |store| is_at(store, "a", 1)).await;
         other.put(service("other", 5));
@@ -137,7 +131,7 @@ fn api_1_a_kubeconfig_leads_to_the_server_and_master_is_stronger() {
 #[test]
 fn api_1_a_kubeconfig_that_is_none_is_an_error() {
     run(async {
-        let directory = Temporary::new();
+        let directory = Directory::new().expect("a directory");
         let path = directory.path().join("kubeconfig");
         for text in ["", "kind: [", "clusters: []\n", "a: b\n"] {
             std::fs::write(&path, text).expect("written");
@@ -158,17 +152,16 @@ fn api_1_a_kubeconfig_that_is_none_is_an_error() {
 fn api_1_a_kubeconfig_that_changes_while_the_server_cannot_be_reached_is_read_again() {
     run(async {
         let (gone, api) = (FakeApi::start_tls().expect("a server"), small());
-        let directory = Temporary::new();
-        let path = directory.path().join("kubeconfig");
-        gone.write_kubeconfig(&path).expect("written");
-        gone.down();
-        let server = ApiServer {
-            kubeconfig: Some(path.clone()),
-            master: None,
-        };
+        let hangs_up = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
+        let address = hangs_up.local_addr().expect("an address");
+        let (server, _directory) = by_kubeconfig(&gone, address);
         let followed = Followed::start_at(&server, timing()).await;
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        for _ in 0..3 {
+            drop(hangs_up.accept().await.expect("an attempt"));
+        }
+        let path = server.kubeconfig.expect("a path");
         api.write_kubeconfig(&path).expect("written");
+        drop(hangs_up);
         followed.complete().await;
     });
 }

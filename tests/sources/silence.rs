@@ -2,28 +2,22 @@
 
 use std::time::{Duration, Instant};
 
-use proxy_daemon::watch::kubernetes::{ApiServer, Timing};
+use proxy_daemon::watch::kubernetes::Timing;
 use proxy_daemon::watch::{ObjectKind, Store};
+use proxy_tests::daemon::Directory;
 use proxy_tests::fake_api::{FakeApi, Fault, Relay, RequestKind, Streaming};
 
 use crate::failures::check_alive;
 use crate::follow::{
-    Followed, Temporary, is_at, run, service, small, small_tls, timing, until_asked,
+    Followed, by_kubeconfig, is_at, run, service, small, small_tls, timing, until_asked,
 };
 
 /// LIFE-3 allows so long.
 const SOON: Duration = Duration::from_secs(10);
 
 /// Follows a server through a relay.
-async fn through(api: &FakeApi, relay: &Relay, timing: Timing) -> (Followed, Temporary) {
-    let directory = Temporary::new();
-    let path = directory.path().join("kubeconfig");
-    api.write_kubeconfig_through(relay.address(), &path)
-        .expect("written");
-    let server = ApiServer {
-        kubeconfig: Some(path),
-        master: None,
-    };
+async fn through(api: &FakeApi, relay: &Relay, timing: Timing) -> (Followed, Directory) {
+    let (server, directory) = by_kubeconfig(api, relay.address());
     (Followed::start_at(&server, timing).await, directory)
 }
 
@@ -81,13 +75,7 @@ fn life_3_over_http_1_a_watch_that_does_not_end_in_time_is_left() {
 fn life_3_a_quiet_cluster_is_not_taken_for_a_silent_server() {
     run(async {
         for api in [small_tls(), small()] {
-            let directory = Temporary::new();
-            let path = directory.path().join("kubeconfig");
-            api.write_kubeconfig(&path).expect("written");
-            let server = ApiServer {
-                kubeconfig: Some(path),
-                master: None,
-            };
+            let (server, _directory) = by_kubeconfig(&api, api.address());
             let quiet = Timing {
                 plain_watch: (Duration::from_secs(1), Duration::from_secs(1)),
                 ..timing()
@@ -98,11 +86,10 @@ fn life_3_a_quiet_cluster_is_not_taken_for_a_silent_server() {
                 .until("the rest", |store: &Store| store.node().is_some())
                 .await;
             api.clear_requests();
-            // Several pings, and over HTTP/1 several watches that end without an event.
+            // Several pings, and over HTTP/1 several watches that end without an event. A list that must not come has no end to
+            // wait for; the change after it shows that the store still follows.
             tokio::time::sleep(Duration::from_secs(4)).await;
-            for ask in [RequestKind::List, RequestKind::StreamingList] {
-                assert_eq!(api.n_requests(ObjectKind::Service, ask), 0);
-            }
+            assert_eq!(api.n_lists(ObjectKind::Service), 0);
             assert!(api.n_requests(ObjectKind::Service, RequestKind::Watch) <= 5);
             check_alive(&api, &followed).await;
         }
@@ -134,6 +121,7 @@ fn life_3_a_watch_without_bookmarks_is_left_and_asked_for_again() {
         let (followed, _directory) = through(&api, &relay, kept).await;
         followed.complete().await;
         api.clear_requests();
+        // A new watch that must not come has no end to wait for. The part above shows that one comes without bookmarks.
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(api.n_requests(ObjectKind::Service, RequestKind::Watch), 0);
         check_alive(&api, &followed).await;
@@ -171,8 +159,7 @@ fn life_3_a_server_that_needs_long_for_each_answer_is_waited_for() {
             Fault::Late(Duration::from_millis(1200)),
             u32::MAX,
         );
-        let followed = Followed::start(&api).await;
-        followed.complete().await;
+        let followed = Followed::whole(&api, timing()).await;
         check_alive(&api, &followed).await;
         assert_eq!(api.n_requests(ObjectKind::Service, RequestKind::List), 0);
     });

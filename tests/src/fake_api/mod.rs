@@ -297,6 +297,13 @@ impl FakeApi {
         self.script().add(kind.into(), ask.into(), fault, times);
     }
 
+    /// Makes lists of a kind go wrong, whole and streamed ones.
+    pub fn fault_lists(&self, kind: ObjectKind, fault: Fault, times: u32) {
+        for ask in [RequestKind::List, RequestKind::StreamingList] {
+            self.faults(kind, ask, fault.clone(), times);
+        }
+    }
+
     /// From now on nothing goes wrong.
     pub fn clear_faults(&self) {
         self.script().clear();
@@ -341,6 +348,11 @@ impl FakeApi {
     /// Every request so far.
     pub fn requests(&self) -> Vec<Request> {
         self.script().requests.clone()
+    }
+
+    /// How many lists of this kind were asked for, whole or streamed.
+    pub fn n_lists(&self, kind: ObjectKind) -> usize {
+        self.n_requests(kind, RequestKind::List) + self.n_requests(kind, RequestKind::StreamingList)
     }
 
     /// How many requests were for this.

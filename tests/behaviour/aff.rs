@@ -1,7 +1,6 @@
 //! AFF: session affinity by client address.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use proxy_tests::address::{
@@ -10,6 +9,7 @@ use proxy_tests::address::{
 use proxy_tests::case;
 use proxy_tests::flow::{Flow, flow, kept, masqueraded};
 use proxy_tests::matrix::{Case, Test};
+use proxy_tests::wait::within;
 use serde_json::json;
 
 const PORT: u16 = 30_080;
@@ -312,15 +312,12 @@ fn aff_12_svc_11_without_a_config_the_timeout_is_the_default(t: &mut Test) {
 /// Waits until this holds for each client that the kernel still remembers.
 #[track_caller]
 fn await_remaining(t: &Test, holds: impl Fn(u64) -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(15);
-    loop {
-        let left = remaining(t);
-        if left.iter().all(|seconds| holds(*seconds)) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{left:?}");
-        thread::sleep(Duration::from_millis(50));
-    }
+    let all_do = || remaining(t).into_iter().all(&holds);
+    assert!(
+        within(Duration::from_secs(15), all_do),
+        "{:?}",
+        remaining(t)
+    );
 }
 
 /// For how long the kernel still remembers each client of any Service on this bed. Unit: seconds, rounded down.

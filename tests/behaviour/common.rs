@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proxy_tests::address::{Family, HOST, NODE, P1, P2, VIP, X};
 use proxy_tests::daemon::{Directory, binary};
 use proxy_tests::datapath::{Flavour, everything_of_ours, nft_family};
 use proxy_tests::flow::{flow, kept, masqueraded};
 use proxy_tests::matrix::Test;
+use proxy_tests::wait::within;
 
 /// The nodePort of [`web`].
 pub(crate) const PORT: u16 = 30_080;
@@ -34,20 +35,14 @@ pub(crate) fn rules(t: &Test) -> BTreeSet<String> {
 /// Waits until what is ours is what it was.
 #[track_caller]
 pub(crate) fn await_rules(t: &Test, expected: &BTreeSet<String>, after: &str) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
+    if !within(Duration::from_secs(10), || rules(t) == *expected) {
         let now = rules(t);
-        if now == *expected {
-            return;
-        }
         let missing: Vec<_> = expected.difference(&now).collect();
         let more: Vec<_> = now.difference(expected).collect();
-        assert!(
-            Instant::now() < deadline,
+        panic!(
             "after {after}: missing {missing:#?}\nmore {more:#?}\n{}",
             t.bed().daemon.log()
         );
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

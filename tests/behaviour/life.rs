@@ -11,6 +11,7 @@ use proxy_tests::daemon::{Directory, binary};
 use proxy_tests::datapath::{Datapath, Flavour};
 use proxy_tests::flow::{flow, kept, masqueraded};
 use proxy_tests::matrix::{Case, Test};
+use proxy_tests::wait::within;
 use serde_json::{Value, json};
 
 use crate::common::{PORT, await_rules, foreign, make_foreign, rules, run, run_as, web, works};
@@ -208,19 +209,12 @@ fn carriers(t: &Test) -> Vec<Datapath> {
 /// Waits until these datapaths, and no others, have rules in the kernel.
 #[track_caller]
 fn await_carriers(t: &Test, expected: &[Datapath]) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        let now = carriers(t);
-        if now == expected {
-            return;
-        }
-        let log = t.bed().daemon.log();
-        assert!(
-            Instant::now() < deadline,
-            "{now:?}, not {expected:?}: {log}"
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    assert!(
+        within(Duration::from_secs(10), || carriers(t) == expected),
+        "{:?}, not {expected:?}: {}",
+        carriers(t),
+        t.bed().daemon.log()
+    );
 }
 
 fn life_16_kubelet_says_which_iptables_is_used(t: &mut Test) {
@@ -439,14 +433,12 @@ fn node_5_changed_pod_networks_end_the_daemon(t: &mut Test) {
         .patch(serde_json::json!({"spec": {"podCIDR": "10.244.7.0/24", "podCIDRs": networks}}));
     let world = t.clone();
     t.bed_mut().daemon.publish(&world).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    let status = loop {
-        if let Some(status) = t.bed_mut().daemon.ended().unwrap() {
-            break status;
-        }
-        assert!(Instant::now() < deadline, "it goes on");
-        std::thread::sleep(Duration::from_millis(10));
-    };
-    assert_eq!(status.code(), Some(1));
+    let daemon = &mut t.bed_mut().daemon;
+    let mut status = None;
+    within(Duration::from_secs(5), || {
+        status = daemon.ended().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.expect("it ends").code(), Some(1));
     t.observe([flow(P1, VIP, 80).reaches([kept(P2)])]);
 }

@@ -1,13 +1,14 @@
 //! Clients that never stop sending from their port, for CT-3 and CT-4.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proxy_tests::address::{
     Addr, EXTERNAL_IP, Family, HOST, Host, LB_VIP, NODE, P1, P2, Protocol, VIP, X,
 };
 use proxy_tests::matrix::Test;
 use proxy_tests::sender::Sender;
+use proxy_tests::wait::within;
 use proxy_tests::world::TARGET_PORT;
 
 use crate::common::PORT;
@@ -81,21 +82,12 @@ impl Client {
 
 /// Waits until something is so.
 #[track_caller]
-pub(crate) fn await_that(
-    t: &Test,
-    patience: Duration,
-    what: &str,
-    mut is_so: impl FnMut() -> bool,
-) {
-    let deadline = Instant::now() + patience;
-    while !is_so() {
-        assert!(
-            Instant::now() < deadline,
-            "not within {patience:?}: {what}{}",
-            t.state()
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
+pub(crate) fn await_that(t: &Test, patience: Duration, what: &str, is_so: impl FnMut() -> bool) {
+    assert!(
+        within(patience, is_so),
+        "not within {patience:?}: {what}{}",
+        t.state()
+    );
 }
 
 /// Waits until a client sent so much more that silence means something.

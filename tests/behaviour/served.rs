@@ -8,6 +8,7 @@ use proxy_tests::daemon::{Directory, LOCAL_SERVER, http, http_json};
 use proxy_tests::datapath::Datapath;
 use proxy_tests::flow::{flow, kept, masqueraded};
 use proxy_tests::matrix::{Case, Test};
+use proxy_tests::wait::within;
 use serde_json::{Value, json};
 
 use crate::common::{Obstacle, PORT, run_as, web, works};
@@ -60,15 +61,8 @@ fn metric(t: &Test, name: &str, labels: &str) -> f64 {
 /// Waits until a condition holds.
 #[track_caller]
 fn until(t: &mut Test, what: &str, mut holds: impl FnMut(&mut Test) -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !holds(t) {
-        assert!(
-            Instant::now() < deadline,
-            "{what}: {}",
-            t.bed().daemon.log()
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let held = within(DEADLINE, || holds(t));
+    assert!(held, "{what}: {}", t.bed().daemon.log());
 }
 
 fn hz_1_hz_2_two_paths_are_served_with_a_body(t: &mut Test) {

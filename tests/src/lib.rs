@@ -46,4 +46,5 @@ pub mod sender;
 pub mod sniff;
 pub mod test;
 pub mod topology;
+pub mod wait;
 pub mod world;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -11,6 +11,7 @@ use super::{Damage, Datapath, Harness, nft, nft_family};
 use crate::address::Family;
 use crate::damage::{self, Chain, Choose, DamageKind, Set};
 use crate::netns::Netns;
+use crate::wait::within;
 
 /// Tables of `nf_tables`.
 pub(super) struct Nftables;
@@ -94,14 +95,10 @@ impl Harness for Nftables {
             let output = node.run("nft", &list).stdout;
             String::from_utf8_lossy(&output).contains("flags owner")
         };
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !is_owned() {
-            if Instant::now() >= deadline {
-                owner.kill().unwrap();
-                owner.wait().unwrap();
-                panic!("the table is not owned");
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        if !within(Duration::from_secs(5), is_owned) {
+            owner.kill().unwrap();
+            owner.wait().unwrap();
+            panic!("the table is not owned");
         }
         Some(owner)
     }

@@ -1,4 +1,4 @@
-//! API, and what of LIFE, SYNC and REJ needs an API server: the real daemon follows a scripted one, and packets tell.
+//! API, and the tests of LIFE, SYNC and REJ that need an API server: the daemon follows a scripted one.
 
 use std::time::Duration;
 
@@ -49,12 +49,12 @@ fn web(t: &mut Test) {
     t.endpoints("web").ready(P2).ready(R);
 }
 
-/// Starts an API server in the node's namespace; the daemon is not told of it yet.
+/// Starts an API server in the node's namespace; the daemon does not use it yet.
 fn api_server(t: &mut Test) -> FakeApi {
     FakeApi::start_in(t.ns(Site::N)).unwrap()
 }
 
-/// Makes the API server say what the world is.
+/// Puts the objects of the world into the API server.
 fn publish(t: &Test, api: &FakeApi) {
     api.replace_all(t.manifest()["items"].as_array().unwrap().clone());
 }

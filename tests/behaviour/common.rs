@@ -27,12 +27,12 @@ pub(crate) fn works() -> [proxy_tests::flow::Flow; 3] {
     ]
 }
 
-/// What is ours in the kernel, of every datapath: those that do not run must have nothing there.
+/// Our objects in the kernel, of every datapath: those that do not run must have none.
 pub(crate) fn rules(t: &Test) -> BTreeSet<String> {
     everything_of_ours(t.node_ns())
 }
 
-/// Waits until what is ours is what it was.
+/// Waits until our objects in the kernel are these.
 #[track_caller]
 pub(crate) fn await_rules(t: &Test, expected: &BTreeSet<String>, after: &str) {
     if !within(Duration::from_secs(10), || rules(t) == *expected) {
@@ -179,7 +179,7 @@ impl Obstacle {
         }
     }
 
-    /// From now on, what is written of this family fails.
+    /// Makes writes of this family fail.
     pub(crate) fn put_up(&mut self, t: &Test, family: Family) {
         self.owner = t.datapath().seize(family, t.node_ns()).map(Owner);
         if self.owner.is_none() {
@@ -206,7 +206,7 @@ impl Drop for Obstacle {
     }
 }
 
-/// Another program that owns what a family writes, so that nobody else may touch it.
+/// Another program that owns a family's table, so that the kernel refuses other writers.
 struct Owner(Child);
 
 impl Drop for Owner {

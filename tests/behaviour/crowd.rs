@@ -26,12 +26,12 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// The port of `/livez`, and that of what only the node itself may ask.
+/// The port of `/livez`, and the port that only the node itself may use.
 const HEALTHZ: u16 = 10256;
 const LOCAL: u16 = 10249;
 /// How long an attack lasts: longer than a silent connection may live.
 const LONG: Duration = Duration::from_secs(6);
-/// So long kubelet waits for an answer.
+/// Kubelet's default timeout of a probe.
 const PROBE: Duration = Duration::from_secs(1);
 /// The machine that runs the tests may be busy, so that a single answer may take longer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -149,7 +149,7 @@ fn crowd(to: SocketAddr, manner: Manner, n: usize, stop: &AtomicBool, n_opened: 
             drop(manner.begin(&mut stream));
             streams.push(stream);
         }
-        // A machine with few CPUs must have some left for what is tested.
+        // A machine with few CPUs must have time left for the daemon.
         thread::sleep(PAUSE);
     }
 }

@@ -77,7 +77,7 @@ fn answers_soon(t: &Test, flow: &Flow, host: Host) {
                     t.state()
                 )
             }
-            // A packet under way while the entry goes would make a new one, from the server's side.
+            // A packet on its way while the entry is deleted would make a new entry, from the server's side.
             _ => std::thread::sleep(Duration::from_millis(20)),
         }
     }
@@ -187,7 +187,7 @@ fn ct_6_tcp_and_sctp_flows_are_never_deleted(t: &mut Test) {
         answers(t, &flow(P1, VIP, 80), P2);
         t.endpoints("web").clear().ready(R);
         t.check([flow(P1, VIP, 80).reaches([kept(R)])]);
-        // The same association still goes where it went.
+        // The same association still reaches the same endpoint.
         answers(t, &flow(P1, VIP, 80), P2);
     } else {
         let mut inside = t.stream(&flow(P1, VIP, 80));
@@ -236,7 +236,7 @@ fn ct_7_rej_10_invalid_packets_do_not_leak(t: &mut Test) {
         .unwrap();
     }
     stream.echo().unwrap();
-    // What another port of that address says is an answer to a question that took another way.
+    // A packet from another port of that address belongs to another flow.
     let elsewhere = Segment {
         flags: Flags::SynAck,
         source: (server, 7777).into(),

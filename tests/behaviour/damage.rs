@@ -1,4 +1,4 @@
-//! SYNC-9: what others do to our objects while we write them ourselves.
+//! SYNC-9: other programs damage our objects while the daemon writes them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub(crate) fn cases() -> Vec<Case> {
 struct Churn {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
-    /// What is in the kernel whichever endpoints there are, and what is there of any of them.
+    /// The objects that do not depend on endpoints, and all objects that any endpoints lead to.
     always: BTreeSet<String>,
     ever: BTreeSet<String>,
 }

@@ -1,4 +1,4 @@
-//! DL: who counts as a pod.
+//! DL: which sources count as pods.
 
 use proxy_tests::address::{Family, HOST_ALT, NODE, P1, P2, R, Site, VIP, X};
 use proxy_tests::case;
@@ -107,7 +107,7 @@ fn dl_6_families_are_judged_separately(t: &mut Test) {
     web(t);
     t.check([flow(X, VIP, 80).reaches(match t.family {
         Family::V4 => [masqueraded(P1), masqueraded(X)],
-        // Without a detector nobody is masqueraded but who meets himself.
+        // Without a detector only hairpin flows are masqueraded.
         Family::V6 => [kept(P1), masqueraded(X)],
     })]);
 }

@@ -45,7 +45,7 @@ fn harness_direct_flows_reach_and_keep_their_source(t: &mut Test) {
 }
 
 fn harness_closed_ports_and_missing_routes_are_told_apart(t: &mut Test) {
-    // The kernel says so only once a second after the fifth time.
+    // Kernel: after five ICMP errors it sends one a second.
     for _ in 0..4 {
         t.observe([flow(P1, UNALLOCATED, 80).is_unroutable()]);
     }
@@ -57,7 +57,7 @@ fn harness_closed_ports_and_missing_routes_are_told_apart(t: &mut Test) {
     }
 }
 
-/// A table that does by hand what the daemon will do.
+/// A table written by hand that does what the daemon does.
 fn rules_by_hand(t: &Test) {
     let (table, l4) = match t.family {
         proxy_tests::address::Family::V4 => ("ip", "icmp"),

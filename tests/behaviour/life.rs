@@ -173,7 +173,7 @@ fn life_9_a_switch_of_modes_is_not_noticed(t: &mut Test) {
         [flow(P1, VIP, 80), flow(HOST, VIP, 80), flow(X, NODE, PORT)].map(|flow| t.hammer(&flow));
     for other in Datapath::ALL.into_iter().filter(|other| *other != own) {
         switch(t, &other.flags());
-        await_carriers(t, &[other]);
+        await_with_rules(t, &[other]);
         for stream in &mut streams {
             stream.echo().unwrap();
         }
@@ -198,7 +198,7 @@ fn switch(t: &mut Test, flags: &[String]) {
 }
 
 /// The datapaths that have rules in the kernel; sets are the same for both flavours.
-fn carriers(t: &Test) -> Vec<Datapath> {
+fn with_rules(t: &Test) -> Vec<Datapath> {
     let is_rule = |object: &String| !object.starts_with("ipset ");
     Datapath::ALL
         .into_iter()
@@ -208,11 +208,11 @@ fn carriers(t: &Test) -> Vec<Datapath> {
 
 /// Waits until these datapaths, and no others, have rules in the kernel.
 #[track_caller]
-fn await_carriers(t: &Test, expected: &[Datapath]) {
+fn await_with_rules(t: &Test, expected: &[Datapath]) {
     assert!(
-        within(Duration::from_secs(10), || carriers(t) == expected),
+        within(Duration::from_secs(10), || with_rules(t) == expected),
         "{:?}, not {expected:?}: {}",
-        carriers(t),
+        with_rules(t),
         t.bed().daemon.log()
     );
 }
@@ -231,7 +231,7 @@ fn life_16_kubelet_says_which_iptables_is_used(t: &mut Test) {
             tell(t, &format!(":{chain} - [0:0]"));
             switch(t, &auto);
             t.observe(works());
-            await_carriers(t, &[flavour.datapath()]);
+            await_with_rules(t, &[flavour.datapath()]);
             tell(t, &format!("-X {chain}"));
         }
     }
@@ -315,7 +315,7 @@ fn node_4_a_new_node_ip_takes_the_node_ports(t: &mut Test) {
     ]);
 }
 
-/// What a Node says that says nothing of its address in one family.
+/// Fields of a Node that has no address in one family.
 fn silent_statuses(t: &Test) -> Vec<Value> {
     let other = NODE.of(t.family.other()).to_string();
     let (any, loopback, external) = match t.family {

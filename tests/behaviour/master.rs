@@ -1,6 +1,6 @@
 //! M1 and M2: the two master tables of SPEC §0, whole, as flows.
 //!
-//! Every cell is a source class, a kind of frontend and a policy; what the table says is written here a second time, by hand.
+//! Every cell is a source class, a kind of frontend and a policy; the table's results are written here a second time, by hand.
 
 use proxy_tests::address::{
     Addr, EXTERNAL_IP, HOST, HOST_ALT, Host, LB_VIP, NODE, P1, P2, R, UNALLOCATED, VIP, X, X2,

@@ -36,7 +36,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 type Change = fn(&mut Test);
 
-/// What happens, and what becomes of [`clients`].
+/// A change, and the fate of each of [`clients`] after it.
 fn endings() -> Vec<(&'static str, Change, [Fate; 5])> {
     use Fate::{Owner, Refused, Silence, Stays};
     let gone = [Silence, Silence, Refused, Owner, Owner];
@@ -124,7 +124,7 @@ fn ct_3_svc_13_xm_6_flows_that_lead_nowhere_go(t: &mut Test) {
             let by = t.ip(P2.addr);
             await_that(t, SOON, &name, || client.n_entries(t, by) == 0);
         }
-        // Whoever has the address next hears nothing.
+        // The next owner of the address receives nothing.
         drop(sink);
         sink = Sink::open(t.ns(Site::P2), at);
         await_that(

@@ -12,7 +12,7 @@ use proxy_tests::matrix::{Case, Test};
 
 const PORT: u16 = 30_080;
 
-/// Closed ports can be told from silence only where the kernel speaks the protocol.
+/// Only where the kernel speaks the protocol can a closed port be distinguished from silence.
 const KERNEL: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
 pub(crate) fn cases() -> Vec<Case> {

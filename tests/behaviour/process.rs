@@ -1,4 +1,4 @@
-//! LIFE: what the process must not wait for, and what it may take from the machine.
+//! LIFE: hanging readers, programs and sockets must not block the process; limits of its files and capabilities.
 
 use std::fs::File;
 use std::io::{PipeReader, Read, Write};
@@ -19,7 +19,7 @@ use proxy_tests::wait::within;
 
 use crate::common::{iptables, rules, run, web, works};
 
-/// Where the node answers whoever asks.
+/// The healthz server, which any client may ask.
 const HEALTHZ: &str = "127.0.0.1:10256";
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -99,7 +99,7 @@ fn life_18_a_log_that_nobody_reads_holds_up_nothing(t: &mut Test) {
     assert!(status.success(), "{status}");
     assert!(started.elapsed() < Duration::from_secs(5));
     t.observe(works());
-    // What was not lost is still to be read by one who comes late, up to the end of the pipe.
+    // A reader that comes late still gets the lines in the pipe.
     t.bed_mut().daemon.log_to(None);
     let mut text = String::new();
     log.read_to_string(&mut text).unwrap();
@@ -136,7 +136,7 @@ fn life_18_the_last_lines_are_written_before_the_end(t: &mut Test) {
 fn hanging_programs(t: &mut Test, names: &[&str]) -> Directory {
     let programs = Directory::new().unwrap();
     for name in names {
-        // The shell stays, so that it has a child of its own.
+        // The shell does not exec, so that it has a child.
         let script = format!(
             "#!/bin/sh\necho $$ >> {}/pids\nsleep 6000\necho\n",
             programs.path().display()
@@ -199,7 +199,7 @@ fn life_9_a_program_that_hangs_holds_up_nothing(t: &mut Test) {
     t.bed_mut().daemon.signal(Signal::SIGTERM).unwrap();
     assert!(started.elapsed() < Duration::from_secs(5));
     for group in groups(&programs) {
-        // Whoever is in the group, dead and not reaped by init yet, or alive.
+        // A dead process that init has not reaped yet does not count.
         let is_gone = within(Duration::from_secs(5), || !has_living(group));
         assert!(is_gone, "{group} is left behind");
     }
@@ -283,7 +283,7 @@ fn life_6_a_hang_up_is_survived(t: &mut Test) {
     assert!(told, "{}", t.bed().daemon.log());
 }
 
-/// A line of what the kernel says about each thread of the daemon.
+/// A field of `/proc/PID/task/*/status`, for each thread of the daemon.
 fn of_threads(t: &Test, name: &str) -> Vec<String> {
     let threads = format!("/proc/{}/task", t.bed().daemon.pid());
     let threads = std::fs::read_dir(threads).unwrap().flatten();
@@ -313,7 +313,7 @@ fn life_20_what_is_not_needed_is_given_up(t: &mut Test) {
         }
     }
     assert!(of_threads(t, "NoNewPrivs:").iter().all(|it| it == "1"));
-    // What comes later still works: changes, a look at what others did, a repair.
+    // Later work still succeeds: changes, drift detection, a repair.
     t.endpoints("web").clear().ready(R);
     t.check([flow(P1, VIP, 80).reaches([kept(R)])]);
     t.flush();
@@ -354,7 +354,7 @@ fn ds_1_a_shortage_makes_no_node_single_stack(t: &mut Test) {
     t.slice("web", "web-other").family(other).ready(P2);
     let world = t.clone();
     let directory = Directory::new().unwrap();
-    // Wherever the shortage begins: the daemon ends and says so, or goes on trying.
+    // At whatever call descriptors run out: the daemon exits with an error, or retries.
     for n_files in 12..28 {
         limit_files(t, n_files, n_files);
         let bed = t.bed_mut();

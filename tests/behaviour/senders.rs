@@ -80,7 +80,7 @@ impl Client {
     }
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 #[track_caller]
 pub(crate) fn await_that(t: &Test, patience: Duration, what: &str, is_so: impl FnMut() -> bool) {
     assert!(
@@ -158,7 +158,7 @@ pub(crate) fn web(t: &mut Test, datagram_port: u16) {
         .port("datagram", datagram_port);
 }
 
-/// What becomes of a client that the endpoint no longer hears.
+/// The fate of a client that no longer reaches the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Stays,

@@ -1,4 +1,4 @@
-//! HZ, MET, CFG, XM: what the daemon answers over HTTP and on the command line, and what it takes from its configuration file.
+//! HZ, MET, CFG, XM: the daemon's answers over HTTP and on the command line, and the fields of its configuration file.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::common::{Obstacle, PORT, run_as, web, works};
 
-/// Where the node answers anyone who asks.
+/// The healthz server, which any client may ask.
 const HEALTHZ: &str = "127.0.0.1:10256";
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -163,7 +163,7 @@ fn met_7_an_empty_address_or_port_0_disables(t: &mut Test) {
     let bed = t.bed_mut();
     bed.daemon.publish(&world).unwrap();
     bed.daemon.start(bed.topology.site(HOST.site)).unwrap();
-    // It serves Services, and nobody who asks.
+    // Services work although the HTTP servers do not.
     t.eventually(DEADLINE, works());
     for address in [LOCAL_SERVER, HEALTHZ] {
         http(t.node_ns(), address, "/healthz").unwrap_err();
@@ -281,7 +281,7 @@ fn cfg_3_a_changed_file_ends_the_daemon(t: &mut Test) {
     let directory = configure(t, PODS);
     web(t);
     t.apply();
-    // The same content is no change: what is written next ends the daemon, and not this.
+    // The same content is no change; only the next write ends the daemon.
     write(&directory, t.datapath(), PODS);
     t.endpoints("web").clear();
     t.apply();
@@ -300,7 +300,7 @@ fn cfg_4_underscores_are_dashes(t: &mut Test) {
     daemon.set_flags(&["--cluster_cidr=10.244.0.0/16,fd00:244::/48"]);
     web(t);
     t.apply();
-    // Who is a pod, and so who is masqueraded, is known.
+    // The pods' networks are known, and so which sources are masqueraded.
     t.observe([
         flow(P1, VIP, 80).reaches([kept(P2)]),
         flow(X, VIP, 80).reaches([masqueraded(P2)]),
@@ -349,7 +349,7 @@ fn xm_15_dump_and_explain_say_the_same_in_every_mode(t: &mut Test) {
     let (code, live) = run_as(t, &["dump", "-o", "json"]);
     assert_eq!(code, Some(0), "{live}");
     let mut live: Value = serde_json::from_str(&live).unwrap();
-    // What the daemon holds is what the manifests mean without any daemon, in whatever mode that runs.
+    // The daemon's forwarding state equals that of an offline dump of the manifests, in every mode.
     let manifests = t.bed().daemon.manifests().path().display().to_string();
     let (code, offline) = run_as(
         t,

@@ -1,4 +1,4 @@
-//! SVC: which Services exist, and what is read from them.
+//! SVC: which Services are served, and which of their fields are read.
 
 use proxy_tests::address::{
     EXTERNAL_IP, Family, LB_VIP, NODE, OUT, P1, P2, Protocol, R, R2, UNALLOCATED, VIP, VIP2, VIP3,

@@ -1,4 +1,4 @@
-//! CT-8 to CT-11: which kernel parameters are written, and what if they cannot be.
+//! CT-8 to CT-11: which kernel parameters are written, and which failures are errors.
 
 use nix::sys::signal::Signal;
 use proxy_tests::case;

@@ -131,7 +131,7 @@ fn foreign_rules(t: &Test) -> String {
     shell(t, &format!("{}; {}", list("nat"), list("filter")))
 }
 
-/// Something that is gone when the daemon comes back, and what others added meanwhile.
+/// An object that is missing when the daemon starts again, and one that others added.
 fn restart_beside(t: &mut Test, foreign: &Foreign) {
     t.service("gone").cluster_ip(VIP2).port(80).affinity(100);
     t.endpoints("gone").ready(P2).ready(R);
@@ -177,7 +177,7 @@ fn sync_10_rules_that_cannot_be_printed_are_in_nobodys_way(t: &mut Test) {
     }
 }
 
-/// What is ours but for what packets put there.
+/// Our objects, without elements that packets made.
 fn without_clients(t: &Test) -> BTreeSet<String> {
     let mut rules = rules(t);
     rules.retain(|line| !line.contains("\"affinity\"") && !line.contains("-A-"));
@@ -238,7 +238,7 @@ fn life_7_cleanup_goes_past_rules_that_cannot_be_printed(t: &mut Test) {
     for foreign in &all {
         shell(t, &foreign.add);
     }
-    // Theirs goes to ours: what is gone to cannot be removed, and this is to be said.
+    // A foreign rule jumps to our chain: the chain cannot be removed, and the error must say so.
     let datapath = t.datapath();
     let leads_to_ours = datapath == Flavour::Nft.datapath();
     if leads_to_ours {

@@ -1,4 +1,4 @@
-//! XM: what every datapath owes, whatever it is made of.
+//! XM: behaviour that every datapath must have.
 
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
@@ -89,7 +89,7 @@ fn xm_2_too_big_packets_are_reported_to_the_client(t: &mut Test) {
     web(t, R);
     t.ip_tool(Site::Upstream, "link set r0 mtu 1300");
     t.ip_tool(Site::R, "link set eth0 mtu 1300");
-    // Without the ICMP errors, large segments would vanish for good.
+    // Without the ICMP errors, large segments would be lost.
     t.check([
         flow(P1, VIP, 80).bytes(300_000).reaches([kept(R)]).times(3),
         flow(X, NODE, PORT)

@@ -100,7 +100,7 @@ pub(crate) struct Probe {
     pub(crate) transport: Option<(L4Proto, u16)>,
 }
 
-/// One state of the cluster, and what is sent through it.
+/// One state of the cluster, and the packets sent through it.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) settings: Settings,

@@ -1,4 +1,4 @@
-//! Does what was seen of each probe fit what the oracle says?
+//! Does the fate of each probe match the oracle's verdict?
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -103,7 +103,7 @@ fn send<F: Pool>(lab: &Lab, probes: &[Probe]) -> Result<BTreeMap<u16, Vec<Fate>>
     lab.settle::<F>().map_err(|error| format!("{error:#}"))
 }
 
-/// Holds what was seen against what must be.
+/// Compares the fates of a probe with the oracle's verdict.
 fn judge<F: Pool>(oracle: &Oracle<'_, F>, probe: &Probe, fates: &[Fate]) -> Result<(), String> {
     let address = |twin| F::addr(F::address(twin)).unwrap();
     let packet = Packet {
@@ -165,7 +165,7 @@ fn arrived<F: Pool>(probe: &Probe, to: SocketAddr, masquerade: bool, fates: &[Fa
     };
     match fates[..] {
         [Fate::Left { source, to: seen }] => !is_own(to.ip()) && seen == to && is_right(source),
-        // Kernel: what is delivered locally never passes the postrouting hook, so it keeps its source.
+        // Kernel: a packet delivered locally never passes the postrouting hook, so it keeps its source.
         [Fate::Delivered { source, port }] => {
             is_own(to.ip()) && port == to.port() && (masquerade || is_right(source))
         }

@@ -33,7 +33,7 @@ pub(crate) struct Lab {
     pub(crate) node: Netns,
     _wire: Netns,
     sniffers: [Sniffer; 2],
-    /// Sockets of the node that receive what is delivered to it.
+    /// Sockets of the node that receive the packets delivered to it.
     local: Vec<(u8, OwnedFd)>,
     senders: [(From, OwnedFd); 3],
     /// Rounds of sentinels so far, so that a late one is not taken for another round's.
@@ -140,7 +140,7 @@ impl Lab {
         }
     }
 
-    /// Waits until everything sent so far was processed, and says what became of it.
+    /// Waits until all packets sent so far were processed, and returns their fates.
     pub(crate) fn settle<F: Pool>(&self) -> Result<BTreeMap<u16, Vec<Fate>>> {
         let sentinels = self.send_sentinels::<F>();
         let mut fates: BTreeMap<u16, Vec<Fate>> = BTreeMap::new();
@@ -181,7 +181,7 @@ impl Lab {
     }
 }
 
-/// What a packet that the node received is.
+/// The number and fate of a packet that the node received.
 fn delivered(protocol: u8, source: IpAddr, bytes: &[u8]) -> Option<(u16, Fate)> {
     // Kernel: raw IPv4 sockets receive the IP header, raw IPv6 sockets do not.
     let start = if source.is_ipv4() {

@@ -26,7 +26,7 @@ use compare::States;
 use proxy_tests::address;
 use proxy_tests::datapath::Datapath;
 
-/// What once failed, on whichever datapath, is tried first on all of them.
+/// Seeds of earlier failures on any datapath, replayed first on each.
 const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/seeds/differential.txt");
 
 /// Unit: sequences of clusters for each datapath and family. A program that iptables starts costs as much as a whole step does

@@ -47,14 +47,14 @@ pub(crate) fn encode(
     bytes
 }
 
-/// What became of a probe.
+/// The fate of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// It came out of an interface.
     Left { source: IpAddr, to: SocketAddr },
     /// The node itself received it.
     Delivered { source: IpAddr, port: u16 },
-    /// Its sender was told that the port is unreachable.
+    /// Its sender received an ICMP port unreachable.
     Refused,
 }
 

@@ -66,12 +66,12 @@ impl<'a> Cluster<'a> {
         self.world.lock().unwrap().clone()
     }
 
-    /// Lets nothing change as long as the value is kept, besides what a fault does.
+    /// Stops the changes as long as the value is kept; faults go on.
     pub(crate) fn stand_still(&self) -> MutexGuard<'_, ()> {
         self.still.lock().unwrap()
     }
 
-    /// Changes the Services that are no witnesses until it is told to end.
+    /// Changes the Services that are not witnesses until it is stopped.
     pub(crate) fn churn(&self, mut dice: Dice) {
         while !self.over.load(Ordering::Relaxed) {
             thread::sleep(dice.millis(20, 160));

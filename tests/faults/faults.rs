@@ -1,4 +1,4 @@
-//! What can happen to a daemon and its node, besides what others do to the rules?
+//! Which faults can a daemon and its node have, besides damaged rules?
 //!
 //! A fault is one function and one line in [`all`]. Invariants: when a function returns, the fault is over, and what happens from then
 //! on is measured; an error is something that must not happen while the fault lasts.

@@ -1,6 +1,6 @@
-//! Who stands between the daemon and the rest of the node? A reader of its log, and the programs that it runs; both can hang.
+//! Stand-ins for the reader of the daemon's log and for the programs that it runs; both can hang.
 //!
-//! Invariant: what hangs goes on when it is told to, and nothing is lost: what was not read stays in the pipe.
+//! Invariant: a stand-in that hangs continues on command, and no line is lost: unread lines stay in the pipe.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -55,13 +55,13 @@ impl LogPipe {
         Ok(Self { hangs, directory })
     }
 
-    /// Makes the reader hang, and the pipe full: whoever writes another line waits.
+    /// Makes the reader hang and fills the pipe, so that writing another line blocks.
     pub(crate) fn hang(&self) -> Result<()> {
         self.set(true);
         let mut options = File::options();
         options.write(true).custom_flags(OFlag::O_NONBLOCK.bits());
         let mut pipe = options.open(self.directory.path().join(PIPE))?;
-        // The reader takes once more what there is, if it waits for something now.
+        // A reader that already waits in a read takes the content of the pipe once more.
         let mut n_full = 0;
         while n_full < 20 {
             match pipe.write(b"\n") {

@@ -33,7 +33,7 @@ use libtest_mimic::{Failed, Trial};
 use proxy_tests::datapath::Datapath;
 use proxy_tests::dice;
 
-/// How long each datapath is tried, if nobody says otherwise.
+/// The default time for each datapath.
 const SECONDS: u64 = 120;
 
 fn main() {

@@ -35,7 +35,7 @@ impl Contents {
         Ok(Self(lines))
     }
 
-    /// In what this one differs.
+    /// The differences from `other`.
     pub(crate) fn differs(&self, wanted: &Self) -> String {
         let list = |sign: &str, from: &Self, without: &Self| {
             let lines = from.0.difference(&without.0).take(10);

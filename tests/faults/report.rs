@@ -1,4 +1,4 @@
-//! How long did it take after each kind of fault, and what went wrong?
+//! How long did recovery take after each kind of fault, and which failed?
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use std::time::Duration;
 pub(crate) struct Times {
     /// Until every frontend answered.
     pub(crate) answered: Duration,
-    /// Until the kernel held what it must.
+    /// Until the kernel held the expected objects.
     pub(crate) in_step: Duration,
 }
 

@@ -65,7 +65,7 @@ pub(crate) struct Scene<'a> {
 /// Where runs are kept that failed.
 const SEEDS: &str = "faults";
 
-/// Tries a datapath: first what once failed on it.
+/// Runs faults on a datapath; runs that once failed on it come first.
 pub(crate) fn run(settings: &Settings) -> Result<(), String> {
     for line in seeds::kept(SEEDS) {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -179,7 +179,7 @@ impl Scene<'_> {
             }
             let Some(fault) = drawn.pop() else { break };
             n += 1;
-            // How much chance the former ones took depends on what they met.
+            // How many random numbers the earlier faults used depends on timing.
             self.dice = Dice::new(seed ^ (n << 32));
             self.pass(0, 1000);
             let at = format!(
@@ -314,7 +314,7 @@ impl Scene<'_> {
         thread::sleep(self.dice.millis(from, to));
     }
 
-    /// Takes note of what chance made of the fault, for the report of a failure.
+    /// Records the fault's random choices, for the report of a failure.
     pub(crate) fn say(&mut self, detail: &str) {
         self.details.push(detail.to_owned());
     }

@@ -64,7 +64,7 @@ fn flows(kept_port: u16) -> Vec<Flow> {
 struct State {
     /// Whether answers may be missing.
     excused: bool,
-    /// Counts how often that changed: a round over such a moment says nothing.
+    /// Counts the changes of that: a round during which it changed proves nothing.
     epoch: u64,
     /// When the last round began in which everything came out as it must.
     good: Option<Instant>,
@@ -84,7 +84,7 @@ pub(crate) struct Witnesses {
 }
 
 impl Witnesses {
-    /// Asks until told to end.
+    /// Asks until it is stopped.
     pub(crate) fn ask(&self, topology: &Topology) {
         let setting = Setting {
             topology,

@@ -1,4 +1,4 @@
-//! What can happen to a connection, and to what comes over it.
+//! Connections that fail, and answers that are damaged.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Does what is said about a bad object go with its cause, and come back with it?
+//! Are diagnostics of a bad object withdrawn with their cause, and do they come back with it?
 //!
 //! Each way of being bad that a source knows is drawn from one list, and each way of ending it is tried.
 
@@ -106,7 +106,7 @@ async fn until_faults(followed: &Followed, n: usize, what: &str) -> Vec<String> 
             if faults.len() == n {
                 return faults;
             }
-            // No bell rings when only what is said of an object changes.
+            // No bell rings when only diagnostics change.
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
@@ -151,7 +151,7 @@ async fn try_case(api: &FakeApi, followed: &Followed, case: &Case) {
     until_faults(followed, 0, &what).await;
     api.put(bad.clone());
     assert_eq!(until_faults(followed, 1, &what).await, told);
-    // Deleted while nobody watches, and found by what the next list lacks.
+    // Deleted while no watch is open: the next list lacks it.
     api.down();
     api.delete(*kind, key);
     api.compact();

@@ -11,7 +11,7 @@ use crate::follow::{
     Followed, follow_small, get, has_slice, is_at, run, service, slice, small, timing, until_asked,
 };
 
-/// A server that is restored: what came last is gone, and versions are low again.
+/// Restores the server: the latest changes are gone, and versions are low again.
 fn restore(api: &FakeApi, ahead: Ahead) {
     api.down();
     api.put(service("a", 1));
@@ -82,9 +82,9 @@ fn life_3_events_and_bookmarks_of_an_older_state_lead_to_a_list() {
                 api.n_requests(ObjectKind::Service, RequestKind::Watch) > 0
             })
             .await;
-            // Until the watch, which was only asked for, is there to be told.
+            // The watch was asked for, but may not be open yet: send until the daemon reacts.
             let mut tick = tokio::time::interval(Duration::from_millis(20));
-            let tell = async {
+            let send = async {
                 for n in 0..=u8::MAX {
                     tick.tick().await;
                     if is_event {
@@ -98,7 +98,7 @@ fn life_3_events_and_bookmarks_of_an_older_state_lead_to_a_list() {
                 api.n_requests(ObjectKind::Service, RequestKind::StreamingList) > 0
             });
             tokio::select! {
-                () = tell => panic!("no list"),
+                () = send => panic!("no list"),
                 () = listed => {}
             }
             followed.until("restored", is_restored).await;

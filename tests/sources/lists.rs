@@ -1,4 +1,4 @@
-//! What is asked, and how changes come.
+//! Which lists and watches are requested, and which changes reach the store.
 
 use std::time::Duration;
 

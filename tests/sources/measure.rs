@@ -1,4 +1,4 @@
-//! How long does it take to fill the store, and how much memory stays?
+//! How long does it take to fill the store, and how much memory does it use?
 //!
 //! Figures, not tests: `cargo test --release --test sources measure -- --ignored --nocapture --test-threads=1`.
 #![expect(clippy::print_stdout, reason = "it prints figures")]

@@ -1,4 +1,4 @@
-//! What the server may refuse, and what a kubeconfig may say.
+//! Refused permissions, and kubeconfig files.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! A server, or what is between it and us, says nothing any more.
+//! A server that is silent, or cut off without a reset.
 
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ fn life_3_over_http_2_all_watches_share_a_connection_that_is_pinged() {
         let (followed, _directory) = through(&api, &relay, timing()).await;
         followed.complete().await;
         check_alive(&api, &followed).await;
-        // The peer is stopped and its connection stays up: only an unanswered ping tells. No watch ends
+        // The peer is stopped and its connection stays up: only an unanswered ping shows it. No watch ends
         // for 20 s.
         relay.freeze();
         api.put(service("b", 88));
@@ -105,7 +105,7 @@ fn life_3_a_watch_without_bookmarks_is_left_and_asked_for_again() {
             silence: Duration::from_millis(600),
             ..timing()
         };
-        // Who answers pings is not the one who sends events.
+        // A server may answer pings and still send no events.
         api.faults(ObjectKind::Service, RequestKind::Watch, Fault::Silent, 2);
         let (followed, _directory) = through(&api, &relay, short).await;
         followed.complete().await;

@@ -182,7 +182,7 @@ impl Site {
     }
 }
 
-/// Somebody who sends or answers: an address in a namespace.
+/// A client or a server: an address in a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Host {
     /// Where it lives.
@@ -343,7 +343,7 @@ pub const HOST_ALT: Host = Host {
     gateway: NODE_ALT,
     kernel_picks_source: false,
 };
-/// The real owner of the external addresses: whoever reaches it was not captured by N. It answers on whatever address it was asked.
+/// The real owner of the external addresses: a packet that reaches it was not captured by N. It answers from any address.
 pub const OUT: Host = Host::new(
     Site::Outside,
     Addr {

@@ -31,7 +31,7 @@ pub struct BedSpec {
 /// A test bed.
 #[derive(Debug)]
 pub struct Bed {
-    /// The daemon; ends before the network goes.
+    /// The daemon; ends before the network is removed.
     pub daemon: Daemon,
     /// The network.
     pub topology: Topology,
@@ -75,10 +75,10 @@ impl Bed {
         Ok(())
     }
 
-    /// Makes the world come true: publishes it, starts the daemon if there is none, and waits.
+    /// Publishes the world, starts the daemon if there is none, and waits until it is in effect.
     ///
     /// # Errors
-    /// When it does not come true in time.
+    /// When it is not in effect in time.
     pub fn apply(&mut self, world: &World) -> Result<()> {
         self.daemon.publish(world)?;
         self.settle()

@@ -1,4 +1,4 @@
-//! Who asks: one attempt to open a flow, and what came of it.
+//! The client: one attempt to open a flow, and its outcome.
 //!
 //! Invariants: every outcome is named; silence is only reported after the whole patience; a refusal by ICMP and one by RST are
 //! different outcomes.
@@ -29,7 +29,7 @@ use crate::netns::Netns;
 use crate::reactor;
 use crate::sctp::Packet;
 
-/// What a server said about itself and the client.
+/// A server's name, and the client's address as it sees it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Greeting {
     /// The server's name.
@@ -55,7 +55,7 @@ impl Greeting {
     }
 }
 
-/// What came of one attempt.
+/// The outcome of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     /// A server answered.
@@ -68,7 +68,7 @@ pub enum Outcome {
     Unreachable(String),
     /// Silence.
     Timeout,
-    /// An answer that is not what was asked for.
+    /// An answer with other content than requested.
     Broken(String),
 }
 
@@ -219,7 +219,7 @@ impl Opened {
         self.attempt.protocol == Protocol::Udp && self.attempt.bytes > 1400
     }
 
-    /// Waits for what comes of it.
+    /// Waits for the outcome.
     pub async fn finish(self) -> Outcome {
         // A flow that had to wait for its turn starts its clock now.
         let deadline = Instant::now() + self.attempt.patience;
@@ -344,7 +344,7 @@ async fn udp(fd: &AsyncFd<OwnedFd>, attempt: Attempt, deadline: Instant) -> Outc
     }
 }
 
-/// Kernel: a packet that the OUTPUT hook drops or rejects makes send fail with EPERM; what counts is whether an ICMP error follows.
+/// Kernel: a packet that the OUTPUT hook drops or rejects makes send fail with EPERM; only an ICMP error after it is a refusal.
 fn sent_badly(errno: Errno) -> Option<Outcome> {
     match errno {
         Errno::EPERM => None,
@@ -459,7 +459,7 @@ fn error_queue(fd: &OwnedFd) -> Option<IcmpError> {
 #[derive(Debug)]
 pub struct Stream {
     stream: BlockingStream,
-    /// Who answers, and whom it sees.
+    /// The server's greeting.
     pub greeting: Greeting,
 }
 
@@ -529,7 +529,7 @@ impl Stream {
         self.stream.local_addr()
     }
 
-    /// Whom the client's socket says it is connected to.
+    /// The peer address of the client's socket.
     ///
     /// # Errors
     /// When the connection is gone.

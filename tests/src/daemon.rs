@@ -1,6 +1,6 @@
 //! How a test runs the real daemon, and how it knows that its manifests are in effect.
 //!
-//! Invariants: no sleeps; manifests are replaced whole, then a token beside them, and the daemon reports the token once every
+//! Invariants: manifests are replaced whole, then a token beside them, and the daemon reports the token once every
 //! family has programmed a state read at or after it. The daemon dies with this process.
 
 use std::fs::{self, File};
@@ -65,7 +65,7 @@ fn put(flags: &mut Vec<String>, flag: &str) {
     flags.push(flag.to_owned());
 }
 
-/// A directory that goes with its value.
+/// A directory that is removed when dropped.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
@@ -147,7 +147,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Prepares a daemon that runs with these flags besides the usual ones; `--manifests` and what asks for the datapath are given.
+    /// Prepares a daemon that runs with these flags besides the usual ones; `--manifests` and the flags of the datapath are added.
     ///
     /// # Errors
     /// When there is no place for its files.
@@ -341,7 +341,7 @@ impl Daemon {
         self.child.is_some()
     }
 
-    /// The end of what it logged.
+    /// The end of its log.
     pub fn log(&self) -> String {
         let text = fs::read_to_string(self.log_path()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();

@@ -1,7 +1,7 @@
 //! How do others damage what a datapath left in the kernel, in a way that is drawn by chance?
 //!
-//! Invariants: what SYNC-9 promises to notice is drawn, and nothing else: a set that packets fill is left alone, and so is
-//! what belongs to others; what a chain, a set or a table is, each datapath's harness says.
+//! Invariants: only damage that SYNC-9 promises to detect is drawn: sets that packets fill and foreign objects are not touched;
+//! each datapath's harness says which objects are chains, sets or tables.
 
 use crate::address::Family;
 use crate::datapath::{Damage, Datapath, nft, nft_family};
@@ -32,7 +32,7 @@ pub(crate) const fn kind(name: &'static str, draw: Draw) -> DamageKind {
 }
 
 impl DamageKind {
-    /// Draws one of the kind from what is there.
+    /// Draws one of this kind from the objects that exist.
     ///
     /// More than one step is the work of somebody slow: time passes between them.
     pub fn draw(self, datapath: Datapath, node: &Netns, choose: &mut Choose<'_>) -> Vec<Damage> {

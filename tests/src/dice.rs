@@ -1,6 +1,6 @@
-//! What does chance say? The same after the same seed.
+//! Random choices, the same for the same seed.
 //!
-//! Invariant: a test that fails says its seed.
+//! Invariant: a test that fails prints its seed.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +21,7 @@ pub fn seed(variable: &str) -> u64 {
         .unwrap_or_else(|_| panic!("{variable}={value}: not a number"))
 }
 
-/// Chance, from a seed.
+/// A random number generator with a fixed seed.
 #[derive(Debug)]
 pub struct Dice(TestRunner);
 
@@ -54,7 +54,7 @@ impl Dice {
         from[self.below(from.len())].clone()
     }
 
-    /// Whether something comes true that does so many times in a hundred.
+    /// True with this probability, in percent.
     pub fn percent(&mut self, n: usize) -> bool {
         self.below(100) < n
     }

@@ -1,4 +1,4 @@
-//! Who answers: servers that say who they are and whom they saw.
+//! The servers: they answer with their name and the client's address.
 //!
 //! Every answer begins with the line `<name> <port> <peer address> <peer port>`; whatever was sent is sent back after it.
 
@@ -19,7 +19,7 @@ use crate::netns::Netns;
 use crate::reactor;
 use crate::sctp::Packet;
 
-/// Servers for every protocol on some ports of one address; they stop when this goes.
+/// Servers for every protocol on some ports of one address; they stop when dropped.
 #[derive(Debug)]
 pub struct Echo {
     tasks: Vec<AbortHandle>,

@@ -88,7 +88,7 @@ pub fn seen_as(host: Host, address: Addr) -> Landing {
     }
 }
 
-/// What must come of a flow.
+/// The expected outcome of a flow.
 #[derive(Clone, Debug)]
 pub enum Expect {
     /// One of these, at random; all of them over time.
@@ -103,7 +103,7 @@ pub enum Expect {
     Unroutable,
 }
 
-/// Who sends what to whom, and what must come of it.
+/// A client, a destination, and the expected outcome.
 #[derive(Clone, Debug)]
 pub struct Flow {
     /// The client.
@@ -112,7 +112,7 @@ pub struct Flow {
     pub to: Addr,
     /// The port it asks.
     pub port: u16,
-    /// What must come of it.
+    /// The expected outcome.
     pub expect: Expect,
     bytes: usize,
     attempts: Option<usize>,
@@ -237,7 +237,7 @@ impl Flow {
         }
     }
 
-    /// What comes of it depends on memory, time or other programs, of which the oracle knows nothing.
+    /// Its outcome depends on memory, time or other programs, which the oracle does not know.
     #[must_use]
     pub fn beyond_the_oracle(self) -> Self {
         Self {
@@ -288,7 +288,7 @@ impl Setting<'_> {
     /// Tries all flows at once.
     ///
     /// # Errors
-    /// What was expected and what came instead, for every flow that differs.
+    /// The expected and the actual outcome of every flow that differs.
     pub fn try_all(self, flows: &[Flow]) -> Result<(), String> {
         // Where even a direct flow is slow, silence must last longer to mean something.
         match self.try_with(flows, SILENCE) {

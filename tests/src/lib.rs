@@ -1,8 +1,8 @@
-//! The harness of the behaviour tests: which packets go in, and what came of them.
+//! The harness of the behaviour tests: packets that are sent, and their outcomes.
 //!
-//! A behaviour test states a world (Services, EndpointSlices, a Node) and packets (who sends what to whom, where it ends, source
+//! A behaviour test states a world (Services, EndpointSlices, a Node) and packets (client, destination, the server that answers, source
 //! kept or masqueraded). It never states rules. In reading order: `address` and `topology` are the test bed of SPEC §0, `world`
-//! builds manifests, `daemon` runs the real binary, `datapath` sees what that leaves in the kernel and `damage` breaks it, `echo`
+//! builds manifests, `daemon` runs the real binary, `datapath` reads the kernel objects and `damage` breaks them, `echo`
 //! answers, `client` asks, `flow` compares, `matrix` runs all of it per datapath, family and protocol.
 //!
 //! Invariants: all traffic stays inside namespaces that this process made; they are gone when it ends; silence is believed only

@@ -25,7 +25,7 @@ use crate::world::World;
 /// Set to anything, this variable leaves one protocol in each family and no slow cases; `cargo xtask test --quick` sets it.
 const QUICK: &str = "BEHAVIOUR_QUICK";
 
-/// Set to anything, this variable has the longest trials named at the end.
+/// Set to anything, this variable prints the longest trials at the end.
 const TIMES: &str = "BEHAVIOUR_TIMES";
 const N_TIMES: usize = 40;
 
@@ -284,7 +284,7 @@ thread_local! {
     static PLACE: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
 }
 
-/// Keeps the place of a panic for the report, which says more than a message and a backtrace on the way.
+/// Keeps the place of a panic for the report, instead of printing it at once.
 fn report_panics_once() {
     let loud = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -296,7 +296,7 @@ fn report_panics_once() {
     }));
 }
 
-/// What a run on the oracle came to.
+/// The result of a run on the oracle.
 fn judged(n: usize) -> Result<Completion, Failed> {
     if n > 0 {
         Ok(Completion::Completed)
@@ -305,7 +305,7 @@ fn judged(n: usize) -> Result<Completion, Failed> {
     }
 }
 
-/// Runs the trials as the command line says, and ends the process; `last` is done when they are over.
+/// Runs the trials that the command line selects, calls `last`, and ends the process.
 pub fn run(trials: Vec<Trial>, n_threads: usize, last: impl FnOnce()) -> ! {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(n_threads);
@@ -318,7 +318,7 @@ pub fn run(trials: Vec<Trial>, n_threads: usize, last: impl FnOnce()) -> ! {
     conclusion.exit()
 }
 
-/// Runs the cases as the command line says, and ends the process.
+/// Runs the cases that the command line selects, and ends the process.
 pub fn main(cases: Vec<Case>) -> ! {
     report_panics_once();
     let pool = Arc::new(Pool::default());

@@ -100,7 +100,7 @@ impl Netns {
             .unwrap_or_else(|error| panic!("{program}: {error}"))
     }
 
-    /// Runs a program inside the namespace and demands success; returns what it printed.
+    /// Runs a program inside the namespace and demands success; returns its output.
     ///
     /// # Errors
     /// When the program ends with anything but 0.
@@ -143,7 +143,7 @@ impl Netns {
         Ok(())
     }
 
-    /// Starts a program inside the namespace that dies when this process does; what it prints goes to this file or pipe.
+    /// Starts a program inside the namespace that dies when this process does; its output goes to this file or pipe.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -221,7 +221,7 @@ impl Back {
 impl Drop for Back {
     fn drop(&mut self) {
         if setns(&self.0, CloneFlags::CLONE_NEWNET).is_err() {
-            // Going on would send the next test's packets into the wrong network.
+            // Otherwise the next test's packets would be sent in the wrong network.
             std::process::abort();
         }
     }

@@ -1,4 +1,4 @@
-//! What the oracle says about a test's flows: the same expectations, without a kernel.
+//! Do a test's expectations match the oracle's verdicts, without a kernel?
 //!
 //! The manifests go through the daemon's own source, store and `compile`; `forwarding::eval` is asked about the first packet of
 //! each flow. Invariant: an expectation that holds in the kernel and not here, or the other way round, fails the test.
@@ -47,7 +47,7 @@ impl Judgement {
         Ok(Self { v4, v6, pods })
     }
 
-    /// Compares the oracle's verdicts with what is expected of flows.
+    /// Compares the oracle's verdicts with the expected outcomes of flows.
     ///
     /// # Errors
     /// Every flow on which they differ.
@@ -163,7 +163,7 @@ impl Judgement {
     }
 }
 
-/// What is on the interfaces of the node.
+/// The addresses of the node's interfaces.
 fn own_addresses() -> BTreeSet<IpNet> {
     let uplink = [(NODE, [24, 64])];
     let others = [NODE_ALT, POD_GATEWAY, LOOPBACK].map(|address| (address, [32, 128]));

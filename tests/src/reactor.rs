@@ -1,4 +1,4 @@
-//! Who drives the sockets: one thread with an event loop, shared by all servers and clients of the run.
+//! What drives the sockets? One thread with an event loop, shared by all servers and clients of the run.
 //!
 //! Invariant: sockets are created by the test's own thread, inside the right namespace (a socket belongs to the namespace it was
 //! created in, whoever uses it), and only used here.

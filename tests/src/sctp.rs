@@ -8,7 +8,7 @@ const STATE_COOKIE: u16 = 7;
 const HEADER: usize = 12;
 const CHUNK: usize = 20;
 
-/// An association-opening packet, with what the test looks at.
+/// A packet that opens an association, with the fields that tests read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// The source port.

@@ -1,6 +1,6 @@
 //! Which random draws once failed? They are kept in `tests/seeds`, one a line, and replayed first.
 //!
-//! Invariant: a failure adds its line by itself; whoever mends the failure commits it.
+//! Invariant: a failing test adds its line; the line is committed with the fix.
 
 use std::fs;
 use std::io::Write as _;
@@ -25,7 +25,7 @@ pub fn kept(name: &str) -> Vec<String> {
         .collect()
 }
 
-/// Keeps a line, if it is not kept already. What cannot be written is told, as the test has failed anyway.
+/// Keeps a line, if it is not kept already. An error is only printed, because the test has failed anyway.
 pub fn keep(name: &str, line: &str) {
     if kept(name).iter().any(|old| old == line) {
         return;

@@ -1,4 +1,4 @@
-//! TCP segments that no kernel would send: built by hand, sent over a raw socket.
+//! TCP segments that no kernel sends: built by hand, sent over a raw socket.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +10,7 @@ use nix::sys::socket::{
 use crate::echo::{as_raw, bind_to};
 use crate::netns::Netns;
 
-/// What a segment says.
+/// The fields of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flags {
     /// A first segment.
@@ -26,13 +26,13 @@ pub enum Flags {
 pub struct Segment {
     /// Where it claims to come from; the address must be the sender's.
     pub source: SocketAddr,
-    /// Where it goes.
+    /// Its destination.
     pub destination: SocketAddr,
     /// The sequence number.
     pub sequence: u32,
     /// The acknowledgement number.
     pub acknowledgement: u32,
-    /// What it says.
+    /// Its payload.
     pub flags: Flags,
     /// What it carries.
     pub payload: Vec<u8>,

@@ -1,6 +1,6 @@
 //! A UDP client that never stops, and an endpoint that never answers.
 //!
-//! Invariant: a sender keeps its socket and with it its source port, so that all it sends is one flow; what it sends names it.
+//! Invariant: a sender keeps its socket and with it its source port, so that its datagrams are one flow; each holds the sender's name.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -18,11 +18,11 @@ const PACE: Duration = Duration::from_millis(5);
 /// What came of a sender's datagrams so far.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// Handed to the kernel, also those that it did not take: what its rules drop on the way out fails.
+    /// Handed to the kernel, also those that it refused: a datagram that its output rules drop fails.
     pub n_sent: usize,
     /// Refused by ICMP port unreachable.
     pub n_refused: usize,
-    /// Answers, by the name of who gave them.
+    /// Answers, by the name of the server.
     pub answers: BTreeMap<String, usize>,
 }
 
@@ -33,7 +33,7 @@ impl Tally {
     }
 }
 
-/// Sends to one destination from one source port until it goes.
+/// Sends to one destination from one source port until it is dropped.
 #[derive(Debug)]
 pub struct Sender {
     stop: Arc<AtomicBool>,
@@ -107,7 +107,7 @@ impl Drop for Sender {
     }
 }
 
-/// Takes datagrams and says nothing.
+/// Receives datagrams and does not answer.
 #[derive(Debug)]
 pub struct Sink(UdpSocket);
 

@@ -1,4 +1,4 @@
-//! What a behaviour test can do: change its world, send packets, look at N.
+//! The operations of a behaviour test: change its world, send packets, look at N.
 //!
 //! Invariants: every `check` asks the oracle first; without a bed, a test ends where it needs a kernel.
 
@@ -24,10 +24,10 @@ use crate::reactor;
 use crate::sniff::Sniffer;
 use crate::world::World;
 
-/// Thrown by a test on the oracle when it comes to something that only a kernel can show.
+/// Thrown by a test on the oracle at its first step that needs a kernel.
 pub(crate) struct NeedsKernel;
 
-/// A running test: its world, and the bed it comes true on.
+/// A running test: its world, and the bed that it runs on.
 #[derive(Debug)]
 pub struct Test {
     pub(crate) world: World,
@@ -64,7 +64,7 @@ impl Test {
             .unwrap_or_else(|| resume_unwind(Box::new(NeedsKernel)))
     }
 
-    /// Makes the world come true.
+    /// Publishes the world and waits until it is in effect.
     #[track_caller]
     pub fn apply(&mut self) {
         if let Some(bed) = &mut self.bed
@@ -74,7 +74,7 @@ impl Test {
         }
     }
 
-    /// Asks the oracle, makes the world come true, and tries the flows, all at once.
+    /// Asks the oracle, applies the world, and tries the flows, all at once.
     #[track_caller]
     pub fn check(&mut self, flows: impl IntoIterator<Item = Flow>) {
         let flows: Vec<Flow> = flows.into_iter().collect();
@@ -85,7 +85,7 @@ impl Test {
         }
     }
 
-    /// What the oracle says must be what is expected.
+    /// Demands that the oracle's verdicts match the expectations.
     #[track_caller]
     fn judge(&mut self, flows: &[Flow]) {
         let flags = Daemon::all_flags(self.kind.mode, &self.kind.flags);
@@ -142,7 +142,7 @@ impl Test {
         self.attempt(flow).run(self.ns(flow.client.site))
     }
 
-    /// Who answers how often, when a flow is tried `n` times; anything but an answer fails.
+    /// The number of answers of each server, when a flow is tried `n` times; anything but an answer fails.
     #[track_caller]
     pub fn count(&self, flow: &Flow, n: usize) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
@@ -173,7 +173,7 @@ impl Test {
         counts
     }
 
-    /// The one who answers, when a flow is tried `n` times one after the other.
+    /// The only server that answers, when a flow is tried `n` times one after the other.
     #[track_caller]
     pub fn only(&self, flow: &Flow, n: usize) -> String {
         let mut counts = BTreeMap::new();
@@ -209,7 +209,7 @@ impl Test {
         Hammer { stop, thread }
     }
 
-    /// What the daemon says about its syncs.
+    /// The daemon's report of its syncs.
     #[track_caller]
     pub fn report(&self) -> Value {
         http_json(self.node_ns(), LOCAL_SERVER, "/debug/sync")
@@ -259,7 +259,7 @@ impl Test {
         }
     }
 
-    /// Takes what is ours out of the kernel, and much more, as a careless person would.
+    /// Removes our objects from the kernel, and many others, as `nft flush ruleset` does.
     pub fn flush(&self) {
         let damages = self.datapath().damages(self.node_ns());
         damages[0].inflict(self.node_ns());
@@ -328,7 +328,7 @@ impl Test {
         }
     }
 
-    /// What N's rules and the daemon have to say, for a report.
+    /// N's rules and the daemon's log, for a report.
     pub fn state(&self) -> String {
         let rules = self.datapath().show(self.world.family, self.node_ns());
         let rules: Vec<&str> = rules.lines().take(250).collect();
@@ -348,7 +348,7 @@ pub struct Hammer {
 }
 
 impl Hammer {
-    /// Stops it; what came of the attempts.
+    /// Stops it; returns the outcomes of the attempts.
     pub fn stop(self) -> BTreeMap<Outcome, usize> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("a client does not panic")

@@ -1,4 +1,4 @@
-//! What must hold before a change lands?
+//! Which checks must pass before a change lands?
 
 use crate::{deny, setup, sh, test, tidy};
 use anyhow::Result;

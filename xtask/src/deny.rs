@@ -1,4 +1,4 @@
-//! May everything that we link be linked?
+//! Are the licences, sources and advisories of our dependencies acceptable?
 //!
 //! Invariants: always the same version of cargo-deny, which is built once into `target/tools`; licences, sources and bans must
 //! pass anywhere; advisories are checked where their database can be fetched, and the output says where it cannot.
@@ -30,7 +30,7 @@ pub(crate) fn run() -> Result<bool> {
     Ok(rules && advisories)
 }
 
-/// The program in its version, built if there is none.
+/// The path of cargo-deny in its pinned version, which is built if it is missing.
 fn program() -> Result<PathBuf> {
     let tools = sh::root().join("target/tools");
     let built = tools.join("bin/cargo-deny");

@@ -55,11 +55,11 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Check what the compiler cannot: imports, SPEC IDs, module docs, unsafe, the tree
+    /// Check rules that the compiler does not: imports, SPEC IDs, module docs, unsafe, the tree
     Tidy(tidy::Options),
     /// Check licences, sources and advisories of what we depend on (builds cargo-deny at the first time)
     Deny,
-    /// What must hold before landing: fmt, clippy, tidy, docs, deny, test
+    /// All checks before a change lands: fmt, clippy, tidy, docs, deny, test
     Ci,
 }
 
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
-        // Whoever returned false has already said why; `test` must have the last word on stdout.
+        // The reason was already printed; the summary of `test` must be the last line of stdout.
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
             eprintln!("error: {e:#}");

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Debian's name of each package, and the program that tells on other systems that it is there.
+/// Debian's name of each package, and the program whose presence shows on other systems that it is installed.
 const PACKAGES: &[(&str, &str)] = &[
     ("nftables", "nft"),
     ("iptables", "iptables-legacy-restore"),
@@ -80,7 +80,7 @@ fn install(missing: &[&str]) -> Result<()> {
         command.args(["-q", "-o", "DPkg::Lock::Timeout=300"]);
         command
     };
-    // A source that cannot be reached need not matter to our packages; the install below decides.
+    // Our packages may not need a source that cannot be reached; the install below fails if they do.
     if !sh::echo_run(apt().arg("update"))? {
         eprintln!("apt-get update failed; trying with the lists as they are");
     }

@@ -25,14 +25,14 @@ pub(crate) fn program(name: impl AsRef<OsStr>) -> Command {
 /// The cargo that runs us.
 pub(crate) fn cargo() -> Command {
     let mut command = program(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // What `cargo run` set for xtask is not for the cargo that xtask starts.
+    // Variables that `cargo run` set for xtask must not reach the cargo that xtask starts.
     for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH"] {
         command.env_remove(name);
     }
     command
 }
 
-/// Says what is run, runs it, and says whether it succeeded.
+/// Prints the command, runs it, and returns whether it succeeded.
 pub(crate) fn echo_run(command: &mut Command) -> Result<bool> {
     eprintln!("\x1b[1m$ {}\x1b[0m", line(command));
     let status = command

@@ -1,4 +1,4 @@
-//! Does everything pass, and how much of it was there?
+//! Do all tests pass, and how many were there?
 //!
 //! Invariants: every test binary is accounted for, also one that crashed or hung before its summary; the last line of
 //! stdout is `N passed, M failed` (with `, K skipped` if tests were ignored) and nothing else; failure is an exit code.
@@ -32,14 +32,14 @@ pub(crate) struct Options {
     quick: bool,
 }
 
-/// What makes the packet tests short; `tests/src/matrix.rs`, `tests/differential` and `tests/faults` read it.
+/// Variables that make the packet tests short; `tests/src/matrix.rs`, `tests/differential` and `tests/faults` read it.
 const QUICK: [(&str, &str); 3] = [
     ("BEHAVIOUR_QUICK", "1"),
     ("DIFFERENTIAL_CASES", "5"),
     ("FAULTS_SECONDS", "5"),
 ];
 
-/// What every step builds: with another selection cargo would choose other features, and compile all dependencies anew.
+/// The packages of every build: with another selection cargo would choose other features, and compile all dependencies anew.
 const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "proxy-ebpf"];
 
 /// Builds and runs all tests; whether all passed.
@@ -112,7 +112,7 @@ impl Binary {
         command.env("CARGO_MANIFEST_DIR", &self.package_dir);
         command.env("PROXY_DAEMON", sh::root().join("target/debug/proxy-daemon"));
         if options.quick {
-            // What a person has set has a reason.
+            // A variable that is already set is kept.
             command.envs(
                 QUICK
                     .into_iter()
@@ -180,7 +180,7 @@ fn package_name(id: &PackageId) -> String {
     }
 }
 
-/// What a run of tests came to.
+/// The result of a run of tests.
 #[derive(Default, Debug, PartialEq, Eq)]
 struct Tally {
     passed: u64,
@@ -208,7 +208,7 @@ impl Tally {
         }
     }
 
-    /// Takes in one line of libtest's output, or of libtest-mimic's, which is the same.
+    /// Counts one line of libtest's output, or of libtest-mimic's, which is the same.
     fn line(&mut self, line: &str) -> bool {
         if let Some(name) = line
             .strip_prefix("test ")
@@ -320,7 +320,7 @@ impl Deadline {
     }
 
     fn stop(self) -> bool {
-        // The thread may have ended already; then there is nobody to tell.
+        // The thread may have ended already.
         drop(self.done);
         self.expired.load(Ordering::SeqCst)
     }

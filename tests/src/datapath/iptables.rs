@@ -193,7 +193,7 @@ COMMIT\n";
 }
 
 impl Iptables {
-    /// A chain in what iptables-save prints.
+    /// A chain in the output of iptables-save.
     fn chain(&self, family: Family, text: &str, table: &str, name: &str) -> Chain {
         let restore = |what: String, script: String| {
             Damage::new(what).feed(self.0.program(family, "restore"), "-w --noflush", script)
@@ -268,7 +268,7 @@ fn chains(flavour: Flavour, node: &Netns) -> BTreeSet<String> {
     found
 }
 
-/// Sets of ours, without what the kernel chooses and the elements that packets made, which go by themselves.
+/// Our sets, without values that the kernel chooses and elements that packets made, which expire by themselves.
 fn sets(node: &Netns) -> BTreeSet<String> {
     let output = node.run("ipset", &["save"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -304,7 +304,7 @@ fn our_sets(node: &Netns) -> Vec<String> {
     ours.map(str::to_owned).collect()
 }
 
-/// What `iptables-restore --noflush` must do to remove our chains and what leads to them.
+/// Input of `iptables-restore --noflush` that removes our chains and the jumps to them.
 fn removal(save: &str) -> String {
     let mut script: Vec<String> = Vec::new();
     let mut removed = Vec::new();
@@ -372,7 +372,7 @@ fn damages(flavour: Flavour, node: &Netns) -> Vec<Damage> {
     damages
 }
 
-/// The lines of one table of what iptables-save prints.
+/// The lines of one table in the output of iptables-save.
 fn table_of<'a>(text: &'a str, table: &str) -> impl Iterator<Item = &'a str> {
     let head = format!("*{table}");
     let lines = text.lines().skip_while(move |line| *line != head);

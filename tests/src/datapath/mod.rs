@@ -35,7 +35,7 @@ pub trait Harness: Sync {
         false
     }
 
-    /// What is ours in the kernel, without what packets change, in an order of its own.
+    /// Our objects in the kernel, without state that packets change, sorted.
     fn objects(&self, node: &Netns) -> BTreeSet<String>;
 
     /// Takes everything that is ours away, by hand.
@@ -44,10 +44,10 @@ pub trait Harness: Sync {
     /// The rules of a family, for a report.
     fn show(&self, family: Family, node: &Netns) -> String;
 
-    /// Commands by which a person sees what is programmed for IPv4.
+    /// Commands that print the rules of IPv4.
     fn commands(&self) -> &'static [&'static str];
 
-    /// Ways in which others take what is ours away, all of it first.
+    /// Ways in which others remove our objects; the first removes all of them.
     fn damages(&self, node: &Netns) -> Vec<Damage>;
 
     /// For how long the kernel still remembers each client of a Service with session affinity. Unit: seconds.

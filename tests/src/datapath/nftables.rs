@@ -139,7 +139,7 @@ impl Harness for Nftables {
             let flush = format!("flush chain {table} {name}");
             found.push(Chain {
                 flush: nft(&flush, &flush),
-                // What jumps to another chain are elements of maps and rules that a person would have to find first.
+                // Only elements of maps and rules jump to the other chains.
                 delete: hook.is_some().then(|| {
                     let delete = format!("delete chain {table} {name}");
                     nft(&delete, format!("{flush}\n{delete}"))
@@ -218,7 +218,7 @@ fn flatten(family: &str, object: &Value, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Whether packets made this element: it goes by itself.
+/// Whether packets made this element, which expires by itself.
 fn is_memory(element: &Value) -> bool {
     let key = element.get(0).unwrap_or(element);
     key["elem"].get("expires").is_some()
@@ -262,7 +262,7 @@ fn damages() -> Vec<Damage> {
     vec![flush, empty, off, drop, objects, sets]
 }
 
-/// Kernel: `NFTA_SET_COUNT`, since 6.17; before, nobody is told that elements of a set are missing.
+/// Kernel: `NFTA_SET_COUNT`, since 6.17; older kernels do not report the number of elements.
 fn kernel_counts_elements() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);

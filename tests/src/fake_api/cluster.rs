@@ -1,7 +1,7 @@
 //! Which objects does the server hold, and what happened to them?
 //!
 //! Invariants: versions grow by one with each change of anything, as in etcd; an object is rendered once,
-//! when it is put; what a selector sees come and go is told as ADDED and DELETED.
+//! when it is put; an object that begins or ceases to match a selector is sent as ADDED or DELETED.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ struct Change {
 struct Collection {
     objects: BTreeMap<String, Arc<Object>>,
     log: Vec<Change>,
-    /// Watches from before this version are told that it is gone.
+    /// Watches from before this version get 410 Gone.
     compacted: u64,
 }
 
@@ -132,9 +132,9 @@ impl Cluster {
         true
     }
 
-    /// Forgets what happened, so that older watches cannot go on.
+    /// Forgets the history, so that older watches cannot continue.
     pub(super) fn compact(&mut self) {
-        // A watch from the version before this one asks for what is forgotten.
+        // A watch from the version before this one would need the forgotten history.
         self.version += 1;
         let version = self.version;
         for collection in self.collections.values_mut() {
@@ -229,7 +229,7 @@ pub(super) fn line(event: &str, object: &[u8]) -> Bytes {
     line.into()
 }
 
-/// `namespace/name`, or the name of what has no namespace.
+/// `namespace/name`, or the name of a cluster-scoped object.
 pub(super) fn key_of(kind: ObjectKind, object: &Value) -> String {
     let metadata = &object["metadata"];
     let name = metadata["name"].as_str().unwrap_or_default();
@@ -276,7 +276,7 @@ fn render(kind: ObjectKind, source: Value, version: u64) -> Object {
     }
 }
 
-/// What the API server fills in for what is missing, as far as a service proxy sees it.
+/// The API server's defaults for missing fields, as far as a service proxy reads them.
 fn default(kind: ObjectKind, object: &mut Value) {
     let ports = match kind {
         ObjectKind::Service => &mut object["spec"]["ports"],

@@ -191,12 +191,12 @@ impl FakeApi {
         self.state.script.lock().unwrap()
     }
 
-    /// Puts an object of one of our kinds; when the watches were told.
+    /// Puts an object of one of our kinds; returns when the watches were notified.
     pub fn put(&self, object: Value) -> Instant {
         self.put_all([object])
     }
 
-    /// Puts many objects at one moment; what is of no kind of ours is ignored.
+    /// Puts many objects at one moment; other kinds are ignored.
     pub fn put_all(&self, objects: impl IntoIterator<Item = Value>) -> Instant {
         let mut cluster = self.cluster();
         for object in objects {
@@ -210,7 +210,7 @@ impl FakeApi {
         told
     }
 
-    /// Makes these all the objects there are: puts what differs, deletes what is missing.
+    /// Replaces all objects by these: puts those that differ, deletes those that are missing.
     pub fn replace_all(&self, objects: Vec<Value>) {
         let keys: std::collections::BTreeSet<_> = objects
             .iter()
@@ -247,7 +247,7 @@ impl FakeApi {
         self.cluster().version()
     }
 
-    /// Forgets what happened: watches from older versions end with 410, now and later.
+    /// Forgets the history: watches from older versions end with 410, now and later.
     pub fn compact(&self) {
         self.cluster().compact();
         self.state.changed.send_replace(());
@@ -304,7 +304,7 @@ impl FakeApi {
         }
     }
 
-    /// From now on nothing goes wrong.
+    /// Removes all faults.
     pub fn clear_faults(&self) {
         self.script().clear();
     }

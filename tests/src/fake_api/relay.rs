@@ -1,6 +1,6 @@
 //! What stands between a client and the server, and can stop without a word?
 //!
-//! Bytes are passed on in both directions. Invariants: what was frozen stays frozen, with its connection up, as when the process
+//! Bytes are passed on in both directions. Invariants: a frozen connection stays frozen and open, as when the process
 //! at the other end is stopped; everything ends with the value.
 
 use std::io;
@@ -50,7 +50,7 @@ impl Relay {
         self.frozen.send_modify(|n| *n += 1);
     }
 
-    /// Leads new connections to a server; what was frozen stays so.
+    /// Leads new connections to a server; frozen connections stay frozen.
     pub fn lead_to(&self, target: SocketAddr) {
         self.target.send_replace(Some(target));
     }

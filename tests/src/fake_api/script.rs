@@ -19,11 +19,11 @@ pub enum RequestKind {
     Watch,
     /// A watch that begins with a list.
     StreamingList,
-    /// A list of one object: what is asked for is the newest version.
+    /// A list of one object, for its version.
     Check,
 }
 
-/// How an answer goes wrong.
+/// A fault of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// This status instead of an answer, perhaps with `Retry-After` in seconds.
@@ -70,7 +70,7 @@ pub enum Streaming {
     On,
     /// It knows them and refuses with 422, as servers before 1.32 do.
     Refused,
-    /// It ignores what it does not know, as servers before 1.27 do.
+    /// It ignores the parameter, as servers before 1.27 do.
     Ignored,
 }
 
@@ -91,7 +91,7 @@ pub struct Request {
 
 #[derive(Debug, Default)]
 pub(super) struct Script {
-    /// ObjectKind and ask (any if `None`), what goes wrong, and how often.
+    /// Kind and request (any if `None`), the fault, and how often.
     faults: Vec<(Option<ObjectKind>, Option<RequestKind>, Fault, u32)>,
     pub(super) streaming: Streaming,
     pub(super) ahead: Ahead,

@@ -37,7 +37,7 @@ impl Selector {
         Some(Self(requirements))
     }
 
-    /// Whether it selects what has these labels or fields.
+    /// Whether it selects objects with these labels or fields.
     pub(super) fn selects(&self, of: &BTreeMap<String, String>) -> bool {
         self.0.iter().all(|requirement| match requirement {
             Requirement::Exists(key) => of.contains_key(key),

@@ -1,4 +1,4 @@
-//! How is it told over HTTP?
+//! How does the server answer over HTTP?
 //!
 //! Source: "Kubernetes API Concepts" and KEP-3157.
 
@@ -379,7 +379,7 @@ fn list(
     Ok(text.into())
 }
 
-/// What becomes of a watch.
+/// The course of a watch.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Course {
     /// It is sent.

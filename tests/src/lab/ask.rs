@@ -1,4 +1,4 @@
-//! Who asks: one request to an address, and who answered it.
+//! The client: one request to an address, and the name of the server that answered.
 //!
 //! The calling thread must be inside the client's namespace (`Netns::enter`).
 
@@ -47,7 +47,7 @@ impl Outcome {
         }
     }
 
-    /// The name of whoever answered.
+    /// The name of the server that answered.
     pub fn by(&self) -> Option<&str> {
         match self {
             Self::Answered { by, .. } => Some(by),

@@ -40,7 +40,7 @@ impl Mode {
         self.mode == "iptables"
     }
 
-    /// Commands that show what the daemon programmed for IPv4.
+    /// Commands that print the daemon's rules of IPv4.
     pub fn show(&self) -> &'static [&'static str] {
         let backend = self.iptables_backend.as_deref();
         let choice = DatapathChoice::of(&self.mode, backend.filter(|name| *name != "auto"));

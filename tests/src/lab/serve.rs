@@ -1,4 +1,4 @@
-//! Who answers: servers that say their own name and whom they saw.
+//! The servers: they answer with their name and the client's address.
 //!
 //! TCP speaks enough HTTP for curl; UDP answers each datagram. A server lives until the process ends: its namespace goes with it.
 

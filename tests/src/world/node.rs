@@ -1,4 +1,4 @@
-//! How a test says what the Node is.
+//! How a test describes the Node.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! How a test says what a Service is.
+//! How a test describes a Service.
 
 use serde_json::{Map, Value, json};
 

@@ -1,4 +1,4 @@
-//! How a test says what an EndpointSlice is.
+//! How a test describes an EndpointSlice.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Does each file say what it answers, keep `unsafe` where it belongs, and link to what is there?
+//! Does each file begin with its question, is `unsafe` only in its places, and do links lead to files that exist?
 
 use super::{Tree, tokens};
 use proc_macro2::TokenTree;
@@ -52,7 +52,7 @@ pub(super) fn long(tree: &Tree) -> Vec<(&str, usize)> {
         .collect()
 }
 
-/// Links of documents, and paths in ARCHITECTURE.md's code map, that lead nowhere.
+/// Links of documents, and paths in ARCHITECTURE.md's code map, that do not exist.
 pub(super) fn dead_links(tree: &Tree) -> Vec<String> {
     let root = crate::sh::root();
     let mut problems = Vec::new();

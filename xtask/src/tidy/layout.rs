@@ -1,4 +1,4 @@
-//! Is the top of the repository as given, and does a plain `cargo build` leave out what needs another toolchain?
+//! Are only agreed directories at the top of the repository, and does a plain `cargo build` skip crates for another toolchain?
 
 use super::Tree;
 
@@ -17,7 +17,7 @@ const NO_CRATE: &[&str] = &["deploy", "docs"];
 /// Crates that a plain `cargo build` leaves out.
 const NOT_DEFAULT: &[&str] = &["proxy-ebpf"];
 
-/// Directories that do not belong, and crates that are not where they should be in Cargo.toml.
+/// Directories that are not agreed, and crates that are not where they should be in Cargo.toml.
 pub(super) fn check(tree: &Tree) -> Vec<String> {
     let mut problems: Vec<String> = tree
         .directories

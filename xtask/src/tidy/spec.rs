@@ -50,7 +50,7 @@ impl TestKind {
 /// Of each ID that tests name: the kinds of these tests, and where the first of each kind is.
 type Named = BTreeMap<Id, BTreeMap<TestKind, String>>;
 
-/// What SPEC.md defines, what tests name, and what is excused.
+/// IDs that SPEC.md defines, that tests name, and that are excused.
 struct Coverage {
     defined: BTreeSet<Id>,
     named: Named,
@@ -230,7 +230,7 @@ fn named(tree: &Tree, areas: &BTreeSet<&str>) -> Named {
     found
 }
 
-/// Entries `ID = "reason"`, and what is wrong with the others.
+/// Entries `ID = "reason"`, and the errors of the others.
 fn excused(tree: &Tree) -> (BTreeMap<Id, String>, Vec<String>) {
     let (mut entries, mut problems) = (BTreeMap::new(), Vec::new());
     let table = match tree

@@ -91,7 +91,7 @@ fn slices(api: &FakeApi) -> Slices {
     Api::all(Client::try_from(Config::new(url)).expect("a client"))
 }
 
-/// Hands what a watcher says to `each` until that is satisfied, or the time is over; whether it was.
+/// Passes a watcher's events to `each` until it returns true or the time is over; whether it did.
 async fn until(
     events: impl Stream<Item = Seen>,
     time: Duration,

@@ -1,7 +1,7 @@
 //! Does every module of the daemon use only the modules and crates that it may?
 //!
 //! Every path in the tokens of a file is compared with the [`table`], also inside of macros, after `super::` was resolved. Modules
-//! named `tests` may use anything: they put modules together that do not know each other.
+//! named `tests` may use any module.
 
 mod table;
 
@@ -69,7 +69,7 @@ fn may_use((module, ours, _): (&str, &str, Crates), from: &str, target: &str) ->
     if from != "datapath" && others.any(|(of, ..)| is_in(target, of)) {
         return false;
     }
-    // What the crate's root itself defines is for everyone.
+    // Every module may use items of the crate's root.
     let is_module = RULES
         .iter()
         .any(|(of, ..)| !of.is_empty() && is_in(target, of));

@@ -1,4 +1,4 @@
-//! Does the check find what it must, in every spelling?
+//! Does the check find forbidden imports in every spelling?
 
 use super::*;
 

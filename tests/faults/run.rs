@@ -79,7 +79,8 @@ pub(crate) fn run(settings: &Settings) -> Result<(), String> {
             run_once(&Settings {
                 datapath: settings.datapath,
                 seed: number(seed)?,
-                duration: Duration::from_secs(number(seconds)?),
+                // A short run tries their beginning.
+                duration: settings.duration.min(Duration::from_secs(number(seconds)?)),
             })?;
         }
     }

@@ -83,10 +83,13 @@ impl Plan {
             self.sizes.entry(*id).or_default().0 += 1;
             let line = line::<F>("add", *id, element);
             // The backends, which are most of the elements, delay no flow.
-            match id {
-                SetId::Backends => self.after.push(line),
-                _ => self.before.push(line),
-            }
+            let is_late = *id == SetId::Backends;
+            let to = if is_late {
+                &mut self.after
+            } else {
+                &mut self.before
+            };
+            to.push(line);
         }
         let removed: Vec<&Element> = old.difference(new).collect();
         for (id, element) in removed.into_iter().rev() {

@@ -241,10 +241,13 @@ pub(crate) fn wake(tools: &Tools) -> Result<usize, DatapathError> {
 /// # Errors
 /// [`DatapathError`] if the kernel could not be asked.
 pub(crate) fn sets_by_use(family: IpFamily) -> Result<(Vec<String>, Vec<String>), DatapathError> {
-    sets::by_use(set_prefix(family)).map_err(|source| match source.kind() {
+    sets::by_use(set_prefix(family)).map_err(|source| {
         // Kernel: the answer of `nfnetlink_rcv_msg()` without the subsystem.
-        io::ErrorKind::InvalidInput => no_ip_set(source),
-        _ => refused(CHECKING, "sets", source),
+        if source.kind() == io::ErrorKind::InvalidInput {
+            no_ip_set(source)
+        } else {
+            refused(CHECKING, "sets", source)
+        }
     })
 }
 

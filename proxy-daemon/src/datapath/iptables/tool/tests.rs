@@ -91,9 +91,10 @@ fn many_rules_go_in_and_come_out() {
     const N: usize = 5_000;
     in_netns(|| {
         for tools in all_tools() {
-            let rules: String = (0..N)
+            let rules: Vec<String> = (0..N)
                 .map(|i| format!("-A PROXYD-A -p udp -m udp --dport {i} -j RETURN\n"))
                 .collect();
+            let rules = rules.concat();
             tools
                 .restore(&format!("*nat\n:PROXYD-A - [0:0]\n{rules}COMMIT\n"))
                 .expect("they are valid");

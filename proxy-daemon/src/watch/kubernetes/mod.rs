@@ -16,7 +16,6 @@
 //! - there is no bound on the size of a page or an object, and a silent connection is noticed only when the
 //!   watch would have ended.
 
-mod backoff;
 mod client;
 mod failure;
 pub(crate) mod lines;

@@ -3,11 +3,10 @@
 //! Invariants: what makes the next request wait is how many there were lately, and only time makes
 //! them fewer; success does not. So no sequence of answers makes us ask in a tight loop.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 use tokio::time::Instant;
-
-use super::backoff::random_within;
 
 /// How often requests of one sort may follow each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,9 +71,25 @@ impl Paced {
     }
 }
 
+/// A time within a range, evenly spread.
+pub(super) fn random_within((least, most): (Duration, Duration)) -> Duration {
+    // The keys of a hasher are random, which is all that spreading waits needs.
+    let bits = RandomState::new().build_hasher().finish();
+    let fraction = f64::from(u32::try_from(bits >> 32).unwrap_or_default()) / f64::from(u32::MAX);
+    least + most.saturating_sub(least).mul_f64(fraction)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_within_a_range_is_within_it() {
+        let range = (Duration::from_secs(300), Duration::from_secs(600));
+        let times: Vec<_> = (0..100).map(|_| random_within(range)).collect();
+        assert!(times.iter().all(|time| (range.0..=range.1).contains(time)));
+        assert!(times.iter().any(|time| *time != range.0));
+    }
 
     fn pace() -> Pace {
         Pace {

@@ -1,17 +1,14 @@
 //! What does a page of a list hold?
 //!
-//! Invariants: objects are handed over one by one, so that no list is held twice; an object that is no
-//! JSON of ours costs no other; what is no page of a list is an error and never an empty list, because
-//! an empty list would remove everything.
-
-use std::fmt;
+//! Invariants: objects are decoded one by one, so that no list is held twice; an object that is no JSON of
+//! ours costs no other; what is no page of a list is an error and never an empty list, because an empty
+//! list would remove everything.
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::model::from_k8s::field::Field;
-use crate::model::from_k8s::wire::{Metadata, Object, Text};
+use crate::model::from_k8s::wire::{Metadata, Object};
 
 /// What a page says of itself.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,7 +19,17 @@ pub(crate) struct Page {
     pub(crate) continue_token: Option<String>,
 }
 
-/// Calls `each` per object, possibly twice; an unreadable one is `Err(reason)`.
+/// A page whose objects are found but not read.
+#[derive(Deserialize)]
+struct RawPage<'a> {
+    #[serde(borrow, default)]
+    metadata: Field<Metadata<'a>>,
+    // It must be there; Go writes an empty list as null.
+    #[serde(borrow, deserialize_with = "Deserialize::deserialize")]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+/// Calls `each` per object; an unreadable one is `Err(reason)`.
 ///
 /// # Errors
 /// Why this is no page of a list.
@@ -30,118 +37,24 @@ pub(crate) fn read(
     text: &[u8],
     mut each: impl FnMut(Result<&Object<'_>, String>),
 ) -> Result<Page, String> {
-    let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let quick = (&mut deserializer)
-        .deserialize_map(PageVisitor(&mut |object| each(Ok(object))))
-        .and_then(|page| deserializer.end().map(|()| page));
-    let (metadata, has_items) = match quick {
-        Ok(page) => page,
-        Err(_) => read_apart(text, &mut each)?,
-    };
-    let metadata = metadata.value();
-    let field = |field: Option<&Text<'_>>| {
-        let text = field.map_or("", |field| field.text());
-        Some(text.to_owned()).filter(|text| !text.is_empty())
-    };
-    match field(metadata.map(|m| &m.resource_version)) {
-        Some(version) if has_items => Ok(Page {
-            version,
-            continue_token: field(metadata.map(|m| &m.continue_token)),
-        }),
-        Some(_) | None => Err("it is no list with a resourceVersion and items".to_owned()),
-    }
-}
-
-/// A page whose objects are first cut apart and then read, each for itself.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Apart<'a> {
-    #[serde(borrow)]
-    metadata: Field<Metadata<'a>>,
-    #[serde(borrow)]
-    items: Option<Vec<&'a RawValue>>,
-}
-
-fn read_apart<'a>(
-    text: &'a [u8],
-    each: &mut impl FnMut(Result<&Object<'_>, String>),
-) -> Result<(Field<Metadata<'a>>, bool), String> {
-    let apart: Apart<'_> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    let has_items = apart.items.is_some();
-    for item in apart.items.unwrap_or_default() {
-        match serde_json::from_str::<Object<'_>>(item.get()) {
+    let page: RawPage<'_> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    for object in page.items.unwrap_or_default() {
+        match serde_json::from_str(object.get()) {
             Ok(object) => each(Ok(&object)),
             Err(error) => each(Err(error.to_string())),
         }
     }
-    Ok((apart.metadata, has_items))
-}
-
-struct PageVisitor<'f>(&'f mut dyn FnMut(&Object<'_>));
-
-impl<'de> Visitor<'de> for PageVisitor<'_> {
-    type Value = (Field<Metadata<'de>>, bool);
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list")
+    let none = Metadata::default();
+    let metadata = page.metadata.value().unwrap_or(&none);
+    let version = metadata.resource_version.text();
+    if version.is_empty() {
+        return Err("it is no list with a resourceVersion".to_owned());
     }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut page: A) -> Result<Self::Value, A::Error> {
-        let mut metadata = Field::Missing;
-        let mut has_items = false;
-        while let Some(key) = page.next_key::<Key>()? {
-            match key {
-                Key::Metadata => metadata = page.next_value()?,
-                Key::Items => {
-                    page.next_value_seed(Items(self.0))?;
-                    has_items = true;
-                }
-                Key::Other => {
-                    page.next_value::<IgnoredAny>()?;
-                }
-            }
-        }
-        Ok((metadata, has_items))
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "lowercase")]
-enum Key {
-    Metadata,
-    Items,
-    #[serde(other)]
-    Other,
-}
-
-struct Items<'f>(&'f mut dyn FnMut(&Object<'_>));
-
-impl<'de> serde::de::DeserializeSeed<'de> for Items<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Items<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of objects")
-    }
-
-    // Go writes an empty list as null.
-    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        while let Some(object) = items.next_element::<Object<'de>>()? {
-            (self.0)(&object);
-        }
-        Ok(())
-    }
+    let token = metadata.continue_token.text();
+    Ok(Page {
+        version: version.to_owned(),
+        continue_token: Some(token.to_owned()).filter(|token| !token.is_empty()),
+    })
 }
 
 #[cfg(test)]

@@ -26,15 +26,6 @@ pub(super) struct Reports {
     rewinds: Limit,
     hurries: Limit,
     deletions: Limit,
-    asked: Asked,
-}
-
-/// Requests since the last log line about them.
-#[derive(Debug)]
-struct Asked {
-    n_lists: u32,
-    n_watches: u32,
-    since: Option<Instant>,
 }
 
 /// When a line of one sort may be written again.
@@ -73,11 +64,6 @@ impl Reports {
             rewinds: Limit::default(),
             hurries: Limit::default(),
             deletions: Limit::default(),
-            asked: Asked {
-                n_lists: 0,
-                n_watches: 0,
-                since: None,
-            },
         }
     }
 
@@ -128,48 +114,19 @@ impl Reports {
         }
     }
 
-    /// Counts a request, which is not logged.
-    pub(super) fn asked(&mut self, is_list: bool, now: Instant) {
-        let asked = &mut self.asked;
-        asked.since.get_or_insert(now);
-        let n = if is_list {
-            &mut asked.n_lists
-        } else {
-            &mut asked.n_watches
-        };
-        *n = n.saturating_add(1);
-    }
-
-    /// Tells that the server lets us ask again and again without an error of which something was told.
+    /// Logs that the server makes us ask again and again without an error that was logged.
     pub(super) fn hurried(&mut self, now: Instant) {
-        if self.told.is_some() {
-            return;
+        if self.told.is_none()
+            && let Some(n_unsaid) = self.hurries.take(now)
+        {
+            tracing::warn!(
+                kind = self.plural,
+                n_unsaid,
+                "the API server ends lists and watches of {} soon after they began: asking less often, \
+                 so that changes arrive some seconds late; check its log and the network in between",
+                self.plural
+            );
         }
-        let Some(_) = self.hurries.take(now) else {
-            return;
-        };
-        let Asked {
-            n_lists,
-            n_watches,
-            since,
-        } = std::mem::replace(
-            &mut self.asked,
-            Asked {
-                n_lists: 0,
-                n_watches: 0,
-                since: None,
-            },
-        );
-        let seconds = since.map_or(0, |since| (now - since).as_secs());
-        tracing::warn!(
-            kind = self.plural,
-            n_lists,
-            n_watches,
-            seconds,
-            "the API server ends lists and watches of {} soon after they began: asking less often, \
-             so that changes arrive some seconds late; check its log and the network in between",
-            self.plural
-        );
     }
 }
 

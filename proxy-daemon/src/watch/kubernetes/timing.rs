@@ -29,15 +29,9 @@ pub struct Timing {
     pub answer: Duration,
     /// How long a list may pause between two pieces.
     pub piece: Duration,
-    /// The first wait after a failure.
-    pub first_wait: Duration,
-    /// The longest wait after failures.
-    pub longest_wait: Duration,
-    /// The longest wait after the server refused for lack of permission.
-    pub denied_wait: Duration,
     /// The longest wait because the server asks for one with `Retry-After`.
     pub asked_wait: Duration,
-    /// The wait for a kind that the server never had. Spec: REJ-7.
+    /// The wait for an optional kind that the server does not have or does not let us read. Spec: REJ-7.
     pub absent_wait: Duration,
     /// How often lists of one kind are asked for.
     pub lists: Pace,
@@ -57,9 +51,6 @@ impl Default for Timing {
             head: seconds(5),
             answer: seconds(30),
             piece: seconds(5),
-            first_wait: Duration::from_millis(100),
-            longest_wait: seconds(4),
-            denied_wait: seconds(8),
             asked_wait: seconds(8),
             absent_wait: seconds(60),
             lists: Pace {
@@ -87,8 +78,6 @@ mod tests {
         let timing = Timing::default();
         let (soon, silence) = (Duration::from_secs(10), Duration::from_secs(30));
         for wait in [
-            timing.longest_wait,
-            timing.denied_wait,
             timing.asked_wait,
             timing.lists.longest,
             timing.watches.longest,

@@ -3,7 +3,7 @@
 //! Invariants: the version moves only past what the store has taken in; a list replaces what was there
 //! by difference, so that unchanged objects are not touched (LIFE-4); nothing is removed unless a
 //! complete list lacks it; whatever happens, the store keeps its last good state and we ask again, but
-//! neither lists nor watches more often than [`Pace`](super::Pace) allows.
+//! neither lists nor watches more often than [`Pace`](super::Pace) allows: there is no other backoff.
 
 mod read;
 mod take;
@@ -15,17 +15,16 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::time::Instant;
 
-use super::backoff::{Backoff, random_within};
 use super::failure::Failure;
 use super::link::Link;
-use super::pace::Paced;
+use super::pace::{Paced, random_within};
 use super::report::Reports;
 use super::resource::Resource;
 use crate::model::from_k8s::{Decoder, ObjectKind};
 use crate::watch::Shared;
 
-/// A watch that ends sooner than this counts as a failure.
-const HASTY: Duration = Duration::from_secs(1);
+/// The longest wait after a lost connection: all nodes of a cluster lose theirs at one moment.
+const RECONNECT: Duration = Duration::from_millis(100);
 
 /// What all kinds have in common.
 pub(super) struct Context<'a> {
@@ -84,14 +83,6 @@ enum ListStyle {
     Whole,
 }
 
-/// What ended as it should.
-enum Ended {
-    /// A list was read to its end.
-    List,
-    /// The server ended a watch.
-    Watch,
-}
-
 impl<'a> Reflector<'a> {
     /// Follows the objects of a kind.
     pub(super) fn new(context: &'a Context<'a>, kind: ObjectKind) -> Self {
@@ -117,37 +108,18 @@ impl<'a> Reflector<'a> {
 
     /// Lists and watches for ever.
     pub(super) async fn follow(mut self) -> Infallible {
-        let timing = self.context.link.timing();
-        let mut backoff = Backoff::new(timing.first_wait);
         let mut wait = Duration::ZERO;
         loop {
-            let wait_at_least = self.pace();
-            let wait_now = wait.max(wait_at_least);
+            let wait_now = wait.max(self.pace());
             if !wait_now.is_zero() {
                 tokio::time::sleep(wait_now).await;
             }
-            let began = Instant::now();
             self.course = Course::default();
-            let result = self.ask().await;
-            let lasted = self.course.has_progress || began.elapsed() >= HASTY;
-            if lasted && self.course.is_answered {
-                backoff.reset();
-            }
-            wait = match result {
-                Ok(Ended::List) => Duration::ZERO,
-                Ok(Ended::Watch) => {
-                    // The server sends a bookmark before it ends a watch: one that was silent may
-                    // have been asked from a version that does not exist any more.
-                    self.is_doubtful |= !self.course.has_progress;
-                    if lasted {
-                        Duration::ZERO
-                    } else {
-                        backoff.next(timing.longest_wait)
-                    }
-                }
+            wait = match self.ask().await {
+                Ok(()) => Duration::ZERO,
                 Err(failure) => {
                     self.is_doubtful = true;
-                    let wait = self.mend(&failure, &mut backoff);
+                    let wait = self.mend(&failure);
                     self.reread(&failure).await;
                     wait
                 }
@@ -156,7 +128,7 @@ impl<'a> Reflector<'a> {
     }
 
     /// Asks for what is needed next.
-    async fn ask(&mut self) -> Result<Ended, Failure> {
+    async fn ask(&mut self) -> Result<(), Failure> {
         let Some(version) = self.version.clone() else {
             return match self.style {
                 ListStyle::Streaming => self.watch(None).await,
@@ -173,7 +145,6 @@ impl<'a> Reflector<'a> {
     fn pace(&mut self) -> Duration {
         let now = Instant::now();
         let is_list = self.version.is_none();
-        self.reports.asked(is_list, now);
         let paced = if is_list {
             &mut self.lists
         } else {
@@ -201,8 +172,8 @@ impl<'a> Reflector<'a> {
         }
     }
 
-    /// Decides what to do after a failure, and how long to wait before it.
-    fn mend(&mut self, failure: &Failure, backoff: &mut Backoff) -> Duration {
+    /// Decides what to do after a failure, and how long to wait before it, if longer than the pace says.
+    fn mend(&mut self, failure: &Failure) -> Duration {
         let timing = self.context.link.timing();
         let is_streaming = self.version.is_none() && self.style == ListStyle::Streaming;
         match failure {
@@ -212,32 +183,26 @@ impl<'a> Reflector<'a> {
                 if self.version.take().is_none() && self.style == ListStyle::Pages {
                     self.style = ListStyle::Whole;
                 }
-                if self.course.has_progress {
-                    Duration::ZERO
-                } else {
-                    backoff.next(timing.longest_wait)
-                }
             }
             // What we have is of a history that is no longer the server's.
             Failure::Rewound { .. } => {
                 self.reports.rewound(failure);
                 self.version = None;
                 self.newest = None;
-                Duration::ZERO
             }
             Failure::Refused {
                 status,
                 retry_after,
                 message,
             } => {
-                let wait = self.refused(failure, *status, message, backoff);
+                let wait = self.refused(failure, *status, message);
                 let longest = timing.asked_wait;
-                wait.max(match *retry_after {
+                return wait.max(match *retry_after {
                     // Nobody can ask us to stay away for longer than LIFE-3 allows.
                     Some(asked) if asked > longest => random_within((longest * 3 / 4, longest)),
                     Some(asked) => asked,
                     None => Duration::ZERO,
-                })
+                });
             }
             Failure::Garbled(_) => {
                 self.reports.failure(failure);
@@ -247,21 +212,13 @@ impl<'a> Reflector<'a> {
                     self.version = None;
                     self.style = ListStyle::Pages;
                 }
-                backoff.next(timing.longest_wait)
             }
-            Failure::PlainWatch => {
-                self.reports.note(failure);
-                self.style = ListStyle::Pages;
-                Duration::ZERO
+            Failure::PlainWatch => self.list_in_pages(failure),
+            // A server that ignores what it does not know never ends a streaming list.
+            Failure::Silence(_) if is_streaming && self.course.is_answered => {
+                self.list_in_pages(failure);
             }
             Failure::Connection(_) | Failure::Silence(_) | Failure::Cut => {
-                // A server that ignores what it does not know never ends a streaming list.
-                let is_endless = self.course.is_answered && matches!(failure, Failure::Silence(_));
-                if is_streaming && is_endless {
-                    self.reports.note(failure);
-                    self.style = ListStyle::Pages;
-                    return Duration::ZERO;
-                }
                 if is_streaming {
                     self.n_broken_streams += 1;
                     if self.n_broken_streams >= 3 {
@@ -274,58 +231,42 @@ impl<'a> Reflector<'a> {
                 } else {
                     self.reports.failure(failure);
                 }
-                backoff.next(timing.longest_wait)
+                return random_within((Duration::ZERO, RECONNECT));
             }
         }
+        Duration::ZERO
+    }
+
+    fn list_in_pages(&mut self, failure: &Failure) {
+        self.reports.note(failure);
+        self.style = ListStyle::Pages;
     }
 
     /// The same for an error of the server.
-    fn refused(
-        &mut self,
-        failure: &Failure,
-        status: StatusCode,
-        message: &str,
-        backoff: &mut Backoff,
-    ) -> Duration {
-        let timing = self.context.link.timing();
-        let is_optional = self.resource.kind == ObjectKind::ServiceCidr;
+    fn refused(&mut self, failure: &Failure, status: StatusCode, message: &str) -> Duration {
         let is_busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
+        let is_denied = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status);
+        let is_absent = status == StatusCode::NOT_FOUND;
         let is_streaming = self.version.is_none() && self.style == ListStyle::Streaming;
-        match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                self.reports.failure(failure);
-                backoff.next(if is_optional {
-                    timing.absent_wait
-                } else {
-                    timing.denied_wait
-                })
+        if is_absent {
+            self.version = None;
+            if self.resource.older_version() {
+                return Duration::ZERO;
             }
-            StatusCode::NOT_FOUND => {
-                self.version = None;
-                if self.resource.older_version() {
-                    return Duration::ZERO;
-                }
-                self.reports.failure(failure);
-                // What was there once comes back: a server that starts does not know all kinds yet.
-                if is_optional && !self.was_listed {
-                    timing.absent_wait
-                } else {
-                    backoff.next(timing.longest_wait)
-                }
-            }
-            _ if is_streaming && !is_busy => {
-                self.reports.note(failure);
-                self.style = ListStyle::Pages;
-                Duration::ZERO
-            }
-            _ => {
-                // A server that was restored from a backup has not reached our version yet.
-                if !is_busy || message.contains("Too large resource version") {
-                    self.version = None;
-                }
-                self.reports.failure(failure);
-                backoff.next(timing.longest_wait)
-            }
+        } else if is_streaming && !is_busy && !is_denied {
+            self.list_in_pages(failure);
+            return Duration::ZERO;
+        } else if !is_busy && !is_denied || message.contains("Too large resource version") {
+            // A server that was restored from a backup has not reached our version yet.
+            self.version = None;
+        }
+        self.reports.failure(failure);
+        // What was there once comes back: a server that starts does not know all kinds yet.
+        let is_optional = self.resource.kind == ObjectKind::ServiceCidr && !self.was_listed;
+        if is_optional && (is_absent || is_denied) {
+            self.context.link.timing().absent_wait
+        } else {
+            Duration::ZERO
         }
     }
 }

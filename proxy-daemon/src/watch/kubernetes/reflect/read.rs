@@ -11,10 +11,10 @@ use kube::client::Body;
 use tokio::time::{Instant, timeout_at};
 
 use super::take::Batch;
-use super::{Ended, ListStyle, Reflector};
-use crate::watch::kubernetes::backoff::random_within;
+use super::{ListStyle, Reflector};
 use crate::watch::kubernetes::failure::Failure;
 use crate::watch::kubernetes::lines::Lines;
+use crate::watch::kubernetes::pace::random_within;
 use crate::watch::kubernetes::page::{self, Page};
 use crate::watch::kubernetes::version::is_older;
 
@@ -28,7 +28,7 @@ const MAX_PAGES: (u32, u32) = (100_000, 10);
 
 impl Reflector<'_> {
     /// Reads a list page by page; what it holds is put in the store page by page.
-    pub(super) async fn list(&mut self) -> Result<Ended, Failure> {
+    pub(super) async fn list(&mut self) -> Result<(), Failure> {
         let mut batch = Batch::list();
         let mut continue_token = None;
         let (mut n_pages, mut n_empty) = (0, 0);
@@ -62,7 +62,7 @@ impl Reflector<'_> {
             self.flush(&mut batch);
             if continue_token.is_none() {
                 self.style = ListStyle::Pages;
-                return Ok(Ended::List);
+                return Ok(());
             }
         }
     }
@@ -101,7 +101,7 @@ impl Reflector<'_> {
     }
 
     /// Follows a watch from a version on until it ends; without one it begins with a list.
-    pub(super) async fn watch(&mut self, version: Option<&str>) -> Result<Ended, Failure> {
+    pub(super) async fn watch(&mut self, version: Option<&str>) -> Result<(), Failure> {
         let link = self.context.link;
         let timing = link.timing();
         let range = match version {
@@ -134,11 +134,13 @@ impl Reflector<'_> {
             };
             let until = deadline.min(Instant::now() + patience);
             let Some(data) = next_data(&mut body, until).await? else {
-                return if is_list {
-                    Err(Failure::Cut)
-                } else {
-                    Ok(Ended::Watch)
-                };
+                if is_list {
+                    return Err(Failure::Cut);
+                }
+                // The server sends a bookmark before it ends a watch: one that was silent may have been
+                // asked from a version that does not exist any more.
+                self.is_doubtful |= !self.course.has_progress;
+                return Ok(());
             };
             let read = {
                 let mut decoder = self.decoder();

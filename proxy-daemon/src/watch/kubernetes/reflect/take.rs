@@ -232,23 +232,18 @@ impl<'a> Reflector<'a> {
 
 /// The names in the store that a complete list lacks. The Node stays (HZ-5).
 fn names_without(store: &Store, kind: ObjectKind, seen: &BTreeSet<ObjectKey>) -> Vec<ObjectKey> {
-    let names: Vec<_> = match kind {
-        ObjectKind::Service => store
-            .service_names()
-            .map(|name| ObjectKey::Service(name.clone()))
-            .collect(),
-        ObjectKind::EndpointSlice => store
-            .slice_names()
-            .map(|name| ObjectKey::EndpointSlice(name.clone()))
-            .collect(),
-        ObjectKind::Node => Vec::new(),
-        ObjectKind::ServiceCidr => store
-            .service_cidr_names()
-            .map(|name| ObjectKey::ServiceCidr(name.clone()))
-            .collect(),
+    let names: Box<dyn Iterator<Item = ObjectKey>> = match kind {
+        ObjectKind::Service => Box::new(store.service_names().cloned().map(ObjectKey::Service)),
+        ObjectKind::EndpointSlice => {
+            Box::new(store.slice_names().cloned().map(ObjectKey::EndpointSlice))
+        }
+        ObjectKind::Node => Box::new(std::iter::empty()),
+        ObjectKind::ServiceCidr => Box::new(
+            store
+                .service_cidr_names()
+                .cloned()
+                .map(ObjectKey::ServiceCidr),
+        ),
     };
-    names
-        .into_iter()
-        .filter(|key| !seen.contains(key))
-        .collect()
+    names.filter(|key| !seen.contains(key)).collect()
 }

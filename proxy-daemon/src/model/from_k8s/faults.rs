@@ -90,6 +90,14 @@ impl<'a, T> At<'a, T> {
         }
     }
 
+    /// The index of this element of a list.
+    pub(crate) fn index(&self) -> usize {
+        match self.path {
+            Path::Object | Path::Field(..) => 0,
+            Path::Element(_, _, index) => index,
+        }
+    }
+
     /// Notes a fault of this value.
     pub(crate) fn fault(&self, message: fmt::Arguments<'_>) {
         self.note(&self.path, message);
@@ -189,14 +197,6 @@ impl<'a, T> At<'a, T> {
 }
 
 impl At<'_, Str<'_>> {
-    /// The index of this element of a list.
-    pub(crate) fn index(&self) -> usize {
-        match self.path {
-            Path::Object | Path::Field(..) => 0,
-            Path::Element(_, _, index) => index,
-        }
-    }
-
     /// What this word means; an unknown one is a fault.
     pub(crate) fn means<U: Copy>(&self, words: &[(&str, U)], fault: &str) -> Option<U> {
         self.meaning(&self.path, self, words, fault)

@@ -22,8 +22,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-use faults::At;
-pub(crate) use faults::Quoted;
+pub(crate) use faults::{At, Quoted};
 use field::Field;
 use intern::Interner;
 use wire::Object;

@@ -18,7 +18,7 @@ use super::held::{Held, Identity};
 use crate::diagnostics::About;
 use crate::model::Diagnostic;
 use crate::model::from_k8s::{Author, Decoder, ObjectKey, ObjectKind, Update};
-use crate::watch::{Changed, Shared};
+use crate::watch::Shared;
 
 /// The file whose content names the state of the directory.
 pub(super) const TOKEN: &str = ".token";
@@ -52,6 +52,9 @@ struct File {
     /// What is wrong with the file as it is now, also with documents that keep their last good state.
     diagnostics: Vec<Diagnostic>,
 }
+
+/// The first object of each name, and the file that it is in.
+type Objects<'a> = BTreeMap<ObjectKey, (&'a str, &'a Update)>;
 
 /// What a look found, before it counts.
 pub(super) struct Look {
@@ -149,10 +152,11 @@ impl Directory {
     }
 
     /// Makes a look count: the store and the diagnostics now say what it found.
-    pub(super) fn tell(&mut self, look: Look, shared: &Shared) -> Changed {
+    pub(super) fn tell(&mut self, look: Look, shared: &Shared) {
         let token = look.is_whole.then_some(look.token);
         if look.files.is_empty() && self.told.is_some() {
-            return shared.update(|store| token.map_or(Changed::No, |t| store.set_source_token(t)));
+            shared.update(|store| token.map(|token| store.set_source_token(token)));
+            return;
         }
         for (name, file) in look.files {
             match file {
@@ -160,10 +164,7 @@ impl Directory {
                 None => self.files.remove(&name),
             };
         }
-        let Merged {
-            objects,
-            diagnostics,
-        } = self.merged();
+        let (objects, diagnostics) = self.merged();
         let told = self.told.iter().flatten();
         let gone: Vec<_> = told
             .filter(|key| !objects.contains_key(key))
@@ -177,33 +178,25 @@ impl Directory {
         shared
             .diagnostics()
             .set(About::Source("manifests"), diagnostics);
-        let changed = shared.update(|store| {
-            let mut changed = token.map_or(Changed::No, |t| store.set_source_token(t));
+        shared.update(|store| {
+            token.map(|token| store.set_source_token(token));
             // Removals first: a slice that moves between Services or files is never in both.
-            for key in gone {
-                changed = changed.or(store.put(Update::removal(key)));
-            }
-            for (_, update) in objects.values() {
-                changed = changed.or(store.put((*update).clone()));
+            let current = objects.values().map(|(_, update)| (*update).clone());
+            for update in gone.into_iter().map(Update::removal).chain(current) {
+                store.put(update);
             }
             for kind in ObjectKind::ALL {
                 store.set_listed(kind);
             }
-            changed
         });
-        tracing::debug!(
-            n_files = self.files.len(),
-            n_objects = objects.len(),
-            ?changed,
-            "read the manifests"
-        );
+        let (n_files, n_objects) = (self.files.len(), objects.len());
+        tracing::debug!(n_files, n_objects, "read the manifests");
         self.told = Some(objects.into_keys().collect());
-        changed
     }
 
     /// The objects of all files, each name once.
-    fn merged(&self) -> Merged<'_> {
-        let mut objects: BTreeMap<ObjectKey, (&str, &Update)> = BTreeMap::new();
+    fn merged(&self) -> (Objects<'_>, Vec<Diagnostic>) {
+        let mut objects = Objects::new();
         let mut diagnostics = Vec::new();
         let mut n_foreign_nodes = 0_usize;
         for (name, file) in &self.files {
@@ -238,18 +231,8 @@ impl Directory {
                 ),
             });
         }
-        Merged {
-            objects,
-            diagnostics,
-        }
+        (objects, diagnostics)
     }
-}
-
-/// What all files together say.
-struct Merged<'a> {
-    /// The first object of each name, and the file that it is in.
-    objects: BTreeMap<ObjectKey, (&'a str, &'a Update)>,
-    diagnostics: Vec<Diagnostic>,
 }
 
 /// A file's new state: what is unchanged is shared with the old one, what is unreadable stays as it was.
@@ -301,12 +284,8 @@ fn merge(identity: Identity, documents: Vec<Document>, old: &[Vec<Update>]) -> F
 }
 
 pub(super) fn is_manifest(name: &str) -> bool {
-    !name.starts_with('.')
-        && Path::new(name).extension().is_some_and(|extension| {
-            ["yaml", "yml", "json"]
-                .iter()
-                .any(|known| extension == *known)
-        })
+    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+    !name.starts_with('.') && ["yaml", "yml", "json"].contains(&extension)
 }
 
 /// A file's name as a log line can hold it: it may have any character but `/`.
@@ -315,17 +294,14 @@ fn shown(name: &str) -> String {
 }
 
 fn read_file(file: fs::File, identity: Identity) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    let too_large = || io::Error::other(format!("it is larger than {MAX_FILE} bytes"));
     if identity.size > MAX_FILE {
-        return Err(too_large());
+        let message = format!("it is larger than {MAX_FILE} bytes");
+        return Err(io::Error::other(message));
     }
+    let mut text = Vec::new();
     text.try_reserve_exact(usize::try_from(identity.size).unwrap_or(0))?;
-    // One byte more says that it grew beyond.
-    let n_bytes = file.take(MAX_FILE + 1).read_to_end(&mut text)?;
-    if u64::try_from(n_bytes).is_ok_and(|n| n > MAX_FILE) {
-        return Err(too_large());
-    }
+    // A file that has grown meanwhile is being written: it is read again.
+    file.take(MAX_FILE).read_to_end(&mut text)?;
     Ok(text)
 }
 

@@ -3,9 +3,12 @@
 //! Invariants: a document that is no YAML or JSON costs no other document of the file; one pass over
 //! the text, strings borrowed from it; aliases cannot make much out of little.
 
+use std::cell::RefCell;
+use std::fmt;
+
 use crate::model::Diagnostic;
 use crate::model::from_k8s::wire::{Document as Wire, Object};
-use crate::model::from_k8s::{Decoder, ObjectKind, Quoted, Update};
+use crate::model::from_k8s::{At, Decoder, ObjectKind, Quoted, Update};
 
 /// One document of a file.
 #[derive(Debug, PartialEq)]
@@ -168,58 +171,34 @@ fn read_object(file: &str, line: usize, wire: Wire<'_>, decoder: &mut Decoder) -
     let place = format!("{file}:{line}");
     let mut objects = Vec::new();
     let mut diagnostics = Vec::new();
-    let version = object.api_version.value().map(|text| &**text);
+    let mut decode = |kind, object: &Object<'_>, place: &dyn fmt::Display| {
+        let read = decoder.decode(kind, object);
+        objects.extend(read.update);
+        diagnostics.extend(read.diagnostics.into_iter().map(|diagnostic| Diagnostic {
+            object: format!("{place} {}", diagnostic.object),
+            ..diagnostic
+        }));
+    };
+    let faults = RefCell::default();
     if list.is_present() || kind.ends_with("List") {
         let of_items = kind
             .strip_suffix("List")
-            .and_then(|kind| kind_of(version, kind));
-        let fault = |field: String, message: String| Diagnostic {
-            object: place.clone(),
-            field,
-            message,
-        };
-        let no_items = Vec::new();
-        let items = list.value().unwrap_or_else(|| {
-            if list.is_present() {
-                diagnostics.push(fault(
-                    "items".to_owned(),
-                    "must be a list; ignored".to_owned(),
-                ));
-            }
-            &no_items
-        });
-        for (index, item) in items.iter().enumerate() {
-            let Some(item) = item.value() else {
-                let message = "must be a mapping; ignored".to_owned();
-                diagnostics.push(fault(format!("items[{index}]"), message));
-                continue;
-            };
-            let version = item.api_version.value().map(|text| &**text);
-            let kind = match item.kind.value() {
-                Some(kind) => kind_of(version, kind),
-                None => of_items,
-            };
-            if let Some(kind) = kind {
-                let place = format_args!("{place} items[{index}]");
-                decode(kind, item, place, decoder, &mut objects, &mut diagnostics);
-            } else if item.kind.value().is_some_and(|kind| kind.ends_with("List")) {
-                let message = "is a list within a list; ignored".to_owned();
-                diagnostics.push(fault(format!("items[{index}]"), message));
+            .and_then(|kind| kind_of(&object, kind));
+        for item in At::object(&object, &faults).list("items", &list) {
+            let kind = item.kind.value();
+            if let Some(kind) = kind.map_or(of_items, |kind| kind_of(&item, kind)) {
+                let index = item.index();
+                decode(kind, &item, &format_args!("{place} items[{index}]"));
+            } else if kind.is_some_and(|kind| kind.ends_with("List")) {
+                item.fault(format_args!("is a list within a list; ignored"));
             }
         }
-    } else if let Some(kind) = kind_of(version, kind) {
-        let place = format_args!("{place}");
-        decode(
-            kind,
-            &object,
-            place,
-            decoder,
-            &mut objects,
-            &mut diagnostics,
-        );
+    } else if let Some(kind) = kind_of(&object, kind) {
+        decode(kind, &object, &place);
     } else {
         tracing::debug!(place, kind = %Quoted(kind), "ignored a document of a kind that is not used");
     }
+    diagnostics.extend(faults.into_inner().into_diagnostics(&place));
     Document::Good {
         objects,
         diagnostics,
@@ -227,31 +206,13 @@ fn read_object(file: &str, line: usize, wire: Wire<'_>, decoder: &mut Decoder) -
 }
 
 /// The kind; without `apiVersion` the one that Kubernetes has had longest.
-fn kind_of(version: Option<&str>, kind: &str) -> Option<ObjectKind> {
-    match version {
+fn kind_of(object: &Object<'_>, kind: &str) -> Option<ObjectKind> {
+    match object.api_version.value() {
         Some(version) => ObjectKind::of(version, kind),
         None => ObjectKind::ALL
             .into_iter()
             .find(|known| known.name() == kind),
     }
-}
-
-fn decode(
-    kind: ObjectKind,
-    object: &Object<'_>,
-    place: std::fmt::Arguments<'_>,
-    decoder: &mut Decoder,
-    objects: &mut Vec<Update>,
-    diagnostics: &mut Vec<Diagnostic>,
-) {
-    let read = decoder.decode(kind, object);
-    for diagnostic in read.diagnostics {
-        diagnostics.push(Diagnostic {
-            object: format!("{place} {}", diagnostic.object),
-            ..diagnostic
-        });
-    }
-    objects.extend(read.update);
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ impl Manifests {
                 Err(error) => {
                     if !has_failed {
                         let path = self.directory.path().display();
-                        tracing::warn!(%path, %error, "cannot read the manifests, will retry; the last state stays in force");
+                        tracing::warn!(%path, %error, "manifests cannot be read, will retry; the last state stays in force");
                     }
                     has_failed = true;
                 }

@@ -373,7 +373,7 @@ fn a_file_that_was_just_opened_to_be_written_anew_keeps_its_objects() {
     let mut changes = Changes::of(&directory.0).expect("a watch");
     let mut look = |changes: &mut Changes| {
         let look = reader.look(changes).expect("read");
-        let _changed = reader.tell(look, &shared);
+        reader.tell(look, &shared);
         shared.with(|store| cluster_ip(store, "web"))
     };
     assert_eq!(look(&mut changes).as_deref(), Some("10.96.0.1"));
@@ -457,7 +457,7 @@ fn least_seen(path: &Path, n_looks: usize, mut disturb: impl FnMut() + Send) -> 
         while n_read < n_looks && !is_over.load(Ordering::Relaxed) {
             // While the directory is away, its last state stays.
             if let Ok(look) = reader.look(&mut changes) {
-                let _changed = reader.tell(look, &shared);
+                reader.tell(look, &shared);
                 least = least.min(shared.with(|store| store.service_names().count()));
                 n_read += 1;
             }

@@ -23,16 +23,6 @@ pub enum Changed {
     No,
 }
 
-impl Changed {
-    /// Whether this or the other changed anything.
-    pub fn or(self, other: Self) -> Self {
-        match self {
-            Self::Yes => self,
-            Self::No => other,
-        }
-    }
-}
-
 /// What changed since the last drain, as it is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Drained {
@@ -54,19 +44,13 @@ pub struct Drained {
 #[derive(Debug, Default)]
 pub struct Store {
     listed: BTreeSet<ObjectKind>,
-    services: BTreeMap<ServiceName, Entry>,
+    /// The slices of each are sorted by name.
+    services: BTreeMap<ServiceName, ServiceInput>,
     owner: BTreeMap<SliceName, ServiceName>,
     node: Option<Arc<Node>>,
     service_cidrs: BTreeMap<Arc<str>, Arc<ServiceCidr>>,
     source_token: Option<Arc<str>>,
     dirty: Dirty,
-}
-
-#[derive(Debug, Default)]
-struct Entry {
-    service: Option<Arc<Service>>,
-    /// By name. Most Services have one, for which a tree would take ten times the memory.
-    slices: Vec<Arc<EndpointSlice>>,
 }
 
 #[derive(Debug, Default)]
@@ -127,32 +111,42 @@ impl Store {
         }
         self.services.entry(name.clone()).or_default().service = service;
         self.forget_if_empty(name);
-        self.touch(name.clone())
+        self.dirty.services.insert(name.clone());
+        self.dirty.n_updates += 1;
+        Changed::Yes
     }
 
     /// Puts or, with `None`, removes an EndpointSlice; one that names another Service moves (EPS-18).
     pub fn set_slice(&mut self, name: &SliceName, slice: Option<Arc<EndpointSlice>>) -> Changed {
         let old_owner = self.owner.get(name).cloned();
-        let new_owner = slice.as_ref().map(|slice| slice.service.clone());
-        let current = old_owner
+        let old_slices = old_owner.as_ref().and_then(|o| self.services.get_mut(o));
+        let mut old_slices = old_slices.map(|entry| &mut entry.slices);
+        let current = old_slices
             .as_ref()
-            .and_then(|owner| self.services.get(owner)?.slice(name));
+            .and_then(|slices| slices.iter().find(|slice| slice.name == *name));
         if current == slice.as_ref() {
             return Changed::No;
         }
-        if let Some(owner) = old_owner.filter(|owner| Some(owner) != new_owner.as_ref()) {
-            if let Some(entry) = self.services.get_mut(&owner) {
-                entry.slices.retain(|slice| slice.name != *name);
-                entry.slices.shrink_to_fit();
-            }
-            self.forget_if_empty(&owner);
-            self.dirty.services.insert(owner);
-            self.owner.remove(name);
+        if let Some(slices) = &mut old_slices {
+            slices.retain(|slice| slice.name != *name);
         }
         if let Some(slice) = slice {
             let owner = slice.service.clone();
             self.owner.insert(name.clone(), owner.clone());
-            self.services.entry(owner.clone()).or_default().put(slice);
+            let slices = &mut self.services.entry(owner.clone()).or_default().slices;
+            let at = slices.partition_point(|other| other.name < slice.name);
+            // Most Services have one slice: room for more would cost much memory.
+            slices.reserve_exact(1);
+            slices.insert(at, slice);
+            self.dirty.services.insert(owner);
+        } else {
+            self.owner.remove(name);
+        }
+        if let Some(owner) = old_owner {
+            if let Some(entry) = self.services.get_mut(&owner) {
+                entry.slices.shrink_to_fit();
+            }
+            self.forget_if_empty(&owner);
             self.dirty.services.insert(owner);
         }
         self.dirty.n_updates += 1;
@@ -234,12 +228,8 @@ impl Store {
     pub fn drain(&mut self) -> Drained {
         let dirty = std::mem::take(&mut self.dirty);
         let services = dirty.services.into_iter().map(|name| {
-            let input = self
-                .services
-                .get(&name)
-                .map(Entry::input)
-                .unwrap_or_default();
-            (name, input)
+            let input = self.services.get(&name).cloned();
+            (name, input.unwrap_or_default())
         });
         Drained {
             services: services.collect(),
@@ -252,50 +242,10 @@ impl Store {
         }
     }
 
-    fn touch(&mut self, name: ServiceName) -> Changed {
-        self.dirty.services.insert(name);
-        self.dirty.n_updates += 1;
-        Changed::Yes
-    }
-
     fn forget_if_empty(&mut self, name: &ServiceName) {
-        if self
-            .services
-            .get(name)
-            .is_some_and(|e| e.service.is_none() && e.slices.is_empty())
-        {
+        let entry = self.services.get(name);
+        if entry.is_some_and(|entry| entry.service.is_none() && entry.slices.is_empty()) {
             self.services.remove(name);
-        }
-    }
-}
-
-impl Entry {
-    fn find(&self, name: &SliceName) -> Result<usize, usize> {
-        self.slices.binary_search_by(|slice| slice.name.cmp(name))
-    }
-
-    fn slice(&self, name: &SliceName) -> Option<&Arc<EndpointSlice>> {
-        self.slices.get(self.find(name).ok()?)
-    }
-
-    fn put(&mut self, slice: Arc<EndpointSlice>) {
-        match self.find(&slice.name) {
-            Ok(at) => {
-                if let Some(old) = self.slices.get_mut(at) {
-                    *old = slice;
-                }
-            }
-            Err(at) => {
-                self.slices.reserve_exact(1);
-                self.slices.insert(at, slice);
-            }
-        }
-    }
-
-    fn input(&self) -> ServiceInput {
-        ServiceInput {
-            service: self.service.clone(),
-            slices: self.slices.clone(),
         }
     }
 }

@@ -76,9 +76,11 @@ impl Action {
         match self {
             Self::Drop => Verdict::Drop,
             Self::Reject => Verdict::Accept,
-            Self::CheckSourceRanges => Verdict::Goto(chains::FIREWALL.into()),
-            Self::BySource { node_port: false } => Verdict::Goto(chains::BY_SOURCE.into()),
-            Self::BySource { node_port: true } => Verdict::Goto(chains::BY_SOURCE_NODE_PORT.into()),
+            Self::CheckSourceRanges => Verdict::Goto(chains::FIREWALL.0.into()),
+            Self::BySource { node_port: false } => Verdict::Goto(chains::BY_SOURCE.0.into()),
+            Self::BySource { node_port: true } => {
+                Verdict::Goto(chains::BY_SOURCE_NODE_PORT.0.into())
+            }
             Self::SelectBackend(chain) => Verdict::Goto(chain.name().into()),
         }
     }

@@ -44,6 +44,11 @@ impl Elements {
         }
     }
 
+    /// Adds an element that holds nothing.
+    pub(crate) fn add(&mut self, set: SetId, key: &[u8]) {
+        self.push(set, Key::Exact(key), Data::None, "");
+    }
+
     /// Adds all of `other`.
     pub(crate) fn append(&mut self, other: Self) {
         for ((_, to), (_, from)) in self.0.iter_mut().zip(other.0) {

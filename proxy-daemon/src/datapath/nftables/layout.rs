@@ -32,22 +32,22 @@ pub(crate) const TABLE: &str = "proxy-daemon";
 /// Its comment in `nft list`.
 pub(crate) const TABLE_COMMENT: &str =
     "Kubernetes Services; written by proxy-daemon, which repairs changes by others";
-/// Names of chains that other chains jump to.
+/// Chains that other chains jump to: their names, and their comments in `nft list`.
 pub(crate) mod chains {
-    /// Frontends with source ranges.
-    pub(crate) const FIREWALL: &str = "firewall";
-    /// VIP frontends that distinguish sources.
-    pub(crate) const BY_SOURCE: &str = "by-source";
-    /// NodePort frontends that distinguish sources.
-    pub(crate) const BY_SOURCE_NODE_PORT: &str = "by-source-node-port";
-    /// First packets of flows.
-    pub(super) const SERVICES: &str = "services";
-    /// Packets that were not translated.
-    pub(super) const UNSERVED: &str = "unserved";
-    /// Rejects with port-unreachable.
-    pub(super) const REJECT: &str = "refuse";
-    /// Gives marked flows this node's address.
-    pub(super) const MASQUERADE: &str = "masquerade-marked";
+    pub(crate) type Named = (&'static str, &'static str);
+    pub(crate) const FIREWALL: Named = ("firewall", "frontends with source ranges");
+    pub(crate) const BY_SOURCE: Named = ("by-source", "frontends that distinguish sources");
+    pub(crate) const BY_SOURCE_NODE_PORT: Named =
+        ("by-source-node-port", "node ports that distinguish sources");
+    pub(super) const SERVICES: Named = ("services", "first packets of flows");
+    pub(super) const UNSERVED: Named =
+        ("unserved", "packets to frontends that were not translated");
+    pub(super) const REJECT: Named = (
+        "refuse",
+        "no such port: say so, but never to packets of a flow that may live",
+    );
+    pub(super) const MASQUERADE: Named =
+        ("masquerade-marked", "marked flows get this node's address");
 }
 
 /// A rule of these steps.
@@ -103,8 +103,8 @@ const TRANSLATED: Expr = Expr::AnyBit(Field::CtStatus, 0x20);
 const ACCEPT: Expr = Expr::Verdict(Verdict::Accept);
 pub(crate) const DROP: Expr = Expr::Verdict(Verdict::Drop);
 
-const fn goto(chain: &'static str) -> Expr {
-    Expr::Verdict(Verdict::Goto(Cow::Borrowed(chain)))
+const fn goto(chain: chains::Named) -> Expr {
+    Expr::Verdict(Verdict::Goto(Cow::Borrowed(chain.0)))
 }
 
 /// Looks up the action of a frontend in `map`, and applies it.
@@ -124,40 +124,20 @@ fn commented(comment: &'static str, rule: Rule) -> Rule {
 
 /// The chains that our table always has; base chains last.
 pub(crate) fn chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
-    let plain = |name: &'static str, comment, rules| Chain {
+    let plain = |(name, comment): chains::Named, rules| Chain {
         name: Cow::Borrowed(name),
         comment,
         hook: None,
         rules,
     };
     let mut all = vec![
-        plain(
-            chains::REJECT,
-            "no such port: say so, but never to packets of a flow that may live",
-            reject(),
-        ),
-        plain(
-            chains::MASQUERADE,
-            "marked flows get this node's address",
-            masquerade(globals),
-        ),
-        plain(chains::FIREWALL, "frontends with source ranges", firewall()),
-        plain(
-            chains::BY_SOURCE,
-            "frontends that distinguish sources",
-            by_source(globals, false),
-        ),
-        plain(
-            chains::BY_SOURCE_NODE_PORT,
-            "node ports that distinguish sources",
-            by_source(globals, true),
-        ),
-        plain(chains::SERVICES, "first packets of flows", services()),
-        plain(
-            chains::UNSERVED,
-            "packets to frontends that were not translated",
-            unserved(),
-        ),
+        plain(chains::REJECT, reject()),
+        plain(chains::MASQUERADE, masquerade(globals)),
+        plain(chains::FIREWALL, firewall()),
+        plain(chains::BY_SOURCE, by_source(globals, false)),
+        plain(chains::BY_SOURCE_NODE_PORT, by_source(globals, true)),
+        plain(chains::SERVICES, services()),
+        plain(chains::UNSERVED, unserved()),
     ];
     all.extend(base_chains(globals));
     all
@@ -268,7 +248,7 @@ fn base_chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
     };
     // Before the host's firewall at 0: its default policy would drop what we reject.
     let filter = |name, number, rules| base(name, "filter", number, -10, rules);
-    let jump = Verdict::Jump(Cow::Borrowed(chains::SERVICES));
+    let jump = Verdict::Jump(Cow::Borrowed(chains::SERVICES.0));
     let to_services = || vec![rule([Expr::Verdict(jump.clone())])];
     let served = |states| {
         vec![

@@ -158,17 +158,12 @@ pub(crate) fn render_globals<F: Family>(globals: &Globals<F>, elements: &mut Ele
         netfilter: _,
     } = globals;
     for address in node_port_addresses {
-        elements.push(
-            SetId::NodePortAddresses,
-            Key::Exact(&address_key::<F>(*address)),
-            Data::None,
-            "",
-        );
+        elements.add(SetId::NodePortAddresses, &address_key::<F>(*address));
     }
     // Kernel: interval sets refuse overlaps, and join nothing.
     for (first, last) in service_cidrs.ranges() {
         let (first, last) = (address_key::<F>(first), address_key::<F>(last));
-        elements.push(SetId::ServiceCidrs, Key::Exact(&first), Data::None, "");
+        elements.add(SetId::ServiceCidrs, &first);
         if let Some(end) = successor(&last) {
             elements.push(SetId::ServiceCidrs, Key::End(&end), Data::None, "");
         }
@@ -181,12 +176,7 @@ pub(crate) fn render_spared<'a, F: Family>(
     elements: &mut Elements,
 ) {
     for address in addresses {
-        elements.push(
-            SetId::Spared,
-            Key::Exact(&address_key::<F>(*address)),
-            Data::None,
-            "",
-        );
+        elements.add(SetId::Spared, &address_key::<F>(*address));
     }
 }
 
@@ -232,27 +222,23 @@ fn render_backends<F: Family>(
 ) {
     let maps = BackendMaps::of(set);
     let mut key = Vec::with_capacity(owner.len() + 4);
-    for (backend, number) in backends.iter().zip(0_u32..) {
-        let bytes = backend_key(backend);
+    let mut push = |map, number: u32, data: &[u8]| {
         key.clear();
         key.extend_from_slice(owner);
         key.extend_from_slice(&number.to_ne_bytes());
-        to.elements
-            .push(maps.by_number, Key::Exact(&key), Data::Bytes(&bytes), "");
-        to.backends.push((protocol, *backend));
+        let data = Data::Bytes(data);
+        to.elements.push(map, Key::Exact(&key), data, "");
+    };
+    for (backend, number) in backends.iter().zip(0_u32..) {
+        let bytes = backend_key(backend);
+        push(maps.by_number, number, &bytes);
         if let Some(code) = codes.and_then(|codes| codes.get(backend)) {
-            to.elements.push(
-                maps.codes,
-                Key::Exact(&key),
-                Data::Bytes(&code.to_ne_bytes()),
-                "",
-            );
-            key.truncate(owner.len());
-            key.extend_from_slice(&code.to_ne_bytes());
-            to.elements
-                .push(maps.by_code, Key::Exact(&key), Data::Bytes(&bytes), "");
+            push(maps.codes, number, &code.to_ne_bytes());
+            push(maps.by_code, *code, &bytes);
         }
     }
+    let used = backends.iter().map(|backend| (protocol, *backend));
+    to.backends.extend(used);
 }
 
 /// A ServicePort whose frontends are rendered.
@@ -275,18 +261,16 @@ const fn actions_of(set: SetId) -> SetId {
 }
 
 impl<F: Family> View<'_, F> {
-    fn comment(&self) -> &str {
-        self.service_port.id.as_str()
+    /// Adds an element, with the name of the ServicePort.
+    fn push(&self, set: SetId, key: Key<'_>, data: Data<'_>, to: &mut Rendered<F>) {
+        to.elements
+            .push(set, key, data, self.service_port.id.as_str());
     }
 
     /// Sets the action of `key` in `set`.
     fn push_action(&self, set: SetId, key: &[u8], action: Action, to: &mut Rendered<F>) {
-        to.elements.push(
-            set,
-            Key::Exact(key),
-            Data::Bytes(&action.code().to_ne_bytes()),
-            self.comment(),
-        );
+        let code = action.code().to_ne_bytes();
+        self.push(set, Key::Exact(key), Data::Bytes(&code), to);
         to.actions.push((actions_of(set), action));
     }
 
@@ -297,36 +281,26 @@ impl<F: Family> View<'_, F> {
         to: &mut Rendered<F>,
     ) {
         let Frontend { exposure, routes } = frontend;
-        let node_port = match key.address {
-            FrontendAddress::Vip(_) => false,
-            FrontendAddress::Node => true,
-        };
-        let (bytes, dispatch) = if node_port {
-            (
-                node_port_key(key.protocol, key.port.get()),
-                SetId::NodePorts,
-            )
-        } else {
-            (frontend_key(key), SetId::Frontends)
+        let (bytes, dispatch) = match key.address {
+            FrontendAddress::Vip(_) => (frontend_key(key), SetId::Frontends),
+            FrontendAddress::Node => {
+                let bytes = node_port_key(key.protocol, key.port.get());
+                (bytes, SetId::NodePorts)
+            }
         };
         let lookup = self.lookup(key);
         let action = self.action(*routes, lookup, &bytes, to);
-        match exposure {
-            Exposure::LoadBalancer {
-                source_ranges: Some(ranges),
-            } => {
-                self.push_action(dispatch, &bytes, Action::CheckSourceRanges, to);
-                self.push_action(SetId::SourceRestricted, &bytes, action, to);
-                self.render_ranges(&bytes, ranges, to);
-            }
-            Exposure::LoadBalancer {
-                source_ranges: None,
-            }
-            | Exposure::ClusterIp
-            | Exposure::ExternalIp
-            | Exposure::NodePort => self.push_action(dispatch, &bytes, action, to),
+        if let Exposure::LoadBalancer {
+            source_ranges: Some(ranges),
+        } = exposure
+        {
+            self.push_action(dispatch, &bytes, Action::CheckSourceRanges, to);
+            self.push_action(SetId::SourceRestricted, &bytes, action, to);
+            self.render_ranges(&bytes, ranges, to);
+        } else {
+            self.push_action(dispatch, &bytes, action, to);
         }
-        self.render_filter(exposure, *routes, node_port, &bytes, to);
+        self.render_filter(exposure, *routes, (dispatch, &bytes), to);
     }
 
     fn render_ranges(&self, key: &[u8], ranges: &Networks<F>, to: &mut Rendered<F>) {
@@ -334,12 +308,8 @@ impl<F: Family> View<'_, F> {
             let (mut from, mut until) = (key.to_vec(), key.to_vec());
             F::write_addr(first, &mut from);
             F::write_addr(last, &mut until);
-            to.elements.push(
-                SetId::SourceRanges,
-                Key::Range(&from, &until),
-                Data::None,
-                self.comment(),
-            );
+            let range = Key::Range(&from, &until);
+            self.push(SetId::SourceRanges, range, Data::None, to);
         }
     }
 
@@ -347,31 +317,20 @@ impl<F: Family> View<'_, F> {
     fn render_filter(
         &self,
         exposure: &Exposure<F>,
-        routes: Routes,
-        node_port: bool,
-        key: &[u8],
+        Routes { pod, host, extn }: Routes,
+        (dispatch, key): (SetId, &[u8]),
         to: &mut Rendered<F>,
     ) {
-        let Routes { pod, host, extn } = routes;
         if [pod, host, extn].contains(&Route::Reject) {
-            let set = if node_port {
+            let set = if dispatch == SetId::NodePorts {
                 SetId::NoEndpointNodePorts
             } else {
                 SetId::NoEndpoints
             };
-            to.elements
-                .push(set, Key::Exact(key), Data::None, self.comment());
+            self.push(set, Key::Exact(key), Data::None, to);
         }
-        match exposure {
-            Exposure::ExternalIp | Exposure::LoadBalancer { .. } => {
-                to.elements.push(
-                    SetId::ExternalFrontends,
-                    Key::Exact(key),
-                    Data::None,
-                    self.comment(),
-                );
-            }
-            Exposure::ClusterIp | Exposure::NodePort => {}
+        if let Exposure::ExternalIp | Exposure::LoadBalancer { .. } = exposure {
+            self.push(SetId::ExternalFrontends, Key::Exact(key), Data::None, to);
         }
     }
 
@@ -435,10 +394,7 @@ impl<F: Family> View<'_, F> {
         }
         self.uses
             .extend(sets.into_iter().map(|set| (owner.clone(), set)));
-        let mut lead = |map, data: &[u8]| {
-            to.elements
-                .push(map, Key::Exact(key), Data::Bytes(data), self.comment());
-        };
+        let mut lead = |map, data: &[u8]| self.push(map, Key::Exact(key), Data::Bytes(data), to);
         let (address, rest) = owner.split_at_checked(F::ADDR_LEN).unwrap_or_default();
         match lookup {
             Lookup::Direct => {}

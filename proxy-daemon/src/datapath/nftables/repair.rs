@@ -19,7 +19,7 @@ use crate::net::Family;
 /// A transaction of a table that is not live yet has about this many bytes.
 const BOUNDED: usize = 4 << 20;
 
-/// How existing elements are read.
+/// What an attempt reads of an existing table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reading {
     /// Large sets are not read but written again, and counted before and after.
@@ -31,12 +31,22 @@ pub(super) enum Reading {
     Probe,
     /// All sets are read.
     Everything,
+    /// A new table replaces the old one, whatever it holds.
+    Nothing,
 }
 
 /// From this size on a set is probed.
 const PROBED: usize = 4096;
 
 impl Reading {
+    /// What to rely on when this has failed.
+    pub(super) const fn next(self) -> Self {
+        match self {
+            Self::Probe => Self::Everything,
+            Self::Everything | Self::Nothing => Self::Nothing,
+        }
+    }
+
     /// Whether this set, of which the kernel printed `set`, is probed.
     ///
     /// Only sets without comments, which probing would not compare.
@@ -351,9 +361,7 @@ pub(super) fn replace<F: Family>(
     transaction.delete_table();
     desired.create_unhooked(&mut transaction);
     for (id, elements) in desired.elements.sets() {
-        for element in elements.iter() {
-            transaction.add_element(id.name(), element.bytes());
-        }
+        add_all(id, elements, &mut transaction);
     }
     for client in &remembered.0 {
         transaction.add_element(SetId::Affinity.name(), client);
@@ -364,6 +372,12 @@ pub(super) fn replace<F: Family>(
         n_added: desired.n_objects(),
         n_removed: 1,
     })
+}
+
+fn add_all(id: SetId, elements: &SetElements, to: &mut Transaction) {
+    for element in elements.iter() {
+        to.add_element(id.name(), element.bytes());
+    }
 }
 
 /// Removes first: an element with another ServicePort or value keeps its key.
@@ -384,9 +398,7 @@ pub(super) fn write_differences(
     }
     for (id, difference) in differences {
         if let Some(whole) = difference.whole {
-            for element in whole.iter() {
-                transaction.add_element(id.name(), element.bytes());
-            }
+            add_all(*id, whole, transaction);
         } else {
             for element in &difference.added {
                 transaction.add_element(id.name(), element);

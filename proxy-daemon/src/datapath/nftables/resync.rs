@@ -23,24 +23,6 @@ const REPAIR_ATTEMPTS: u32 = 10;
 const MAX_OWNERS: usize = 8;
 const MAX_LEFT_OUT: usize = 64;
 
-/// What an attempt relies on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Approach {
-    /// The existing table: it is read and repaired.
-    Repair(Reading),
-    /// Nothing: a new table replaces the old one.
-    Replace,
-}
-
-impl Approach {
-    const fn next(self) -> Self {
-        match self {
-            Self::Repair(Reading::Probe) => Self::Repair(Reading::Everything),
-            Self::Repair(Reading::Everything) | Self::Replace => Self::Replace,
-        }
-    }
-}
-
 /// Makes the kernel match `state`, whatever it holds.
 ///
 /// # Errors
@@ -52,13 +34,13 @@ pub(crate) fn resync<F: Family>(
     let mut left_out = BTreeSet::new();
     let mut desired = Desired::render(state, &left_out);
     let mut n_outdated = 0;
-    let mut approach = Approach::Repair(Reading::Probe);
+    let mut reading = Reading::Probe;
     let mut report = SyncReport::default();
     let mut clashes = Clashes::default();
     loop {
-        let result = attempt(kernel, &mut desired, approach, &mut clashes);
+        let result = attempt(kernel, &mut desired, reading, &mut clashes);
         if let Err(DatapathError::Refused { .. }) = result
-            && approach == Approach::Repair(Reading::Probe)
+            && reading == Reading::Probe
             && let Some(rejected) = kernel.take_refused()
             // If the keys cannot be read, the next attempt reads everything, as after any other failure.
             && clashes
@@ -74,15 +56,15 @@ pub(crate) fn resync<F: Family>(
                 if is_complete {
                     break;
                 }
-                approach = Approach::Repair(Reading::Everything);
+                reading = Reading::Everything;
             }
             Err(error @ (DatapathError::Held { .. } | DatapathError::Unusable { .. })) => {
                 return Err(error);
             }
             Err(error) if is_outdated(&error) && n_outdated < REPAIR_ATTEMPTS => n_outdated += 1,
-            Err(error) if approach != Approach::Replace => {
-                approach = approach.next();
-                if approach == Approach::Replace {
+            Err(error) if reading != Reading::Nothing => {
+                reading = reading.next();
+                if reading == Reading::Nothing {
                     let because = if is_outdated(&error) {
                         "other programs change nf_tables too often"
                     } else {
@@ -130,20 +112,17 @@ pub(crate) fn resync<F: Family>(
 fn attempt<F: Family>(
     kernel: &mut Kernel,
     desired: &mut Desired<F>,
-    approach: Approach,
+    reading: Reading,
     clashes: &mut Clashes,
 ) -> Result<(SyncReport, bool), DatapathError> {
-    let reading = match approach {
-        Approach::Repair(reading) => reading,
-        Approach::Replace => {
-            // Sets that cannot be read are not copied.
-            let sets = kernel.sets(&desired.sets).unwrap_or_default();
-            let clients = RememberedClients::read(kernel, &sets);
-            return replace(kernel, desired, &clients)
-                .map(|report| (report, true))
-                .map_err(lacking);
-        }
-    };
+    if reading == Reading::Nothing {
+        // Sets that cannot be read are not copied.
+        let sets = kernel.sets(&desired.sets).unwrap_or_default();
+        let clients = RememberedClients::read(kernel, &sets);
+        return replace(kernel, desired, &clients)
+            .map(|report| (report, true))
+            .map_err(lacking);
+    }
     let generation = kernel.generation()?;
     if let Some(table) = kernel.table()? {
         desired.elements.sort();

@@ -75,29 +75,24 @@ impl<F: Family> Shared<F> {
         let mut delta = SharedDelta::default();
         (delta.chains_added, delta.chains_removed) =
             self.backend_chains.delta(&change.backend_chains);
+        let SharedDelta { removed, added, .. } = &mut delta;
         let (begin, cease) = self.actions.delta(&change.actions);
-        for (actions, to) in [(cease, &mut delta.removed), (begin, &mut delta.added)] {
+        for (actions, to) in [(cease, &mut *removed), (begin, &mut *added)] {
             for (set, action) in actions {
                 let key = action.code().to_ne_bytes();
                 to.push(set, Key::Exact(&key), Data::Verdict(&action.verdict()), "");
             }
         }
         let (begin, cease) = self.backends.delta(&change.backends);
-        for (backends, to) in [(cease, &mut delta.removed), (begin, &mut delta.added)] {
+        for (backends, to) in [(cease, &mut *removed), (begin, &mut *added)] {
             for (protocol, backend) in backends {
-                let key = hairpin_key(protocol, &backend);
-                to.push(SetId::Backends, Key::Exact(&key), Data::None, "");
+                to.add(SetId::Backends, &hairpin_key(protocol, &backend));
             }
         }
         let (begin, cease) = self.cluster_ips.delta(&change.cluster_ips);
-        for (addresses, to) in [(cease, &mut delta.removed), (begin, &mut delta.added)] {
+        for (addresses, to) in [(cease, removed), (begin, added)] {
             for address in addresses {
-                to.push(
-                    SetId::ClusterIps,
-                    Key::Exact(&address_key::<F>(address)),
-                    Data::None,
-                    "",
-                );
+                to.add(SetId::ClusterIps, &address_key::<F>(address));
             }
         }
         delta

@@ -92,12 +92,8 @@ fn lookup(set: SetId, flags: c_int) -> RawExpression {
 
 /// The mask of a prefix, in bytes.
 fn prefix_mask(prefix: u8, len: usize) -> Vec<u8> {
-    (0..len)
-        .map(|byte| {
-            let bits = usize::from(prefix).saturating_sub(byte * 8).min(8);
-            u8::try_from(0xff00_u16 >> bits & 0xff).unwrap_or(0)
-        })
-        .collect()
+    let host = u128::MAX.checked_shr(prefix.into()).unwrap_or(0);
+    (!host).to_be_bytes().into_iter().take(len).collect()
 }
 
 /// The expressions of a rule of this family.

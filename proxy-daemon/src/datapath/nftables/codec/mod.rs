@@ -45,6 +45,8 @@ const SET_NAME: u16 = 2;
 const ELEMENTS: u16 = 3;
 /// `NFTA_CHAIN_NAME`
 const CHAIN_NAME: u16 = 3;
+/// `NFTA_RULE_CHAIN`
+const RULE_CHAIN: u16 = 2;
 
 /// How often a read that others disturbed is tried again.
 const READ_ATTEMPTS: usize = 20;
@@ -165,16 +167,10 @@ impl Kernel {
     /// # Errors
     /// [`DatapathError::Held`] if another program alone may write to it.
     pub(crate) fn table(&mut self) -> Result<Option<PrintedTable>, DatapathError> {
-        let mut table = None;
-        let (kind, family) = (message(libc::NFT_MSG_GETTABLE), family_number(self.family));
         let name = self.name();
-        match self.netfilter.get(kind, family, &name, &mut |attrs| {
-            table = Some(PrintedTable::new(attrs));
-        }) {
-            Ok(()) => {}
-            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(error(READING, self.table, source)),
-        }
+        let table = self
+            .find(libc::NFT_MSG_GETTABLE, &name, PrintedTable::new)
+            .map_err(|source| error(READING, self.table, source))?;
         match table.as_ref().and_then(|table| table.owner) {
             Some(port) => Err(DatapathError::Held {
                 object: format!("table {} {}", word(self.family), self.table),
@@ -186,8 +182,6 @@ impl Kernel {
 
     /// The chains of our table with their rules.
     pub(crate) fn chains(&mut self) -> Result<Vec<PrintedChain>, DatapathError> {
-        /// `NFTA_RULE_CHAIN`
-        const RULE_CHAIN: u16 = 2;
         self.read("reading the chains", |kernel| {
             let mut chains: Vec<PrintedChain> = Vec::new();
             let table = kernel.table;
@@ -246,18 +240,32 @@ impl Kernel {
         let mut w = self.name();
         w.attr_str(SET_NAME, set);
         w.nest(ELEMENTS, |w| w.attr(element::LIST_ELEM, key));
-        let (kind, family) = (
-            message(libc::NFT_MSG_GETSETELEM),
-            family_number(self.family),
-        );
-        let mut found = None;
-        match self.netfilter.get(kind, family, &w, &mut |attrs| {
+        let found = self.find(libc::NFT_MSG_GETSETELEM, &w, |attrs| {
             let first = attrs.inside(ELEMENTS).next();
-            found = first.map(|element| read(Printed(element.inside())));
-        }) {
-            Ok(()) => Ok(found),
-            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(error("reading an element", self.table, source)),
+            first.map(|element| read(Printed(element.inside())))
+        });
+        found
+            .map(Option::flatten)
+            .map_err(|source| error("reading an element", self.table, source))
+    }
+
+    /// Asks for one object; `None` if there is none.
+    fn find<T>(
+        &mut self,
+        kind: libc::c_int,
+        which: &Writer,
+        read: impl Fn(Attrs<'_>) -> T,
+    ) -> io::Result<Option<T>> {
+        let mut found = None;
+        let family = family_number(self.family);
+        let result = self
+            .netfilter
+            .get(message(kind), family, which, &mut |attrs| {
+                found = Some(read(attrs));
+            });
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(|()| found),
         }
     }
 

@@ -173,18 +173,9 @@ pub(crate) struct PrintedSet {
     pub(crate) n_elements: Option<usize>,
 }
 
-/// The attributes of an expression that we know, and what the kernel prints of those that we leave out.
-struct Known {
-    name: &'static str,
-    /// The highest that we know.
-    max: u16,
-    /// Printed although not written, and with which value.
-    defaults: &'static [(u16, Default)],
-}
-
 /// What the kernel prints of an attribute that was not written.
 #[derive(Clone, Copy)]
-enum Default {
+enum Filled {
     /// This number.
     Number(u32),
     /// No time.
@@ -192,70 +183,47 @@ enum Default {
     /// What was written as this other attribute.
     SameAs(u16),
 }
+use Filled::{NoTime, Number, SameAs};
 
-const KNOWN: &[Known] = &[
-    known("payload", 8, &[]),
-    known("meta", 3, &[]),
-    known("ct", 4, &[]),
-    known("cmp", 3, &[]),
+/// Each expression, the highest of its attributes that we know, and those that are printed although not
+/// written.
+const KNOWN: &[(&str, u16, &[(u16, Filled)])] = &[
+    ("payload", 8, &[]),
+    ("meta", 3, &[]),
+    ("ct", 4, &[]),
+    ("cmp", 3, &[]),
     // The operation: by mask and xor.
-    known("bitwise", 8, &[(6, Default::Number(0))]),
-    known("lookup", 5, &[]),
-    known("immediate", 2, &[]),
-    known("numgen", 6, &[]),
-    known("fib", 3, &[]),
-    known("masq", 3, &[]),
-    known("reject", 2, &[]),
+    ("bitwise", 8, &[(6, Number(0))]),
+    ("lookup", 5, &[]),
+    ("immediate", 2, &[]),
+    ("numgen", 6, &[]),
+    ("fib", 3, &[]),
+    ("masq", 3, &[]),
+    ("reject", 2, &[]),
     // Ranges of one address and port, and the flags that say that there are some.
-    known(
-        "nat",
-        7,
-        &[
-            (4, Default::SameAs(3)),
-            (6, Default::SameAs(5)),
-            (7, Default::Number(3)),
-        ],
-    ),
-    known(
-        "dynset",
-        10,
-        &[(6, Default::NoTime), (9, Default::Number(0))],
-    ),
+    ("nat", 7, &[(4, SameAs(3)), (6, SameAs(5)), (7, Number(3))]),
+    ("dynset", 10, &[(6, NoTime), (9, Number(0))]),
 ];
 
-const fn known(name: &'static str, max: u16, defaults: &'static [(u16, Default)]) -> Known {
-    Known {
-        name,
-        max,
-        defaults,
-    }
-}
-
-impl Known {
-    fn of(name: &str) -> Option<&'static Self> {
-        KNOWN.iter().find(|known| known.name == name)
-    }
-
-    /// Whether what was read is what was written, and otherwise what the kernel fills in by itself.
-    fn is_same(&self, read: Attrs<'_>, written: Attrs<'_>) -> bool {
-        let mut all_written = written;
-        let mut all_read = read;
-        all_written.all(|attr| is_same(read.get(attr.kind), Some(attr)))
-            && all_read.all(|attr| {
-                attr.kind > self.max
-                    || written.get(attr.kind).is_some()
-                    || self.defaults.iter().any(|(kind, default)| {
-                        *kind == attr.kind
-                            && match default {
-                                Default::Number(number) => attr.u32() == Some(*number),
-                                Default::NoTime => attr.u64() == Some(0),
-                                Default::SameAs(other) => written
-                                    .get(*other)
-                                    .is_some_and(|other| other.payload == attr.payload),
-                            }
-                    })
-            })
-    }
+/// Whether what was read of an expression is what was written, and otherwise what the kernel fills in by
+/// itself.
+fn same_expression(name: &str, mut read: Attrs<'_>, mut written: Attrs<'_>) -> bool {
+    let Some((_, max, defaults)) = KNOWN.iter().find(|(known, ..)| *known == name) else {
+        return false;
+    };
+    let (all_read, all_written) = (read, written);
+    let is_default = |attr: Attr<'_>| {
+        let mut defaults = defaults.iter().filter(|(kind, _)| *kind == attr.kind);
+        defaults.any(|(_, default)| match default {
+            Number(number) => attr.u32() == Some(*number),
+            NoTime => attr.u64() == Some(0),
+            SameAs(other) => is_same(Some(attr), all_written.get(*other)),
+        })
+    };
+    written.all(|attr| is_same(all_read.get(attr.kind), Some(attr)))
+        && read.all(|attr| {
+            attr.kind > *max || all_written.get(attr.kind).is_some() || is_default(attr)
+        })
 }
 
 /// Whether the expressions that were read are those that were written.
@@ -265,14 +233,12 @@ fn same_expressions(mut read: Attrs<'_>, mut written: Attrs<'_>) -> bool {
     /// `NFTA_EXPR_DATA`
     const DATA: u16 = 2;
     let all = written.all(|want| {
-        let want = want.inside();
-        read.next().map(Attr::inside).is_some_and(|got| {
+        let (want, got) = (want.inside(), read.next().map(Attr::inside));
+        let name = want.str(NAME).unwrap_or_default();
+        got.is_some_and(|got| {
             got.get(DATA).is_some()
-                && got.str(NAME) == want.str(NAME)
-                && want
-                    .str(NAME)
-                    .and_then(Known::of)
-                    .is_some_and(|known| known.is_same(got.inside(DATA), want.inside(DATA)))
+                && got.str(NAME) == Some(name)
+                && same_expression(name, got.inside(DATA), want.inside(DATA))
         })
     });
     all && read.next().is_none()

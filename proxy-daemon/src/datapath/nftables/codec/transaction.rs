@@ -139,15 +139,9 @@ impl Transaction {
 
     /// Makes sure that there is a table, and changes nothing if there is.
     pub(crate) fn ensure_table(&mut self) {
-        self.close_elements();
         // The library's message would clear the table's flags.
-        let mut w = Writer::new();
-        w.attr_str(super::TABLE_NAME, self.name);
-        self.plain(
-            libc::NFT_MSG_NEWTABLE,
-            (NLM_F_CREATE, &w),
-            ("creation", "table".into()),
-        );
+        let of = [(super::TABLE_NAME, self.name)];
+        self.plain(libc::NFT_MSG_NEWTABLE, NLM_F_CREATE, &of, "creation");
     }
 
     /// Calls the base chains of a table that others switched off.
@@ -160,10 +154,8 @@ impl Transaction {
 
     /// Removes the table with all that is in it.
     pub(crate) fn delete_table(&mut self) {
-        self.close_elements();
-        let label = ("removal", "table".into());
-        self.messages
-            .add(&self.table, MsgType::Del, (0, &[]), label);
+        let of = [(super::TABLE_NAME, self.name)];
+        self.plain(libc::NFT_MSG_DELTABLE, 0, &of, "removal");
     }
 
     /// Creates a set or map.
@@ -186,20 +178,15 @@ impl Transaction {
 
     /// Removes a set or map by name.
     pub(crate) fn delete_set(&mut self, name: &str) {
-        self.close_elements();
-        let mut w = self.of_table();
-        w.attr_str(super::SET_NAME, name);
-        let label = ("removal", name.to_owned().into());
-        self.plain(libc::NFT_MSG_DELSET, (0, &w), label);
+        let of = [(super::SET_TABLE, self.name), (super::SET_NAME, name)];
+        self.plain(libc::NFT_MSG_DELSET, 0, &of, "removal");
     }
 
     /// Removes all elements of a set or map.
-    pub(crate) fn flush_set(&mut self, name: &'static str) {
-        self.close_elements();
-        let mut w = self.of_table();
-        w.attr_str(super::SET_NAME, name);
-        let label = ("removal of all elements", name.into());
-        self.plain(libc::NFT_MSG_DELSETELEM, (0, &w), label);
+    pub(crate) fn flush_set(&mut self, name: &str) {
+        let of = [(super::SET_TABLE, self.name), (super::SET_NAME, name)];
+        let operation = "removal of all elements";
+        self.plain(libc::NFT_MSG_DELSETELEM, 0, &of, operation);
     }
 
     /// Creates a chain without its rules.
@@ -229,10 +216,8 @@ impl Transaction {
 
     /// Removes an empty chain by name.
     pub(crate) fn delete_chain(&mut self, name: &str) {
-        self.close_elements();
-        let nftnl = nftnl::Chain::new(c_string(name), &self.table);
-        let label = ("removal", name.to_owned().into());
-        self.messages.add(&nftnl, MsgType::Del, (0, &[]), label);
+        let of = [(super::TABLE_NAME, self.name), (super::CHAIN_NAME, name)];
+        self.plain(libc::NFT_MSG_DELCHAIN, 0, &of, "removal");
     }
 
     /// Adds the rules of a chain behind those it has.
@@ -256,11 +241,8 @@ impl Transaction {
 
     /// Removes all rules of a chain.
     pub(crate) fn flush_chain(&mut self, name: &str) {
-        self.close_elements();
-        let of = nftnl::Chain::new(c_string(name), &self.table);
-        let label = ("removal of the rules", name.to_owned().into());
-        self.messages
-            .add(&Rule::new(&of), MsgType::Del, (0, &[]), label);
+        let of = [(super::TABLE_NAME, self.name), (super::RULE_CHAIN, name)];
+        self.plain(libc::NFT_MSG_DELRULE, 0, &of, "removal of the rules");
     }
 
     /// Adds an element, given as `codec::write_element` wrote it.
@@ -297,28 +279,38 @@ impl Transaction {
         } else {
             (0, "removal of elements")
         };
-        let mut w = std::mem::take(&mut self.elements.w);
-        w.close(self.elements.list);
+        let Elements { w, list, .. } = &mut self.elements;
+        w.close(*list);
         self.messages.n_element_bytes += w.len();
-        self.plain(kind, (flags, &w), (operation, set.into()));
-        w.clear();
-        self.elements.w = w;
+        let header = self.header(kind);
+        let how = (flags, self.elements.w.as_slice());
+        let label = (operation, set.into());
+        self.messages.add(&header, MsgType::Add, how, label);
+        self.elements.w.clear();
     }
 
-    fn of_table(&self) -> Writer {
-        let mut w = Writer::new();
-        w.attr_str(super::SET_TABLE, self.name);
-        w
-    }
-
-    /// Adds a message with just these attributes.
-    fn plain(&mut self, kind: c_int, (flags, w): (c_int, &Writer), label: Label) {
-        let header = Header {
+    fn header(&self, kind: c_int) -> Header {
+        Header {
             kind: u16::try_from(kind).unwrap_or(u16::MAX),
             family: self.table.get_family() as u16,
+        }
+    }
+
+    /// Adds a message with just these names, of which the last is that of the object, or the table's.
+    fn plain(&mut self, kind: c_int, flags: c_int, names: &[(u16, &str)], operation: &'static str) {
+        self.close_elements();
+        let mut w = Writer::new();
+        for (attribute, name) in names {
+            w.attr_str(*attribute, name);
+        }
+        let object = match names {
+            [_, (_, name)] => (*name).to_owned().into(),
+            _ => "table".into(),
         };
         let how = (flags, w.as_slice());
-        self.messages.add(&header, MsgType::Add, how, label);
+        let header = self.header(kind);
+        self.messages
+            .add(&header, MsgType::Add, how, (operation, object));
     }
 
     /// What is to be sent, for which generation, and what each message is to do.

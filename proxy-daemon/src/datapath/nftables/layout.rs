@@ -20,6 +20,8 @@
 
 use std::borrow::Cow;
 
+use nftnl::Hook as At;
+
 use super::ruleset::{
     CLIENT, Chain, Expr, FRONTEND, Field, Hook, NODE_PORT, Rule, Target, Verdict,
 };
@@ -231,23 +233,18 @@ fn unserved() -> Vec<Rule> {
 }
 
 fn base_chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
-    const PREROUTING: u32 = 0;
-    const INPUT: u32 = 1;
-    const FORWARD: u32 = 2;
-    const OUTPUT: u32 = 3;
-    const POSTROUTING: u32 = 4;
-    let base = |name: &'static str, chain_type, number, priority, rules| Chain {
+    let base = |name: &'static str, chain_type, at, priority, rules| Chain {
         name: Cow::Borrowed(name),
         comment: "",
         hook: Some(Hook {
             chain_type,
-            number,
+            at,
             priority,
         }),
         rules,
     };
     // Before the host's firewall at 0: its default policy would drop what we reject.
-    let filter = |name, number, rules| base(name, "filter", number, -10, rules);
+    let filter = |name, at, rules| base(name, "filter", at, -10, rules);
     let jump = Verdict::Jump(Cow::Borrowed(chains::SERVICES.0));
     let to_services = || vec![rule([Expr::Verdict(jump.clone())])];
     let served = |states| {
@@ -266,20 +263,20 @@ fn base_chains<F: Family>(globals: &Globals<F>) -> Vec<Chain> {
     vec![
         filter(
             "filter-input",
-            INPUT,
+            At::In,
             [served(ESTABLISHED_OR_UNTRACKED), unserved_input()].concat(),
         ),
-        filter("filter-forward", FORWARD, forward),
-        filter("filter-output", OUTPUT, output),
+        filter("filter-forward", At::Forward, forward),
+        filter("filter-output", At::Out, output),
         base(
             "nat-postrouting",
             "nat",
-            POSTROUTING,
+            At::PostRouting,
             100,
             postrouting(globals),
         ),
-        base("nat-prerouting", "nat", PREROUTING, -100, to_services()),
-        base("nat-output", "nat", OUTPUT, -100, to_services()),
+        base("nat-prerouting", "nat", At::PreRouting, -100, to_services()),
+        base("nat-output", "nat", At::Out, -100, to_services()),
     ]
 }
 

@@ -14,27 +14,20 @@ use crate::net::IpFamily;
 /// A value that a rule loads; keys and values of sets have the types of such values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Field {
-    /// The source address.
     Source,
-    /// The destination address.
     Destination,
     /// The transport protocol's number.
     Protocol,
-    /// The transport header's source port.
     SourcePort,
-    /// The transport header's destination port.
     DestinationPort,
     /// The checksum of a UDP packet.
     UdpChecksum,
-    /// The packet mark.
     Mark,
     /// The packet's priority, two numbers of 16 bits.
     Priority,
     /// The name of the interface that the packet came in by.
     Interface,
-    /// The conntrack state.
     CtState,
-    /// The conntrack status.
     CtStatus,
     /// The routing type of the source address.
     SourceType,
@@ -106,7 +99,6 @@ pub(crate) enum Value {
 /// A named set or map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Set {
-    /// Its name.
     pub(crate) name: &'static str,
     /// As `nft list` shows it.
     pub(crate) comment: &'static str,
@@ -133,7 +125,6 @@ pub(crate) enum SetKind {
 /// A verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Drop silently.
     Drop,
     /// No more rules of this base chain.
     Accept,
@@ -158,11 +149,8 @@ impl Verdict {
 /// Which checksum covers a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Checksum {
-    /// TCP's.
     Tcp,
-    /// UDP's.
     Udp,
-    /// SCTP's.
     Sctp,
     /// None: a UDP packet over IPv4 may have none.
     None,
@@ -226,7 +214,6 @@ pub(crate) enum Expr {
 /// A rule: its expressions, one after another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rule {
-    /// The expressions.
     pub(crate) exprs: Vec<Expr>,
     /// As `nft list` shows it.
     pub(crate) comment: Option<&'static str>,
@@ -255,8 +242,7 @@ impl Rule {
 pub(crate) struct Hook {
     /// `nat` or `filter`.
     pub(crate) chain_type: &'static str,
-    /// `enum nf_inet_hooks`.
-    pub(crate) number: u32,
+    pub(crate) at: nftnl::Hook,
     /// Lower comes first.
     pub(crate) priority: i32,
 }
@@ -264,12 +250,10 @@ pub(crate) struct Hook {
 /// A chain of rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chain {
-    /// Its name.
     pub(crate) name: Cow<'static, str>,
     /// As `nft list` shows it.
     pub(crate) comment: &'static str,
     /// Set for base chains.
     pub(crate) hook: Option<Hook>,
-    /// Its rules.
     pub(crate) rules: Vec<Rule>,
 }

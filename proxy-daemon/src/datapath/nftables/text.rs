@@ -10,6 +10,8 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use nftnl::Hook as At;
+
 use super::codec::Printed;
 use super::desired::Desired;
 use super::elements::SetElements;
@@ -110,16 +112,17 @@ impl Words {
         }
         if let Some(Hook {
             chain_type,
-            number,
+            at,
             priority,
         }) = hook
         {
-            let hook = match number {
-                0 => "prerouting",
-                1 => "input",
-                2 => "forward",
-                3 => "output",
-                _ => "postrouting",
+            let hook = match at {
+                At::PreRouting => "prerouting",
+                At::In => "input",
+                At::Forward => "forward",
+                At::Out => "output",
+                At::PostRouting => "postrouting",
+                At::Ingress => "ingress",
             };
             line(
                 &mut text,

@@ -5,6 +5,9 @@
 
 use std::ffi::c_int;
 
+use nftnl_sys::libc::{
+    NFT_PAYLOAD_NETWORK_HEADER as NETWORK, NFT_PAYLOAD_TRANSPORT_HEADER as TRANSPORT,
+};
 use nftnl_sys::{self as sys, libc};
 
 use crate::datapath::nftables::ruleset::{Checksum, Expr, Field, Target, Verdict};
@@ -120,9 +123,6 @@ impl Steps {
 
     /// Loads a field to a register.
     fn load(&mut self, field: Field, to: u8) {
-        use libc::{
-            NFT_PAYLOAD_NETWORK_HEADER as NETWORK, NFT_PAYLOAD_TRANSPORT_HEADER as TRANSPORT,
-        };
         let len = u32::from(field.len(self.family));
         let to = register(to);
         let payload =
@@ -186,9 +186,6 @@ impl Steps {
 
     /// Writes the first register into the packet.
     fn write(&self, target: Target) -> RawExpression {
-        use libc::{
-            NFT_PAYLOAD_NETWORK_HEADER as NETWORK, NFT_PAYLOAD_TRANSPORT_HEADER as TRANSPORT,
-        };
         let inet = number(libc::NFT_PAYLOAD_CSUM_INET);
         // The kind of the checksum, its offset, and whether the transport's changes too.
         let (written, checksum) = match target {

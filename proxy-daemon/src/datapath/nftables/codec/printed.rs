@@ -185,9 +185,11 @@ enum Filled {
 }
 use Filled::{NoTime, Number, SameAs};
 
-/// Each expression, the highest of its attributes that we know, and those that are printed although not
+/// An expression, the highest of its attributes that we know, and those that are printed although not
 /// written.
-const KNOWN: &[(&str, u16, &[(u16, Filled)])] = &[
+type Known = (&'static str, u16, &'static [(u16, Filled)]);
+
+const KNOWN: &[Known] = &[
     ("payload", 8, &[]),
     ("meta", 3, &[]),
     ("ct", 4, &[]),

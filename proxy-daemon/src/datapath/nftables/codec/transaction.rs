@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 use std::ffi::{CString, c_int};
 
-use nftnl::{Batch, ChainType, Hook, MsgType, NlMsg, Policy, ProtoFamily, Rule, Table};
+use nftnl::{Batch, ChainType, MsgType, NlMsg, Policy, ProtoFamily, Rule, Table};
 use nftnl_sys::libc::{self, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 
 use super::Refused;
@@ -79,19 +79,6 @@ struct Elements {
 
 fn c_string(text: &str) -> CString {
     CString::new(text).unwrap_or_default()
-}
-
-fn hook(number: u32) -> Hook {
-    const HOOKS: [Hook; 5] = [
-        Hook::PreRouting,
-        Hook::In,
-        Hook::Forward,
-        Hook::Out,
-        Hook::PostRouting,
-    ];
-    let mut hooks = HOOKS.into_iter();
-    let found = hooks.find(|hook| *hook as u32 == number);
-    found.unwrap_or(Hook::Ingress)
 }
 
 impl Transaction {
@@ -197,7 +184,7 @@ impl Transaction {
         let mut nftnl = nftnl::Chain::new(c_string(&chain.name), &self.table);
         if let Some(place) = chain.hook {
             let is_nat = place.chain_type == "nat";
-            nftnl.set_hook(hook(place.number), place.priority);
+            nftnl.set_hook(place.at, place.priority);
             nftnl.set_policy(Policy::Accept);
             nftnl.set_type(if is_nat {
                 ChainType::Nat

@@ -18,44 +18,30 @@ const MAX_REMEMBERED: usize = 1 << 16;
 /// When a pass may forget an entry; `None` if no pass has covered it yet.
 type Until = Option<Instant>;
 
-/// Removed frontends, and addresses that no longer accept NodePorts.
-#[derive(Clone, Debug)]
-pub(super) struct RemovedFrontends<F: Family> {
-    targets: BTreeMap<Target<F>, Until>,
-    addresses: BTreeMap<F::Addr, Until>,
-    /// Whether there may be more: those removed while no daemon ran, and those beyond the limit.
-    others: Option<Until>,
+/// What was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Removed<F: Family> {
+    Frontend(Target<F>),
+    /// An address that no longer accepts NodePorts.
+    Address(F::Addr),
+    /// There may be more: those removed while no daemon ran, and those beyond the limit.
+    Others,
 }
 
-impl<F: Family> Default for RemovedFrontends<F> {
-    fn default() -> Self {
-        Self {
-            targets: BTreeMap::new(),
-            addresses: BTreeMap::new(),
-            others: None,
-        }
-    }
-}
+/// Removed frontends, and addresses that no longer accept NodePorts.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RemovedFrontends<F: Family>(BTreeMap<Removed<F>, Until>);
 
 impl<F: Family> RemovedFrontends<F> {
     /// Those removed while no daemon ran.
     pub(super) fn unknown() -> Self {
-        Self {
-            others: Some(None),
-            ..Self::default()
-        }
+        Self([(Removed::Others, None)].into())
     }
 
     /// Adds others that no pass has covered yet.
     pub(super) fn merge(&mut self, others: Self) {
-        for target in others.targets.into_keys() {
-            self.insert(target);
-        }
-        for address in others.addresses.into_keys() {
-            self.insert_address(address);
-        }
-        if others.others.is_some() {
-            self.others = Some(None);
+        for removed in others.0.into_keys() {
+            self.insert(removed);
         }
     }
 
@@ -71,79 +57,65 @@ impl<F: Family> RemovedFrontends<F> {
             };
             let gone = old.into_iter().flat_map(|port| port.frontends.keys());
             for key in gone.filter(|key| !has_still(key)) {
-                self.insert((key.address, key.port));
+                self.insert(Removed::Frontend((key.address, key.port)));
             }
         }
         let before = changes.globals.iter();
         let before = before.flat_map(|globals| &globals.node_port_addresses);
         for address in before.filter(|address| !globals.node_port_addresses.contains(address)) {
-            self.insert_address(*address);
+            self.insert(Removed::Address(*address));
         }
     }
 
-    fn insert_address(&mut self, address: F::Addr) {
-        if self.addresses.len() < MAX_REMEMBERED {
-            self.addresses.insert(address, None);
-        }
-    }
-
-    fn insert(&mut self, target: Target<F>) {
-        if self.targets.len() < MAX_REMEMBERED || self.targets.contains_key(&target) {
-            self.targets.insert(target, None);
-        } else {
-            if self.others.is_none() {
-                tracing::warn!(
-                    limit = MAX_REMEMBERED,
-                    "too many UDP frontends were removed at once; stale UDP flows to load balancer addresses, \
-                     externalIPs and NodePorts remain until they time out; to delete them now: \
-                     conntrack -D -p udp -d ADDRESS"
-                );
-            }
-            self.others = Some(None);
+    fn insert(&mut self, removed: Removed<F>) {
+        // One more, since the others are not counted.
+        if self.0.len() <= MAX_REMEMBERED || self.0.contains_key(&removed) {
+            self.0.insert(removed, None);
+        } else if self.0.insert(Removed::Others, None).is_none() {
+            tracing::warn!(
+                limit = MAX_REMEMBERED,
+                "too many UDP frontends were removed at once; stale UDP flows to load balancer addresses, \
+                 externalIPs and NodePorts remain until they time out; to delete them now: \
+                 conntrack -D -p udp -d ADDRESS"
+            );
         }
     }
 
     /// Whether no removed frontend is known.
     pub(super) fn is_empty(&self, globals: &Globals<F>) -> bool {
-        let has_others = self.others.is_some() && !globals.service_cidrs.is_empty();
-        self.targets.is_empty() && self.addresses.is_empty() && !has_others
+        let is_known =
+            |removed: &Removed<F>| *removed != Removed::Others || !globals.service_cidrs.is_empty();
+        !self.0.keys().any(is_known)
     }
 
     /// Whether this is a removed frontend.
     pub(super) fn has(&self, target: &Target<F>) -> bool {
-        self.targets.contains_key(target)
+        self.0.contains_key(&Removed::Frontend(*target))
     }
 
     /// Whether this address no longer accepts NodePorts.
     pub(super) fn has_address(&self, address: F::Addr) -> bool {
-        self.addresses.contains_key(&address)
+        self.0.contains_key(&Removed::Address(address))
     }
 
-    /// Whether this may be a removed `ClusterIP` that is not among the targets.
+    /// Whether this may be a removed `ClusterIP` that is not among the others.
     pub(super) fn may_have_been_cluster_ip(&self, globals: &Globals<F>, address: F::Addr) -> bool {
         let mut cidrs = globals.service_cidrs.iter();
-        self.others.is_some() && cidrs.any(|cidr| F::contains(cidr, address))
+        self.0.contains_key(&Removed::Others) && cidrs.any(|cidr| F::contains(cidr, address))
     }
 
     /// A pass that began at `started` looked at everything; what it was the first to look at stays until
     /// a pass that begins at `again` or later.
     pub(super) fn looked_at(&mut self, globals: &Globals<F>, started: Instant, again: Instant) {
-        let stays = |until: &mut Option<Instant>| match *until {
-            None => {
-                *until = Some(again);
-                true
+        self.0.retain(|removed, until| {
+            if *removed == Removed::Others && globals.service_cidrs.is_empty() {
+                // Nothing says where they are.
+                return true;
             }
-            Some(until) => started < until,
-        };
-        self.targets.retain(|_, until| stays(until));
-        self.addresses.retain(|_, until| stays(until));
-        // Without ServiceCIDRs nothing says where they are.
-        if !globals.service_cidrs.is_empty()
-            && let Some(until) = &mut self.others
-            && !stays(until)
-        {
-            self.others = None;
-        }
+            let stays = until.is_none_or(|until| started < until);
+            until.get_or_insert(again);
+            stays
+        });
     }
 }
 

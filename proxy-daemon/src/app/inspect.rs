@@ -102,7 +102,17 @@ async fn read(config: &Config) -> Result<DebugState, AppError> {
     let mut compiler = Compiler::new(environment);
     let mut news = compiler.apply(&Services::All(drained.services), environment);
     shared.diagnostics().set_compiled(news.take_diagnostics());
-    Ok(DebugState::new(Some(&compiler), shared.diagnostics()))
+    Ok(debug_state(Some(&compiler), &shared))
+}
+
+/// What this compiler holds, with the diagnostics of the objects in force.
+pub(super) fn debug_state(compiler: Option<&Compiler>, shared: &Shared) -> DebugState {
+    let diagnostics = shared.diagnostics().current();
+    DebugState {
+        v4: compiler.map(|compiler| compiler.v4().clone()),
+        v6: compiler.map(|compiler| compiler.v6().clone()),
+        diagnostics: diagnostics.iter().map(ToString::to_string).collect(),
+    }
 }
 
 /// Asks the running daemon.

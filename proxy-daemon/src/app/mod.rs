@@ -336,7 +336,7 @@ fn debug_handler(mailbox: &Arc<Mailbox>, shared: &Arc<Shared>) -> DebugHandler {
         mailbox.ask(Box::new(move |compiler| {
             if !sender.is_closed() {
                 // Whoever asked may have given up.
-                drop(sender.send(DebugState::new(compiler, shared.diagnostics())));
+                drop(sender.send(inspect::debug_state(compiler, &shared)));
             }
         }));
     })

@@ -10,8 +10,6 @@ use std::net::IpAddr;
 use serde::de::{Error as _, IntoDeserializer as _, value};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::compile::Compiler;
-use crate::diagnostics::Diagnostics;
 use crate::forwarding::{ForwardingState, Oracle, Packet, Transport, explain, table};
 use crate::net::{Family, L4Proto, Port, V4, V6, parse_address};
 
@@ -27,16 +25,6 @@ pub struct DebugState {
 }
 
 impl DebugState {
-    /// What this compiler holds, with the diagnostics of the objects in force.
-    pub fn new(compiler: Option<&Compiler>, diagnostics: &Diagnostics) -> Self {
-        let diagnostics = diagnostics.current();
-        Self {
-            v4: compiler.map(|compiler| compiler.v4().clone()),
-            v6: compiler.map(|compiler| compiler.v6().clone()),
-            diagnostics: diagnostics.iter().map(ToString::to_string).collect(),
-        }
-    }
-
     /// What the query asks for.
     pub fn dump(&self, query: DumpQuery) -> String {
         match query.output {

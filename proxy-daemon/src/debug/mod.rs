@@ -34,8 +34,15 @@ impl DebugState {
     }
 
     fn json(&self) -> String {
+        let state = StateAsJson {
+            families: Families {
+                v4: self.v4.as_ref(),
+                v6: self.v6.as_ref(),
+            },
+            diagnostics: &self.diagnostics,
+        };
         // Every key of a mapping is text, so that this cannot fail.
-        serde_json::to_string(&StateAsJson::from(self)).unwrap_or_default()
+        serde_json::to_string(&state).unwrap_or_default()
     }
 
     fn table(&self) -> String {
@@ -56,12 +63,9 @@ impl DebugState {
     /// [`ExplainError::Families`] if its addresses are of different families;
     /// [`ExplainError::NotYet`] if nothing was compiled yet.
     pub fn explain(&self, query: &ExplainQuery) -> Result<String, ExplainError> {
-        match (query.from, query.to) {
-            (IpAddr::V4(_), IpAddr::V4(_)) => Self::explain_in(self.v4.as_ref(), query),
-            (IpAddr::V6(_), IpAddr::V6(_)) => Self::explain_in(self.v6.as_ref(), query),
-            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
-                Err(ExplainError::Families)
-            }
+        match query.from {
+            IpAddr::V4(_) => Self::explain_in(self.v4.as_ref(), query),
+            IpAddr::V6(_) => Self::explain_in(self.v6.as_ref(), query),
         }
     }
 
@@ -69,18 +73,17 @@ impl DebugState {
         state: Option<&ForwardingState<F>>,
         query: &ExplainQuery,
     ) -> Result<String, ExplainError> {
-        let state = state.ok_or(ExplainError::NotYet)?;
         let (Some(source), Some(destination)) = (F::addr(query.from), F::addr(query.to)) else {
             return Err(ExplainError::Families);
         };
+        let state = state.ok_or(ExplainError::NotYet)?;
         let packet = Packet {
             source,
             ingress: query.interface.as_deref(),
             destination,
-            transport: match query.port {
-                Some(port) => Transport::Ports(query.protocol, port),
-                None => Transport::Other,
-            },
+            transport: query.port.map_or(Transport::Other, |port| {
+                Transport::Ports(query.protocol, port)
+            }),
         };
         Ok(explain(&Oracle::new(state), &packet))
     }
@@ -99,18 +102,6 @@ struct Families<'a> {
     v4: Option<&'a ForwardingState<V4>>,
     #[serde(rename = "IPv6", skip_serializing_if = "Option::is_none")]
     v6: Option<&'a ForwardingState<V6>>,
-}
-
-impl<'a> From<&'a DebugState> for StateAsJson<'a> {
-    fn from(state: &'a DebugState) -> Self {
-        Self {
-            families: Families {
-                v4: state.v4.as_ref(),
-                v6: state.v6.as_ref(),
-            },
-            diagnostics: &state.diagnostics,
-        }
-    }
 }
 
 /// What is to be printed of the forwarding state.

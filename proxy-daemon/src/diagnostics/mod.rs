@@ -5,7 +5,7 @@
 //! appears, and again only after it was gone; memory and log lines are bounded, whatever the input.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::model::from_k8s::{ObjectKey, ObjectKind};
@@ -42,10 +42,8 @@ pub enum About {
 }
 
 /// The current diagnostics of all parts.
-pub struct Diagnostics {
-    inner: Mutex<Inner>,
-    clock: Arc<dyn Clock>,
-}
+#[derive(Debug, Default)]
+pub struct Diagnostics(Mutex<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -63,42 +61,25 @@ enum Line {
     Suppressed(u64),
 }
 
-impl Default for Diagnostics {
+impl Default for Inner {
     fn default() -> Self {
-        Self::new(Arc::new(SystemClock))
-    }
-}
-
-impl std::fmt::Debug for Diagnostics {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Diagnostics")
-            .field("inner", &self.inner)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Diagnostics {
-    /// None yet; how much is logged is limited by this clock.
-    pub fn new(clock: Arc<dyn Clock>) -> Self {
-        let inner = Inner {
+        Self {
             groups: BTreeMap::new(),
             further: BTreeSet::new(),
             limiter: Limiter::new(BURST, EACH),
             summary: Limiter::new(1, SUMMARY),
-        };
-        Self {
-            inner: Mutex::new(inner),
-            clock,
         }
     }
+}
 
+impl Diagnostics {
     fn with<R>(&self, work: impl FnOnce(&mut Inner) -> R) -> R {
-        work(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Replaces a group, and logs what is new in it.
     pub fn set(&self, about: About, diagnostics: Vec<Diagnostic>) {
-        let now = self.clock.now();
+        let now = SystemClock.now();
         log(&self.with(|inner| inner.set(about, diagnostics, now)));
     }
 
@@ -141,7 +122,7 @@ impl Diagnostics {
 
     /// Logs how many were not logged; to be called now and then.
     pub fn flush(&self) {
-        let now = self.clock.now();
+        let now = SystemClock.now();
         let line = self.with(|inner| inner.told_of_suppressed(now));
         log(line.as_slice());
     }

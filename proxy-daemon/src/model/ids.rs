@@ -3,47 +3,30 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// A namespaced object's name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectName {
-    /// The namespace.
-    pub namespace: Arc<str>,
-    /// The name within the namespace.
-    pub name: Arc<str>,
-}
-
-impl ObjectName {
-    /// The name `namespace/name`.
-    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
-    }
-}
-
-impl fmt::Display for ObjectName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
 macro_rules! object_name {
     ($(#[$doc:meta])* $type:ident) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $type(pub ObjectName);
+        pub struct $type {
+            /// The namespace.
+            pub namespace: Arc<str>,
+            /// The name within the namespace.
+            pub name: Arc<str>,
+        }
 
         impl $type {
             /// The name `namespace/name`.
             pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-                Self(ObjectName::new(namespace, name))
+                Self {
+                    namespace: namespace.into(),
+                    name: name.into(),
+                }
             }
         }
 
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.fmt(f)
+                write!(f, "{}/{}", self.namespace, self.name)
             }
         }
     };

@@ -14,7 +14,7 @@ mod snapshot;
 
 pub use diagnostic::{Diagnostic, Subject};
 pub use endpoint::{Endpoint, EndpointSlice, Hints, SlicePort};
-pub use ids::{ObjectName, ServiceName, SliceName};
+pub use ids::{ServiceName, SliceName};
 pub use node::{Node, ServiceCidr};
 pub use service::{AffinityTimeout, Service, ServiceKind, ServicePortSpec, TrafficPolicy};
 pub use snapshot::{ServiceInput, Services};

@@ -45,7 +45,7 @@ pub(super) fn read(
     let family = object.word("addressType", &object.address_type, "", &FAMILIES, fault)??;
     Some(EndpointSlice {
         name: name.clone(),
-        service: ServiceName::new(Arc::clone(&name.0.namespace), interner.get(owner)),
+        service: ServiceName::new(Arc::clone(&name.namespace), interner.get(owner)),
         family,
         ports: read_ports(object, author, interner),
         endpoints: read_endpoints(object, family, interner),

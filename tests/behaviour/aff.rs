@@ -117,7 +117,7 @@ fn aff_2_memory_ends_after_the_timeout_since_the_last_connection(t: &mut Test) {
         .iter()
         .map(|client| meets(t, *client, VIP, 80))
         .collect();
-    assert_ne!(before, after, "nobody moved after the timeout");
+    assert_ne!(before, after, "no client moved after the timeout");
 }
 
 fn aff_3_all_frontends_of_a_port_share_the_memory(t: &mut Test) {
@@ -237,7 +237,7 @@ fn aff_8_a_shorter_timeout_applies_to_remembered_clients(t: &mut Test) {
         .iter()
         .map(|client| meets(t, *client, VIP, 80))
         .collect();
-    assert_ne!(before, after, "nobody moved after the new timeout");
+    assert_ne!(before, after, "no client moved after the new timeout");
 }
 
 fn aff_9_memory_survives_restarts_and_other_syncs(t: &mut Test) {

@@ -17,7 +17,7 @@ use crate::common::{PORT, await_rules, rules, web, works};
 
 /// How long damage by others may last: syncPeriod.
 const SYNC_9: Duration = Duration::from_secs(30);
-/// How long somebody slow takes.
+/// The pause between two steps of a slow person.
 const SLOWLY: Duration = Duration::from_millis(900);
 /// How often the kernel is damaged in one test.
 const DAMAGES: usize = 6;

@@ -168,7 +168,7 @@ fn ct_3_a_cluster_ip_that_went_while_no_daemon_ran_leads_nowhere(t: &mut Test) {
     await_more(t, &all);
     assert_eq!(sink.heard().len(), 3, "the rules stay");
     t.apply();
-    await_that(t, SOON, "only the Service that stays is heard", || {
+    await_that(t, SOON, "only the Service that remains is reached", || {
         sink.heard();
         await_more(t, &all);
         sink.heard().into_keys().eq([2])

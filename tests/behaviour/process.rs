@@ -73,7 +73,7 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// Has the daemon log into a pipe that is full from the start and that nobody reads.
+/// Has the daemon log into a pipe that is full from the start and has no reader.
 fn unread_log(t: &mut Test) -> PipeReader {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let size = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
@@ -128,7 +128,7 @@ fn life_18_the_last_lines_are_written_before_the_end(t: &mut Test) {
         let ends = within(Duration::from_secs(10), || {
             daemon.ended().unwrap().is_some()
         });
-        assert!(ends, "it waits for the reader");
+        assert!(ends, "the daemon blocks on its log");
     }
 }
 
@@ -192,7 +192,10 @@ fn life_9_a_program_that_hangs_holds_up_nothing(t: &mut Test) {
         t.check([reaches(host, family), reaches(host, other)]);
     }
     let one_runs = || !groups(&programs).is_empty();
-    assert!(within(Duration::from_secs(10), one_runs), "no stand-in");
+    assert!(
+        within(Duration::from_secs(10), one_runs),
+        "no stand-in runs"
+    );
     let (code, _) = http(t.node_ns(), HEALTHZ, "/livez").unwrap();
     assert_eq!(code, 200);
     let started = Instant::now();

@@ -49,7 +49,7 @@ fn firewall(t: &Test) {
            }");
 }
 
-/// Waits until every client has a flow that nobody translates.
+/// Waits until every client has an untranslated flow.
 #[track_caller]
 fn await_untranslated(t: &Test, clients: &[Client], after: &str) {
     for client in clients {
@@ -114,7 +114,7 @@ fn ct_4_a_failed_sync_that_is_made_good_frees_its_clients(t: &mut Test) {
         Client::start(t, X, EXTERNAL_IP2, 80, 10),
         Client::start(t, X, NODE, PORT2, 11),
     ];
-    await_untranslated(t, &all, "sending to nobody's address");
+    await_untranslated(t, &all, "sending to an unassigned address");
     obstacle.put_up(t, t.family);
     t.service("late")
         .cluster_ip(VIP2)
@@ -142,7 +142,7 @@ fn ct_4_node_ports_on_a_new_address_free_its_clients(t: &mut Test) {
     web(t, TARGET_PORT);
     t.apply();
     let all = [P1, X].map(|from| Client::start(t, from, new, PORT, u32::from(from == X)));
-    await_untranslated(t, &all, "sending to an address of nobody");
+    await_untranslated(t, &all, "sending to an unassigned address");
     let prefix = new.prefix(t.family);
     t.ip_tool(Site::N, &format!("addr add {prefix} dev lo"));
     await_answers(t, &all, P2, REPAIRED, "a new address");

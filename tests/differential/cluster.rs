@@ -66,7 +66,7 @@ const EXTERNAL: [[u8; 4]; 5] = [
     SECOND,
     [10, 96, 0, 1],
 ];
-/// The last one is somebody's ClusterIP: no API server forbids it in an EndpointSlice.
+/// The last one is the ClusterIP of a Service: no API server forbids it in an EndpointSlice.
 const ENDPOINTS: [[u8; 4]; 7] = [
     [10, 244, 1, 11],
     [10, 244, 1, 12],

@@ -153,7 +153,7 @@ fn arrived<F: Pool>(probe: &Probe, to: SocketAddr, masquerade: bool, fates: &[Fa
             source == F::address(probe.source)
         }
     };
-    // A port of the node on which nobody listens is refused by the node itself, after it received the packet.
+    // The node itself refuses a port without a listener, after it received the packet.
     let fates: Vec<Fate> = if is_own(to.ip()) {
         fates
             .iter()

@@ -43,7 +43,7 @@ impl LogPipe {
             .open(daemon.log_path())?;
         let hangs = Arc::new((Mutex::new(false), Condvar::new()));
         let told = Arc::clone(&hangs);
-        // It ends with the process: nobody can tell that no daemon will ever write again.
+        // It ends with the process, because it cannot know that no daemon will ever write again.
         thread::Builder::new().name("log".into()).spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(n) = pipe.read(&mut buffer) {

@@ -70,7 +70,7 @@ struct State {
     good: Option<Instant>,
     /// Why the last round did not, if it did not.
     missing: Option<String>,
-    /// What was missing without an excuse since somebody asked.
+    /// Missing answers without an excuse since the last call.
     unexcused: Vec<String>,
     n_rounds: u64,
     over: bool,

@@ -47,7 +47,7 @@ async fn check_bounded(what: &str, faults: Vec<(RequestKind, Fault, u32)>) {
     let (n_lists, n_watches) = count(&api, ObjectKind::Service, SOON).await;
     assert!(n_lists <= 20, "{what}: {n_lists} lists");
     assert!(n_watches <= 40, "{what}: {n_watches} watches");
-    assert!(n_lists + n_watches > 1, "{what}: given up");
+    assert!(n_lists + n_watches > 1, "{what}: no requests");
     check_in_sync(&api, &followed, what).await;
 }
 

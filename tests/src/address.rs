@@ -150,7 +150,7 @@ pub enum Site {
     R,
     /// The off-cluster clients.
     X,
-    /// Whatever owns external addresses when nobody captures them.
+    /// The owner of external addresses that are not captured.
     Outside,
     /// The router that N's uplink leads to, which also plays the other node.
     Upstream,

@@ -104,7 +104,7 @@ pub struct Attempt {
     pub patience: Duration,
     /// How many bytes to send and get back.
     pub bytes: usize,
-    /// Whether a datagram that nobody answered is sent again, as TCP does by itself and any client would. Not where a test must
+    /// Whether an unanswered datagram is sent again, as TCP does by itself and any client would. Not where a test must
     /// notice that one is lost.
     pub asks_again: bool,
 }
@@ -194,7 +194,7 @@ impl Attempt {
 
 /// Binds to a port that no flow of this run had.
 ///
-/// Kernel: conntrack remembers UDP flows for half a minute and longer, and TCP connections that nobody answered for two minutes,
+/// Kernel: conntrack remembers UDP flows for half a minute and longer, and unanswered TCP connections for two minutes,
 /// so that a port chosen at random may continue one that went elsewhere.
 fn bind_to_new_port(
     fd: &OwnedFd,
@@ -287,7 +287,7 @@ async fn tcp_talk(mut stream: TcpStream, bytes: usize) -> Outcome {
     Outcome::Reached(greeting)
 }
 
-/// When a datagram that nobody answered is sent again.
+/// When an unanswered datagram is sent again.
 const RESEND: Duration = Duration::from_millis(700);
 
 /// Kernel: an error without data is not readiness to read (`datagram_poll`).

@@ -366,7 +366,7 @@ impl Drop for Daemon {
 /// GETs a path from inside a namespace; the status line's code and the body.
 ///
 /// # Errors
-/// When nobody answers.
+/// When there is no answer.
 pub fn http(ns: &Netns, address: &str, path: &str) -> Result<(u16, String)> {
     let address: SocketAddr = address.parse()?;
     let second = Duration::from_secs(1);
@@ -386,7 +386,7 @@ pub fn http(ns: &Netns, address: &str, path: &str) -> Result<(u16, String)> {
 /// GETs a JSON document from inside a namespace.
 ///
 /// # Errors
-/// When nobody answers, or not with JSON.
+/// When there is no answer, or it is not JSON.
 pub fn http_json(ns: &Netns, address: &str, path: &str) -> Result<Value> {
     let (code, body) = http(ns, address, path)?;
     serde_json::from_str(&body).with_context(|| format!("{code} {body}"))

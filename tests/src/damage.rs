@@ -34,7 +34,7 @@ pub(crate) const fn kind(name: &'static str, draw: Draw) -> DamageKind {
 impl DamageKind {
     /// Draws one of this kind from the objects that exist.
     ///
-    /// More than one step is the work of somebody slow: time passes between them.
+    /// With more than one step, time passes between them.
     pub fn draw(self, datapath: Datapath, node: &Netns, choose: &mut Choose<'_>) -> Vec<Damage> {
         (self.draw)(datapath, node, choose)
     }

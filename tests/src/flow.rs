@@ -348,7 +348,7 @@ impl Setting<'_> {
         let mut tallies = vec![Tally::new(); flows.len() + controls.len()];
         for (index, mut outcome) in outcomes {
             if let Outcome::Reached(greeting) = &mut outcome {
-                // Random, and nobody expects a particular one.
+                // Random, and no test expects a particular one.
                 greeting.source_port = 0;
             }
             *tallies[index].entry(outcome).or_default() += 1;

@@ -185,7 +185,7 @@ fn expected(expect: &Expect) -> String {
     landings.iter().map(landing).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether a packet that nobody translates ends there.
+/// Whether an untranslated packet ends there.
 fn passes(landing: Landing, to: Addr) -> bool {
     let external = [EXTERNAL_IP, EXTERNAL_IP2, LB_VIP, LB_VIP2];
     match landing.host {

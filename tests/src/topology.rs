@@ -3,7 +3,7 @@
 //! ```text
 //!   P1 ──┐                     ┌── R  (other node's pods)
 //!        ├── N ──── Upstream ──┼── X  (off-cluster clients)
-//!   P2 ──┘      192.0.2.0/24   └── Outside (owns external addresses that nobody captures)
+//!   P2 ──┘      192.0.2.0/24   └── Outside (owns external addresses that are not captured)
 //! ```
 //!
 //! Invariant: whatever R or X sends goes to N first, also answers, so that a connection works whether or not N masqueraded it, and

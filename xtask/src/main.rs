@@ -1,7 +1,7 @@
 //! Every command of the project: `cargo xtask <verb>`.
 //!
 //! Invariants: builds without any system library, because it installs them; each verb that needs system packages checks
-//! them itself, so that nobody has to know about `setup`; CI runs these verbs and nothing else.
+//! them itself, so that `setup` need not be called; CI runs these verbs and nothing else.
 
 #![expect(
     clippy::print_stdout,

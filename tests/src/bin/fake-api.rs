@@ -67,7 +67,7 @@ fn main() -> Result<()> {
         let api = std::sync::Arc::clone(&api);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                // A command that is none is told to whoever sent it.
+                // An unknown command is reported to its sender.
                 drop(command(&api, stream));
             }
         });
@@ -86,7 +86,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// What changes when a file of the directory does.
+/// The objects that change when a file of the directory does.
 fn newest(directory: &PathBuf) -> (usize, Option<SystemTime>, u64) {
     let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let metadata: Vec<_> = files

@@ -72,7 +72,7 @@ impl Harness for Nftables {
         damages()
     }
 
-    /// Takes the family's table away and owns it, so that nobody else may touch it.
+    /// Replaces the family's table by one that it owns, so that the kernel refuses other writers.
     fn seize(&self, family: Family, node: &Netns) -> Option<Child> {
         let family = nft_family(family);
         let mut owner = node.enter(|| {

@@ -191,7 +191,7 @@ impl Cluster {
         (page, last.filter(|_| more))
     }
 
-    /// What a watch that has seen `after` has missed, as lines; `None` if nobody knows any more.
+    /// The events after version `after`, as lines; `None` if that history was forgotten.
     pub(super) fn since(&self, kind: ObjectKind, view: &View, after: u64) -> Option<Vec<Bytes>> {
         let collection = self.collection(kind);
         if after < collection.compacted {

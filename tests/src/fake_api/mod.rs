@@ -46,7 +46,7 @@ struct State {
     bookmark: watch::Sender<()>,
     /// Rings when every request was recorded.
     recorded: watch::Sender<()>,
-    /// Goes up when every connection must break; odd while nobody may connect.
+    /// Goes up when every connection must break; odd while connections are refused.
     generation: watch::Sender<u64>,
 }
 

@@ -143,7 +143,7 @@ fn tokens(source: &str) -> Vec<TokenTree> {
 type Check = (&'static str, fn(&Tree) -> Vec<String>);
 
 const CHECKS: &[Check] = &[
-    ("who imports whom", imports::check),
+    ("imports", imports::check),
     ("SPEC IDs and tests", spec::check),
     ("module docs", files::undocumented),
     ("unsafe", files::misplaced_unsafe),

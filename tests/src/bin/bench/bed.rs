@@ -21,7 +21,7 @@ use proxy_tests::world::many::{CLUSTER_CIDR, ENDPOINTS, PORT, Size};
 /// The name of the node under the proxy.
 pub(crate) const NODE: &str = "node-a";
 
-/// Who is measured.
+/// A proxy that is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Subject {
     /// proxy-daemon in this mode.
@@ -64,7 +64,7 @@ impl Bed {
         self.topology.site(Site::P1)
     }
 
-    /// The server pod's own address: what is reached without any Service.
+    /// The server pod's own address, reached without any Service.
     pub(crate) fn bare() -> SocketAddr {
         SocketAddr::new(P2.addr.of(Family::V4), PORT)
     }

@@ -1,6 +1,6 @@
 //! The benchmark: how fast and how frugal, against the targets, against no proxy at all, and against a peer.
 //!
-//! Invariants: everything is seen on sockets and in /proc; who is compared is measured in the same run, in turns; a missed
+//! Invariants: everything is seen on sockets and in /proc; proxies that are compared are measured in the same run, in turns; a missed
 //! target is printed, and never fails the run.
 
 #![expect(
@@ -51,7 +51,7 @@ struct Cli {
 /// Takes the figures of a group of rows.
 type Group = fn(&Plan, &mut Report) -> Result<()>;
 
-/// What is to be done.
+/// The command line.
 pub(crate) struct Plan {
     /// Ours first.
     subjects: Vec<Subject>,
@@ -61,7 +61,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// What is wanted of our mode: PERF.md has targets of its own for iptables.
+    /// The target of our mode: PERF.md has targets of its own for iptables.
     pub(crate) const fn target(&self, usual: Target, of_iptables: Target) -> Target {
         if self.is_iptables { of_iptables } else { usual }
     }

@@ -135,7 +135,7 @@ impl Latest {
     }
 }
 
-/// What a loop of connections saw while changes were made.
+/// The results of a loop of connections while changes were made.
 pub(crate) struct Watched {
     /// When each connection began, and which generation it reached.
     seen: Vec<(Instant, Option<u32>)>,

@@ -1,4 +1,4 @@
-//! How are figures told: each with its spread, the target, the verdict, and the peer's figure from the same run.
+//! How are figures printed? Each with its spread, the target, the verdict, and the peer's figure from the same run.
 
 use std::io::Write as _;
 
@@ -6,7 +6,7 @@ use proxy_tests::lab::stats::{median, quantile, show_ms};
 
 use crate::Plan;
 
-/// What a figure counts.
+/// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
     /// Given in milliseconds.
@@ -35,7 +35,7 @@ impl Unit {
     }
 }
 
-/// What is wanted of a figure.
+/// The target of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Target {
     /// No more than this.
@@ -44,7 +44,7 @@ pub(crate) enum Target {
     PeerOrLess,
     /// No worse than the peer, within two per cent; higher is better.
     PeerOrMore,
-    /// Only told.
+    /// None: it is only printed.
     None,
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Adds a row: what it is, ours, the peer's if there is one.
+    /// Adds a row: its name, our figure, the peer's if there is one.
     pub(crate) fn row(
         &mut self,
         what: &str,
@@ -155,13 +155,13 @@ fn spread(unit: Unit, figures: &Figures) -> String {
     )
 }
 
-/// Says what is about to be measured, so that a wait is not silent.
+/// Prints the next measurement, so that a wait is not silent.
 pub(crate) fn progress(what: &str) {
     println!("{what} …");
     drop(std::io::stdout().flush());
 }
 
-/// Says on what it is measured.
+/// Prints the machine and the kernel.
 pub(crate) fn conditions(mode: &str, plan: &Plan, peer: Option<&str>) {
     let read = |path: &str| {
         std::fs::read_to_string(path)

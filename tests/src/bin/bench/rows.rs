@@ -45,7 +45,7 @@ fn in_turns(
     let mut all: Vec<Figures> = vec![Vec::new(); plan.subjects.len()];
     for _ in 0..rounds {
         for (subject, figures) in plan.subjects.iter().zip(&mut all) {
-            // Whoever was out of time once is not asked again.
+            // A proxy that ran out of time once is not measured again.
             if !figures.iter().any(|f| f.is_infinite()) {
                 figures.push(measure(subject)?);
             }
@@ -193,7 +193,7 @@ pub(crate) fn update(plan: &Plan, report: &mut Report) -> Result<()> {
 /// Milliseconds of `n` changes, each made when the one before has long been in effect.
 fn latencies(subject: &Subject, size: Size, n: u32) -> Result<Figures> {
     let (proxy, _) = up(subject, size)?;
-    // What the start left to do is not an update's cost.
+    // Work left over from the start does not count as an update's cost.
     thread::sleep(Duration::from_secs(2));
     let (_, service) = size.places()[1];
     let (watched, changes) = Watched::during(
@@ -285,7 +285,7 @@ pub(crate) fn churn(plan: &Plan, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What a new connection costs more than without a proxy.
+/// The extra cost of a new connection over one without a proxy.
 pub(crate) fn connect(plan: &Plan, report: &mut Report) -> Result<()> {
     let size = size(10_000, 10);
     progress(&format!("connections, {size}"));

@@ -55,7 +55,7 @@ pub(crate) fn start(mode: &Mode) -> Result<bool> {
     }
 }
 
-/// Says how to look around, lets go of the terminal, and stays until asked to end.
+/// Prints how to look around, detaches from the terminal, and runs until it is asked to end.
 pub(crate) fn hold(cluster: &Cluster, good: bool) -> Result<()> {
     let node = cluster.topology.site(Site::N).name();
     let (pod, outside) = (

@@ -1,6 +1,6 @@
 //! The demo: a small cluster in network namespaces, the real daemon in its node, and where requests went.
 //!
-//! Invariants: what is shown was seen on sockets, never read from the daemon; nothing stays behind, also after Ctrl-C or a
+//! Invariants: results come from sockets, never from the daemon; nothing is left behind, also after Ctrl-C or a
 //! panic; with `--keep` everything belongs to one background process, and ends with it.
 
 #![expect(
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Builds the cluster, shows it, takes it down; whether all was as expected.
+/// Builds the cluster, shows it, removes it; whether all results were as expected.
 fn run(cli: &Cli) -> Result<bool> {
     if cli.hold {
         // A session of its own, so that it outlives the terminal it was started from.
@@ -87,7 +87,7 @@ fn run(cli: &Cli) -> Result<bool> {
     Ok(as_expected)
 }
 
-/// What is up while the demo runs.
+/// The processes and namespaces of a running demo.
 pub(crate) struct Cluster {
     topology: Topology,
     /// Where the manifests are.
@@ -184,7 +184,7 @@ impl Drop for Cluster {
     }
 }
 
-/// A directory that goes with its value.
+/// A directory that is removed when dropped.
 struct Directory(PathBuf);
 
 impl Directory {

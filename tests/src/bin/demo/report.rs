@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-/// Says what is being done, does it, and says how long it took.
+/// Prints a step, does it, and prints how long it took.
 pub(crate) fn step<T>(what: &str, action: impl FnOnce() -> Result<T>) -> Result<T> {
     print!("  {what} … ");
     drop(std::io::stdout().flush());
@@ -20,13 +20,13 @@ pub(crate) fn step<T>(what: &str, action: impl FnOnce() -> Result<T>) -> Result<
 
 /// One line of the table: a thing that was shown.
 pub(crate) struct Row {
-    /// Who asked.
+    /// The client.
     pub(crate) from: String,
-    /// What was asked.
+    /// The address that was asked.
     pub(crate) to: String,
-    /// Who answered, how often.
+    /// The number of answers of each server.
     pub(crate) seen: String,
-    /// What else there is to say.
+    /// Further remarks.
     pub(crate) remark: String,
     /// Whether it is as it should be.
     pub(crate) good: bool,

@@ -1,4 +1,4 @@
-//! What does the demo show, and what must it look like?
+//! Which scenes does the demo show, and which results are expected?
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -30,7 +30,7 @@ const MANY: usize = 300;
 const MOVES: usize = 20;
 /// A pause between moves, longer than minSyncPeriod as shipped, so that each move meets an idle daemon.
 const PAUSE: Duration = Duration::from_millis(200);
-/// What "within milliseconds" means for the median, on a machine that may be busy with other things.
+/// The bound of "within milliseconds" for the median, on a machine that may be busy with other things.
 const SOON_MS: f64 = 100.0;
 
 /// Requests that must spread evenly.
@@ -44,7 +44,7 @@ struct Spread {
     source: Source,
 }
 
-/// What servers must see as the source.
+/// The source address that servers must see.
 #[derive(Clone, Copy)]
 enum Source {
     Kept(&'static str),

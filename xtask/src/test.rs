@@ -39,6 +39,9 @@ const QUICK: [(&str, &str); 3] = [
     ("FAULTS_SECONDS", "5"),
 ];
 
+/// How many tests of tests/sources run at once: they wait more than they work. The others of that package choose themselves.
+const N_THREADS: &str = "8";
+
 /// The packages of every build: with another selection cargo would choose other features, and compile all dependencies anew.
 const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "proxy-ebpf"];
 
@@ -111,6 +114,9 @@ impl Binary {
         command.current_dir(&self.package_dir);
         command.env("CARGO_MANIFEST_DIR", &self.package_dir);
         command.env("PROXY_DAEMON", sh::root().join("target/debug/proxy-daemon"));
+        if self.behaviour {
+            command.env("RUST_TEST_THREADS", N_THREADS);
+        }
         if options.quick {
             // A variable that is already set is kept.
             command.envs(

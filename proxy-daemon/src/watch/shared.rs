@@ -1,7 +1,7 @@
 //! How do the sources hand the store to the sync loop?
 //!
-//! Invariants: whoever changes the store wakes everybody who waits, once per batch; a waiter that was
-//! busy meanwhile is woken at its next wait, so that no change is missed.
+//! Invariants: a change of the store wakes all waiters, once per batch; a waiter that was busy is woken
+//! at its next wait, so that no change is missed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,51 +10,41 @@ use tokio::sync::watch;
 use super::Store;
 use crate::diagnostics::Diagnostics;
 
-/// The store, its diagnostics, and the bell that rings when it changes.
-#[derive(Debug)]
+/// The store, its diagnostics, and the channel that notifies of changes.
+#[derive(Debug, Default)]
 pub struct Shared {
     store: Mutex<Store>,
     changed: watch::Sender<()>,
     diagnostics: Arc<Diagnostics>,
 }
 
-impl Default for Shared {
-    fn default() -> Self {
-        Self {
-            store: Mutex::default(),
-            changed: watch::Sender::new(()),
-            diagnostics: Arc::default(),
-        }
-    }
-}
-
 impl Shared {
-    /// Does something with the store; rings if it left something to drain or made a kind complete.
+    /// Changes the store; notifies if there is something to drain or a kind became complete.
     ///
-    /// What a source does in one call is seen as a whole.
+    /// A reader sees all changes of one call or none.
     pub fn update<R>(&self, change: impl FnOnce(&mut Store) -> R) -> R {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let was_complete = store.is_complete();
         let result = change(&mut store);
-        let ring = store.is_dirty() || store.is_complete() != was_complete;
+        let notify = store.is_dirty() || store.is_complete() != was_complete;
         drop(store);
-        if ring {
+        if notify {
             self.changed.send_replace(());
         }
         result
     }
 
-    /// Looks at the store, or drains it, without ringing.
+    /// Reads or drains the store without a notification.
     pub fn with<R>(&self, look: impl FnOnce(&mut Store) -> R) -> R {
         look(&mut self.store.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A bell that rings after every change from now on; `changed().await` waits for it.
+    /// Notifications of every change from now on; `changed().await` waits for one.
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// What is wrong with the objects as they are now.
+    /// The faults of the objects as they are now.
     pub fn diagnostics(&self) -> &Arc<Diagnostics> {
         &self.diagnostics
     }

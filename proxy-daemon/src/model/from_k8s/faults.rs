@@ -1,4 +1,4 @@
-//! What does an object hold, where is it, and which of it cannot be used?
+//! How are the values of an object read, and its faults collected with their paths?
 //!
 //! Invariants: text from outside is quoted, escaped and cut before it reaches a message; an object has
 //! at most [`MAX_FAULTS`] diagnostics, the last of which counts the rest; no text is built for an

@@ -1,24 +1,24 @@
-//! How do many objects share one copy of a name?
+//! How do objects share one copy of a name?
 //!
 //! Node names, zones, port names and namespaces occur in every endpoint of a cluster. Invariants: equal
 //! text is one allocation as long as it is used; unused text is freed.
 
 #[expect(
     clippy::disallowed_types,
-    reason = "only looked up: the order of its entries reaches nobody"
+    reason = "only looked up: the order of its entries is not visible"
 )]
 use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Below this number of names, none is freed.
-const FEW: usize = 1024;
+const MIN_NAMES: usize = 1024;
 
 /// Names that were seen.
 #[derive(Debug)]
 #[expect(clippy::disallowed_types, reason = "only looked up")]
 pub(crate) struct Interner {
     known: HashSet<Arc<str>>,
-    tidy_at: usize,
+    shrink_at: usize,
 }
 
 impl Default for Interner {
@@ -26,7 +26,7 @@ impl Default for Interner {
     fn default() -> Self {
         Self {
             known: HashSet::new(),
-            tidy_at: FEW,
+            shrink_at: MIN_NAMES,
         }
     }
 }
@@ -37,9 +37,9 @@ impl Interner {
         if let Some(known) = self.known.get(text) {
             return Arc::clone(known);
         }
-        if self.known.len() >= self.tidy_at {
+        if self.known.len() >= self.shrink_at {
             self.known.retain(|name| Arc::strong_count(name) > 1);
-            self.tidy_at = FEW.max(self.known.len() * 2);
+            self.shrink_at = MIN_NAMES.max(self.known.len() * 2);
         }
         let new: Arc<str> = text.into();
         self.known.insert(Arc::clone(&new));
@@ -56,10 +56,10 @@ mod tests {
         let mut interner = Interner::default();
         let kept = interner.get("kept");
         assert!(Arc::ptr_eq(&kept, &interner.get("kept")));
-        for i in 0..10 * FEW {
+        for i in 0..10 * MIN_NAMES {
             interner.get(&i.to_string());
         }
-        assert!(interner.known.len() <= FEW);
+        assert!(interner.known.len() <= MIN_NAMES);
         assert!(Arc::ptr_eq(&kept, &interner.get("kept")));
     }
 }

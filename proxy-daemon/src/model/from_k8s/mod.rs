@@ -1,8 +1,8 @@
-//! What do Kubernetes objects say, in our words?
+//! How are Kubernetes objects decoded into our model?
 //!
 //! The one place that knows how Services, EndpointSlices, Nodes and ServiceCIDRs are written.
-//! Invariants: decoding cannot fail: what cannot be used is a [`Diagnostic`], and the rest of the object
-//! and its neighbours are served; what comes out is valid as [`crate::model`] defines it; an object that
+//! Invariants: decoding cannot fail: a value that cannot be used is a [`Diagnostic`], and the rest of the object
+//! and the other objects are served; the result is valid as [`crate::model`] defines it; an object that
 //! the API server's selectors would hide (SVC-1, EPS-1) has no value, as if it were deleted.
 
 mod faults;
@@ -123,7 +123,7 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// An object as it is now, by name; `None` if it says nothing to us: it is gone, hidden by a selector, or
+/// An object as it is now, by name; `None` if we do not serve it: it is gone, hidden by a selector, or
 /// of a sort that we do not serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Update {
@@ -164,7 +164,7 @@ impl Update {
 pub struct Decoded {
     /// The object; `None` if its name is missing or not allowed.
     pub update: Option<Update>,
-    /// What in it could not be used.
+    /// The values in it that could not be used.
     pub diagnostics: Vec<Diagnostic>,
 }
 

@@ -93,7 +93,7 @@ impl ApiServer {
         })
     }
 
-    /// Reads what says where the server is and who we are, as it is now.
+    /// Reads the server's address and our credentials, as they are now.
     async fn config(&self) -> Result<kube::Config, ConnectError> {
         let mut config = match (&self.kubeconfig, &self.master) {
             (Some(path), _) => read_kubeconfig(path).await?,

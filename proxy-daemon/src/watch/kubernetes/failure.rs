@@ -58,7 +58,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// What a server's error says.
+    /// The failure in a server's error answer.
     pub(super) async fn of(response: Response<Body>, patience: Duration) -> Self {
         let status = response.status();
         if status == StatusCode::GONE {
@@ -82,7 +82,7 @@ impl Failure {
         }
     }
 
-    /// What an event of type `ERROR` says.
+    /// The failure in an event of type `ERROR`.
     pub(super) fn of_event(status: &Object<'_>) -> Self {
         let code = status.code.value().copied().unwrap_or(500);
         if code == 410 {

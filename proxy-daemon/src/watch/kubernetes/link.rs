@@ -1,8 +1,8 @@
 //! How is a request answered, and over which connection?
 //!
 //! Invariants: a request either has a successful answer or is a [`Failure`]; nothing waits for ever; a
-//! peer that accepts and never answers holds up nobody who could be answered over a new connection, and
-//! a peer that is slow is not asked twice for long.
+//! request that is accepted and not answered is sent over a new connection as well, and a slow peer is not
+//! asked twice for long.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,12 +20,12 @@ use super::timing::Timing;
 /// How often credentials are read again while they do not serve.
 const REREAD: Duration = Duration::from_secs(10);
 
-/// The way to an API server.
+/// The connection to an API server.
 pub(super) struct Link {
     server: ApiServer,
     timing: Timing,
     client: Arc<Mutex<Client>>,
-    /// When the client was made; held by whoever makes the next one.
+    /// When the client was made; locked while the next one is made.
     made: Arc<tokio::sync::Mutex<Instant>>,
 }
 
@@ -44,7 +44,7 @@ impl Link {
         })
     }
 
-    /// How long is waited for what.
+    /// The time limits.
     pub(super) fn timing(&self) -> &Timing {
         &self.timing
     }
@@ -121,7 +121,7 @@ impl Link {
     /// Makes new connections for what is asked from now on, unless that was done so short a time ago.
     /// What is being answered goes on over the old ones.
     async fn renew(&self, age: Duration) {
-        // Somebody else is at it.
+        // Another task is making one.
         let Ok(mut made) = Arc::clone(&self.made).try_lock_owned() else {
             return;
         };

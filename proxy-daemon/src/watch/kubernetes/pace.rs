@@ -1,7 +1,7 @@
-//! How often may something be asked, whatever comes of it?
+//! How long must a request wait because of those before it?
 //!
-//! Invariants: what makes the next request wait is how many there were lately, and only time makes
-//! them fewer; success does not. So no sequence of answers makes us ask in a tight loop.
+//! Invariants: the wait depends only on the number of recent requests, which falls with time and not with
+//! success, so that no sequence of answers makes us ask in a tight loop.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub struct Pace {
 
 /// The requests of one sort that were sent lately.
 #[derive(Debug)]
-pub(super) struct Paced {
+pub(super) struct RateLimiter {
     pace: Pace,
     /// How many of them count.
     n_recent: f64,
@@ -31,7 +31,7 @@ pub(super) struct Paced {
     at: Instant,
 }
 
-impl Paced {
+impl RateLimiter {
     /// Nothing was sent yet.
     pub(super) fn new(pace: &Pace, now: Instant) -> Self {
         Self {
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn a_few_go_at_once_then_each_waits_longer_and_time_makes_up_for_it() {
         let now = Instant::now();
-        let mut paced = Paced::new(&pace(), now);
+        let mut paced = RateLimiter::new(&pace(), now);
         for _ in 0..3 {
             assert_eq!(paced.next(now), Duration::ZERO);
         }
@@ -120,7 +120,7 @@ mod tests {
     fn requests_without_end_come_at_the_rate_of_cooling() {
         let began = Instant::now();
         let (mut now, mut n_requests) = (began, 0);
-        let mut paced = Paced::new(&pace(), now);
+        let mut paced = RateLimiter::new(&pace(), now);
         while now < began + Duration::from_secs(600) {
             now += paced.next(now);
             n_requests += 1;
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn what_is_asked_now_and_then_never_waits() {
         let mut now = Instant::now();
-        let mut paced = Paced::new(&pace(), now);
+        let mut paced = RateLimiter::new(&pace(), now);
         for _ in 0..100 {
             assert_eq!(paced.next(now), Duration::ZERO);
             now += Duration::from_secs(12);

@@ -1,7 +1,7 @@
-//! What does a page of a list hold?
+//! How is a page of a list read?
 //!
 //! Invariants: objects are decoded one by one, so that no list is held twice; an object that is no JSON of
-//! ours costs no other; what is no page of a list is an error and never an empty list, because an empty
+//! ours costs no other; any other text is an error and never an empty list, because an empty
 //! list would remove everything.
 
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::model::from_k8s::field::Field;
 use crate::model::from_k8s::wire::{Metadata, Object};
 
-/// What a page says of itself.
+/// The metadata of a page.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Page {
     /// Where a watch continues.

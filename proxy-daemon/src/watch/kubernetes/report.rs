@@ -1,8 +1,8 @@
 //! What is logged when requests to the API server fail?
 //!
 //! Invariants: a failure is logged once when it begins and once when it ends, however often it repeats;
-//! whatever the server says, lines of one sort come at a limited rate, with the number of what was left
-//! out; what only a person can mend says how.
+//! lines of one sort come at a limited rate, with the number of suppressed lines, whatever the server
+//! sends; a failure that needs an operator says what to do.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -16,15 +16,15 @@ use super::failure::Failure;
 /// How long a sort of line is not written again: at first, and at most while it goes on.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(120));
 
-/// What was logged about one kind.
-#[derive(Debug)]
+/// The state of the log lines about one kind.
+#[derive(Debug, Default)]
 pub(super) struct Reports {
     plural: &'static str,
     /// The last failure, if it has not ended.
-    told: Option<String>,
+    logged: Option<String>,
     failures: Limit,
     rewinds: Limit,
-    hurries: Limit,
+    throttles: Limit,
     deletions: Limit,
 }
 
@@ -59,27 +59,23 @@ impl Reports {
     pub(super) fn new(plural: &'static str) -> Self {
         Self {
             plural,
-            told: None,
-            failures: Limit::default(),
-            rewinds: Limit::default(),
-            hurries: Limit::default(),
-            deletions: Limit::default(),
+            ..Self::default()
         }
     }
 
     /// Logs an expected failure.
     pub(super) fn note(&self, failure: &Failure) {
-        tracing::debug!(kind = self.plural, "{failure}; using another way");
+        tracing::debug!(kind = self.plural, "{failure}; trying another request");
     }
 
     /// Logs a failure, unless it was logged already.
     pub(super) fn failure(&mut self, failure: &Failure) {
         let text = sentence(failure, self.plural);
-        if self.told.as_ref() == Some(&text) {
+        if self.logged.as_ref() == Some(&text) {
             tracing::debug!(kind = self.plural, "{text}");
         } else if let Some(n_unsaid) = self.failures.take(Instant::now()) {
             tracing::warn!(kind = self.plural, n_unsaid, "{text}");
-            self.told = Some(text);
+            self.logged = Some(text);
         } else {
             tracing::debug!(kind = self.plural, "{text}");
         }
@@ -87,8 +83,8 @@ impl Reports {
 
     /// Logs that it works again.
     pub(super) fn success(&mut self) {
-        if self.told.take().is_some() {
-            tracing::info!(kind = self.plural, "following the API server again");
+        if self.logged.take().is_some() {
+            tracing::info!(kind = self.plural, "watching the API server again");
         }
     }
 
@@ -109,15 +105,15 @@ impl Reports {
         if let Some(n_unsaid) = self.deletions.take(Instant::now()) {
             tracing::warn!(
                 n_unsaid,
-                "our Node was deleted; its last state stays in force"
+                "our Node was deleted; its last state stays active"
             );
         }
     }
 
     /// Logs that the server makes us ask again and again without an error that was logged.
-    pub(super) fn hurried(&mut self, now: Instant) {
-        if self.told.is_none()
-            && let Some(n_unsaid) = self.hurries.take(now)
+    pub(super) fn throttled(&mut self, now: Instant) {
+        if self.logged.is_none()
+            && let Some(n_unsaid) = self.throttles.take(now)
         {
             tracing::warn!(
                 kind = self.plural,
@@ -142,7 +138,7 @@ fn sentence(failure: &Failure, plural: &str) -> String {
         }
         cause = error.source();
     }
-    let what_to_do = match failure {
+    let advice = match failure {
         Failure::Refused { status, .. } if *status == StatusCode::FORBIDDEN => format!(
             "; allow our user the verbs list and watch on {plural}, with a ClusterRole \
              and a ClusterRoleBinding; everything else is served meanwhile"
@@ -161,9 +157,9 @@ fn sentence(failure: &Failure, plural: &str) -> String {
         | Failure::Silence(_)
         | Failure::PlainWatch
         | Failure::Cut
-        | Failure::Garbled(_) => "; will retry, the last state stays in force".to_owned(),
+        | Failure::Garbled(_) => "; will retry, the last state stays active".to_owned(),
     };
-    text.push_str(&what_to_do);
+    text.push_str(&advice);
     text
 }
 
@@ -195,12 +191,12 @@ mod tests {
     fn a_failure_is_told_once_until_it_ends() {
         let mut reports = Reports::new("nodes");
         reports.failure(&refused(StatusCode::FORBIDDEN));
-        let told = reports.told.clone();
-        assert!(told.is_some());
+        let logged = reports.logged.clone();
+        assert!(logged.is_some());
         reports.failure(&refused(StatusCode::FORBIDDEN));
-        assert_eq!(reports.told, told);
+        assert_eq!(reports.logged, logged);
         reports.success();
-        assert_eq!(reports.told, None);
+        assert_eq!(reports.logged, None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) struct Resource {
     version: usize,
     /// Its selectors, encoded.
     selectors: String,
-    /// What a person must allow, for a message.
+    /// The resource as RBAC rules name it, for a message.
     pub(super) plural: &'static str,
 }
 
@@ -67,7 +67,7 @@ impl Resource {
         }
     }
 
-    /// Turns to the next older version of the API; `false` if it was the oldest, and back to the newest.
+    /// Switches to the next older version of the API; `false` if it was the oldest, and back to the newest.
     pub(super) fn older_version(&mut self) -> bool {
         self.version = (self.version + 1) % self.paths.len();
         self.version != 0

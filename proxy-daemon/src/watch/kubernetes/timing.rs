@@ -1,4 +1,4 @@
-//! How long do we wait for what?
+//! How long do we wait for an answer, and before a request?
 //!
 //! Invariants: whatever the API server does, 10 s after it is well again the store is up to date
 //! (LIFE-3); so the waits that can follow each other stay below that in sum.

@@ -30,7 +30,7 @@ const BUFFER: usize = 16 * 1024;
 /// The link that the kubelet replaces when a mounted ConfigMap changes; the files are links through it.
 const CONFIG_MAP: &str = "..data";
 
-/// What the kernel tells about a directory.
+/// The kernel's events of a directory, by file.
 pub(super) struct Changes {
     inotify: Inotify,
     watch: Option<WatchDescriptor>,
@@ -39,7 +39,7 @@ pub(super) struct Changes {
     is_all_due: bool,
 }
 
-/// The caller hung up.
+/// The caller closed its end of `stop`.
 #[derive(Debug)]
 pub(super) struct Stopped;
 
@@ -57,7 +57,7 @@ impl Changes {
         Ok(changes)
     }
 
-    /// Files that somebody is writing to now.
+    /// Files that a process is writing to now.
     pub(super) fn being_written(&self) -> &BTreeSet<String> {
         &self.being_written
     }
@@ -180,11 +180,11 @@ impl Changes {
                 if name == CONFIG_MAP {
                     self.is_all_due = true;
                     has_due = true;
-                } else if name != TOKEN && !is_manifest(name) {
-                    continue;
-                } else if mask.contains(EventMask::MODIFY) {
-                    self.being_written.insert(name.to_owned());
-                } else {
+                } else if name == TOKEN || is_manifest(name) {
+                    if mask.contains(EventMask::MODIFY) {
+                        self.being_written.insert(name.to_owned());
+                        continue;
+                    }
                     if !mask.contains(EventMask::CREATE) {
                         self.being_written.remove(name);
                     }

@@ -1,9 +1,9 @@
-//! What does the directory hold now, compared with the last look?
+//! Which objects do the files of the directory hold?
 //!
 //! Invariants: only files that are due and whose identity, size or time changed are read again; a
 //! document that cannot be read keeps its last good state; of two objects of one name the first counts,
-//! in the order of file names and documents; the store sees one look as a whole; a file is gone only if a
-//! look lacks it during which no other changed; nothing in the directory can make us wait, take more
+//! in the order of file names and documents; the store takes in one scan as a whole; a file is gone only if a
+//! scan lacks it during which no other changed; nothing in the directory can make us wait, take more
 //! memory than [`MAX_FILE`], or put a line of its own into the log.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::changes::Changes;
 use super::document::{self, Document};
-use super::held::{Held, Identity};
+use super::open_directory::{Identity, OpenDirectory};
 use crate::diagnostics::About;
 use crate::model::Diagnostic;
 use crate::model::from_k8s::{Author, Decoder, ObjectKey, ObjectKind, Update};
@@ -39,8 +39,8 @@ pub(super) struct Directory {
     node: Arc<str>,
     decoder: Decoder,
     files: BTreeMap<String, File>,
-    /// What the store holds because of us; `None` before the first look.
-    told: Option<BTreeSet<ObjectKey>>,
+    /// The keys of our objects in the store; `None` before the first scan.
+    applied: Option<BTreeSet<ObjectKey>>,
 }
 
 /// A file as it was last read.
@@ -56,11 +56,16 @@ struct File {
 /// The first object of each name, and the file that it is in.
 type Objects<'a> = BTreeMap<ObjectKey, (&'a str, &'a Update)>;
 
-/// What a look found, before it counts.
-pub(super) struct Look {
+enum Change {
+    Read(File),
+    Gone,
+}
+
+/// The result of a scan, before the store has it.
+pub(super) struct Scan {
     token: Option<Arc<str>>,
-    /// The files that changed; `None` for one that is gone.
-    files: BTreeMap<String, Option<File>>,
+    /// The files that changed.
+    files: BTreeMap<String, Change>,
     /// Whether nothing is left for later, so that the token's state is the one that was read.
     is_whole: bool,
 }
@@ -73,7 +78,7 @@ impl Directory {
             node,
             decoder: Decoder::new(Author::File),
             files: BTreeMap::new(),
-            told: None,
+            applied: None,
         }
     }
 
@@ -82,68 +87,68 @@ impl Directory {
         &self.path
     }
 
-    /// Reads what is due.
+    /// Reads the files that are due.
     ///
     /// # Errors
     /// When the directory itself cannot be read.
-    pub(super) fn look(&mut self, changes: &mut Changes) -> io::Result<Look> {
+    pub(super) fn scan(&mut self, changes: &mut Changes) -> io::Result<Scan> {
         changes.take_events();
         changes.watch(&self.path)?;
-        let held = Held::open(&self.path)?;
-        // The token is read first: what it names is in the files that are due after it.
-        let token = read_token(&held);
+        let open = OpenDirectory::open(&self.path)?;
+        // The token is read first: the state that it names is in the files that are due after it.
+        let token = read_token(&open);
         let due = changes.take_due(|| {
-            let names = held.names()?.into_iter().filter(|name| is_manifest(name));
+            let names = open.names()?.into_iter().filter(|name| is_manifest(name));
             Ok(names.chain(self.files.keys().cloned()).collect())
         })?;
         let mut files = BTreeMap::new();
         for name in due.into_iter().filter(|name| name != TOKEN) {
-            if let Some(file) = self.look_at(&held, &name) {
+            if let Some(file) = self.read_if_changed(&open, &name) {
                 files.insert(name, file);
             }
         }
-        let is_calm = !changes.take_events() && held.is_at(&self.path);
-        // What was written meanwhile may have been read half.
+        let is_calm = !changes.take_events() && open.is_at(&self.path);
+        // A file that was written during the scan may have been read in part.
         files.retain(|name, _| !changes.being_written().contains(name));
         let mut is_whole = changes.being_written().is_empty();
-        // Kernel: a file that is renamed meanwhile may be found under neither name.
+        // Kernel: a file that is renamed during the scan may be found under neither name.
         files.retain(|name, file| {
-            let counts = is_calm || file.is_some();
+            let counts = is_calm || matches!(file, Change::Read(_));
             if !counts {
                 changes.set_due(name);
                 is_whole = false;
             }
             counts
         });
-        Ok(Look {
+        Ok(Scan {
             token,
             files,
             is_whole,
         })
     }
 
-    /// The file's new state, with `None` if it is gone or is no file; `None` if it did not change.
-    fn look_at(&mut self, held: &Held, name: &str) -> Option<Option<File>> {
+    /// What changed about a file, if anything did; it is also gone if it is no regular file.
+    fn read_if_changed(&mut self, open: &OpenDirectory, name: &str) -> Option<Change> {
         let old = self.files.get(name);
         let documents = old.map_or(&[][..], |old| &old.documents);
-        let read = held.open_file(name).and_then(|found| {
+        let read = open.open_file(name).and_then(|found| {
             let Some((file, identity)) = found else {
-                return Ok(old.map(|_| None));
+                return Ok(old.map(|_| Change::Gone));
             };
             if old.is_some_and(|old| old.identity == Some(identity)) {
                 return Ok(None);
             }
             let text = read_file(file, identity)?;
-            let read = document::read(&shown(name), &text, &mut self.decoder);
-            Ok(Some(Some(merge(identity, read, documents))))
+            let read = document::read(&escaped(name), &text, &mut self.decoder);
+            Ok(Some(Change::Read(merge(identity, read, documents))))
         });
         // A file that is there but cannot be read keeps its last good state.
         read.unwrap_or_else(|error| {
-            Some(Some(File {
+            Some(Change::Read(File {
                 identity: None,
                 documents: documents.to_vec(),
                 diagnostics: vec![Diagnostic {
-                    object: shown(name),
+                    object: escaped(name),
                     field: String::new(),
                     message: format!("cannot be read: {error}; its last good state stays"),
                 }],
@@ -151,22 +156,22 @@ impl Directory {
         })
     }
 
-    /// Makes a look count: the store and the diagnostics now say what it found.
-    pub(super) fn tell(&mut self, look: Look, shared: &Shared) {
-        let token = look.is_whole.then_some(look.token);
-        if look.files.is_empty() && self.told.is_some() {
+    /// Puts the result of a scan into the store and the diagnostics.
+    pub(super) fn apply(&mut self, scan: Scan, shared: &Shared) {
+        let token = scan.is_whole.then_some(scan.token);
+        if scan.files.is_empty() && self.applied.is_some() {
             shared.update(|store| token.map(|token| store.set_source_token(token)));
             return;
         }
-        for (name, file) in look.files {
+        for (name, file) in scan.files {
             match file {
-                Some(file) => self.files.insert(name, file),
-                None => self.files.remove(&name),
+                Change::Read(file) => self.files.insert(name, file),
+                Change::Gone => self.files.remove(&name),
             };
         }
         let (objects, diagnostics) = self.merged();
-        let told = self.told.iter().flatten();
-        let gone: Vec<_> = told
+        let applied = self.applied.iter().flatten();
+        let gone: Vec<_> = applied
             .filter(|key| !objects.contains_key(key))
             .cloned()
             .collect();
@@ -174,7 +179,7 @@ impl Directory {
             let path = self.path.display();
             tracing::warn!(%path, n_gone = gone.len(), "the manifests hold no objects any more");
         }
-        // Who hears of the state can ask what is wrong with it.
+        // A reader of the new state finds its diagnostics.
         shared
             .diagnostics()
             .set(About::Source("manifests"), diagnostics);
@@ -191,7 +196,7 @@ impl Directory {
         });
         let (n_files, n_objects) = (self.files.len(), objects.len());
         tracing::debug!(n_files, n_objects, "read the manifests");
-        self.told = Some(objects.into_keys().collect());
+        self.applied = Some(objects.into_keys().collect());
     }
 
     /// The objects of all files, each name once.
@@ -211,9 +216,9 @@ impl Directory {
                 }
                 if let Some((first, _)) = objects.get(&key) {
                     diagnostics.push(Diagnostic {
-                        object: format!("{} {key}", shown(name)),
+                        object: format!("{} {key}", escaped(name)),
                         field: String::new(),
-                        message: format!("is in {} already; this one is ignored", shown(first)),
+                        message: format!("is in {} already; this one is ignored", escaped(first)),
                     });
                 } else {
                     objects.insert(key, (name, update));
@@ -235,11 +240,11 @@ impl Directory {
     }
 }
 
-/// A file's new state: what is unchanged is shared with the old one, what is unreadable stays as it was.
+/// A file's new state: unchanged objects are shared with the old one, unreadable documents stay as they were.
 fn merge(identity: Identity, documents: Vec<Document>, old: &[Vec<Update>]) -> File {
     let objects = old.iter().flatten();
     let known: BTreeMap<_, _> = objects.map(|update| (update.key(), update)).collect();
-    // With another number of documents nobody can say which one the unreadable one was.
+    // With another number of documents the unreadable one cannot be identified.
     let is_same_number = documents.len() == old.len();
     let mut keeps_all = false;
     let mut file = File {
@@ -289,7 +294,7 @@ pub(super) fn is_manifest(name: &str) -> bool {
 }
 
 /// A file's name as a log line can hold it: it may have any character but `/`.
-fn shown(name: &str) -> String {
+fn escaped(name: &str) -> String {
     name.escape_debug().to_string()
 }
 
@@ -305,8 +310,8 @@ fn read_file(file: fs::File, identity: Identity) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn read_token(held: &Held) -> Option<Arc<str>> {
-    let (file, _) = held.open_file(TOKEN).ok()??;
+fn read_token(open: &OpenDirectory) -> Option<Arc<str>> {
+    let (file, _) = open.open_file(TOKEN).ok()??;
     let mut bytes = Vec::new();
     file.take(MAX_TOKEN).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);

@@ -1,7 +1,7 @@
 //! Which objects does the text of a manifest file hold?
 //!
 //! Invariants: a document that is no YAML or JSON costs no other document of the file; one pass over
-//! the text, strings borrowed from it; aliases cannot make much out of little.
+//! the text, strings borrowed from it; aliases cannot expand a small text to a large one.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -60,7 +60,7 @@ fn n_lines(text: &[u8]) -> usize {
     text.split(|b| *b == b'\n').count() - 1
 }
 
-/// JSON values one after the other; the first that is none is the last, as nobody knows where it ends.
+/// JSON values one after the other; reading stops at the first that is none, because its end is unknown.
 fn read_json(file: &str, text: &str, decoder: &mut Decoder) -> Vec<Document> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<Wire<'_>>();
     let mut documents = Vec::new();
@@ -120,9 +120,9 @@ fn read_yaml(file: &str, line: usize, text: &str, decoder: &mut Decoder) -> Opti
         let line = line.trim();
         line.is_empty() || line.starts_with('#') || line == "---" || line == "..."
     };
-    // The line to name is the first that says something.
+    // The line to name is the first with content.
     let first = line + text.lines().position(|line| !is_blank(line))?;
-    // A whole cluster is one document: only what a small text could blow up is limited.
+    // A whole cluster is one document: only the expansion of aliases is limited.
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_events: usize::MAX,

@@ -2,15 +2,15 @@
 //!
 //! The same YAML or JSON that the API has: Services, EndpointSlices, Nodes and ServiceCIDRs, several
 //! documents in a file, lists of objects, as `kubectl get services,endpointslices,nodes -A -o yaml`
-//! writes them. Selectors hold as they would on the server, so that what is hidden there is hidden here.
-//! Invariants: a file that is being written is not read; what cannot be read keeps its last good
-//! state, and so does everything while the directory is not there; an empty directory is a cluster
-//! without objects; the content of the file `.token`, read before the manifests, names the state that they make.
+//! writes them. Selectors hold as they would on the server, so that an object that is hidden there is hidden here.
+//! Invariants: a file that is being written is not read; a document that cannot be read keeps its last
+//! good state, and so do all while the directory is not there; an empty directory is a cluster
+//! without objects; the content of the file `.token`, read before the manifests, names their state.
 
 mod changes;
 mod directory;
 pub(crate) mod document;
-mod held;
+mod open_directory;
 
 #[cfg(test)]
 mod tests;
@@ -101,19 +101,19 @@ impl Manifests {
     fn follow(mut self, stop: &UnixStream, shared: &Shared) {
         let mut has_failed = false;
         loop {
-            match self.directory.look(&mut self.changes) {
-                Ok(look) => {
+            match self.directory.scan(&mut self.changes) {
+                Ok(scan) => {
                     if has_failed {
                         let path = self.directory.path().display();
                         tracing::info!(%path, "manifests can be read again");
                     }
                     has_failed = false;
-                    self.directory.tell(look, shared);
+                    self.directory.apply(scan, shared);
                 }
                 Err(error) => {
                     if !has_failed {
                         let path = self.directory.path().display();
-                        tracing::warn!(%path, %error, "manifests cannot be read, will retry; the last state stays in force");
+                        tracing::warn!(%path, %error, "manifests cannot be read, will retry; the last state stays active");
                     }
                     has_failed = true;
                 }

@@ -372,8 +372,8 @@ fn a_file_that_was_just_opened_to_be_written_anew_keeps_its_objects() {
     let mut reader = Directory::new(directory.0.clone(), "n".into());
     let mut changes = Changes::of(&directory.0).expect("a watch");
     let mut look = |changes: &mut Changes| {
-        let look = reader.look(changes).expect("read");
-        reader.tell(look, &shared);
+        let look = reader.scan(changes).expect("read");
+        reader.apply(look, &shared);
         shared.with(|store| cluster_ip(store, "web"))
     };
     assert_eq!(look(&mut changes).as_deref(), Some("10.96.0.1"));
@@ -456,8 +456,8 @@ fn least_seen(path: &Path, n_looks: usize, mut disturb: impl FnMut() + Send) -> 
         let mut n_read = 0;
         while n_read < n_looks && !is_over.load(Ordering::Relaxed) {
             // While the directory is away, its last state stays.
-            if let Ok(look) = reader.look(&mut changes) {
-                reader.tell(look, &shared);
+            if let Ok(look) = reader.scan(&mut changes) {
+                reader.apply(look, &shared);
                 least = least.min(shared.with(|store| store.service_names().count()));
                 n_read += 1;
             }
@@ -565,8 +565,8 @@ fn a_directory_that_is_away_keeps_its_state_and_an_empty_one_has_none() {
     let mut changes = Changes::of(&path).expect("a watch");
     let mut look = || {
         let look = reader
-            .look(&mut changes)
-            .map(|look| reader.tell(look, &shared));
+            .scan(&mut changes)
+            .map(|look| reader.apply(look, &shared));
         let ip = shared.with(|store| cluster_ip(store, "a"));
         (look.is_ok(), ip.is_some())
     };

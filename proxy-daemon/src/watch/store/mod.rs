@@ -1,4 +1,4 @@
-//! Which objects are there now, and which changed since somebody last looked?
+//! Which objects exist now, and which changed since the last drain?
 //!
 //! Invariants: keys are dirty, values are current, so that any order, duplication or batching of
 //! events ends in the same state; an object that is replaced by an equal one is not dirty (SVC-12,
@@ -12,14 +12,12 @@ use crate::model::{
     EndpointSlice, Node, Service, ServiceCidr, ServiceInput, ServiceName, SliceName,
 };
 
-/// Whether an update changed anything that somebody could see.
-///
-/// Whoever waits for changes hears of them all the same.
+/// Whether an update changed the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Changed {
-    /// It did: a sync is due.
+    /// A sync is due.
     Yes,
-    /// It did not.
+    /// The store is as before.
     No,
 }
 
@@ -32,7 +30,7 @@ pub struct Drained {
     pub node: Option<Arc<Node>>,
     /// All ServiceCIDRs, if any of them changed.
     pub service_cidrs: Option<Vec<Arc<ServiceCidr>>>,
-    /// What the source calls the state that this completes, for whoever waits for it.
+    /// The source's name of the state that this completes, for the debug pages.
     ///
     /// Source: the file `.token` of a manifest directory. It never changes what is programmed.
     pub source_token: Option<Arc<str>>,
@@ -153,7 +151,7 @@ impl Store {
         Changed::Yes
     }
 
-    /// Puts our Node. A Node that is deleted is not told: the last copy stays (HZ-5, TOPO-9).
+    /// Puts our Node. A deleted Node keeps its last copy (HZ-5, TOPO-9).
     pub fn set_node(&mut self, node: Arc<Node>) -> Changed {
         if self.node.as_ref() == Some(&node) {
             return Changed::No;

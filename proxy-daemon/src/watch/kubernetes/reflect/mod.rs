@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::link::Link;
-use super::pace::{Paced, random_within};
+use super::pace::{RateLimiter, random_within};
 use super::report::Reports;
 use super::resource::Resource;
 use crate::model::from_k8s::{Decoder, ObjectKind};
@@ -26,7 +26,7 @@ use crate::watch::Shared;
 /// The longest wait after a lost connection: all nodes of a cluster lose theirs at one moment.
 const RECONNECT: Duration = Duration::from_millis(100);
 
-/// What all kinds have in common.
+/// The parts that all kinds share.
 pub(super) struct Context<'a> {
     pub(super) link: &'a Link,
     pub(super) shared: &'a Shared,
@@ -49,11 +49,11 @@ pub(super) struct Reflector<'a> {
     is_multiplexed: bool,
     /// How the next list is asked for.
     style: ListStyle,
-    course: Course,
+    progress: Progress,
     /// Whether a list was ever complete.
     was_listed: bool,
-    lists: Paced,
-    watches: Paced,
+    lists: RateLimiter,
+    watches: RateLimiter,
     /// How often in a row an answer could not be read.
     n_garbled: u32,
     /// How often in a row a streaming list did not come to its end.
@@ -63,16 +63,16 @@ pub(super) struct Reflector<'a> {
 
 /// How far the last request came, however it ended.
 #[derive(Debug, Default)]
-struct Course {
+struct Progress {
     /// Whether anything came that could be read.
-    has_progress: bool,
+    has_data: bool,
     /// Whether the store was up to date then.
     is_watching: bool,
     /// Whether there was a successful answer.
     is_answered: bool,
 }
 
-/// How a list is asked for; each is the way out if the one before it fails.
+/// How a list is asked for; each is the fallback of the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ListStyle {
     /// As the beginning of a watch.
@@ -97,10 +97,10 @@ impl<'a> Reflector<'a> {
             is_doubtful: false,
             is_multiplexed: false,
             style: ListStyle::Streaming,
-            course: Course::default(),
+            progress: Progress::default(),
             was_listed: false,
-            lists: Paced::new(&timing.lists, now),
-            watches: Paced::new(&timing.watches, now),
+            lists: RateLimiter::new(&timing.lists, now),
+            watches: RateLimiter::new(&timing.watches, now),
             n_garbled: 0,
             n_broken_streams: 0,
         }
@@ -114,12 +114,12 @@ impl<'a> Reflector<'a> {
             if !wait_now.is_zero() {
                 tokio::time::sleep(wait_now).await;
             }
-            self.course = Course::default();
+            self.progress = Progress::default();
             wait = match self.ask().await {
                 Ok(()) => Duration::ZERO,
                 Err(failure) => {
                     self.is_doubtful = true;
-                    let wait = self.mend(&failure);
+                    let wait = self.handle(&failure);
                     self.reread(&failure).await;
                     wait
                 }
@@ -152,28 +152,28 @@ impl<'a> Reflector<'a> {
         };
         let wait = paced.next(now);
         if paced.is_exhausted() {
-            self.reports.hurried(now);
+            self.reports.throttled(now);
         }
         wait
     }
 
-    /// What we know of the server and of ourselves may be out of date if nothing works.
+    /// Reads addresses and credentials again if the server refuses them or cannot be reached.
     async fn reread(&self, failure: &Failure) {
         let is_denied = matches!(failure, Failure::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED);
-        let is_cut_off = matches!(failure, Failure::Connection(_)) && !self.course.is_answered;
+        let is_cut_off = matches!(failure, Failure::Connection(_)) && !self.progress.is_answered;
         if is_denied || is_cut_off {
             let link = self.context.link;
             if tokio::time::timeout(link.timing().head, link.reread())
                 .await
                 .is_err()
             {
-                tracing::debug!("reading the credentials again takes long");
+                tracing::debug!("reading the credentials again took too long");
             }
         }
     }
 
     /// Decides what to do after a failure, and how long to wait before it, if longer than the pace says.
-    fn mend(&mut self, failure: &Failure) -> Duration {
+    fn handle(&mut self, failure: &Failure) -> Duration {
         let timing = self.context.link.timing();
         let is_streaming = self.version.is_none() && self.style == ListStyle::Streaming;
         match failure {
@@ -184,7 +184,7 @@ impl<'a> Reflector<'a> {
                     self.style = ListStyle::Whole;
                 }
             }
-            // What we have is of a history that is no longer the server's.
+            // Our version belongs to a history that the server no longer has.
             Failure::Rewound { .. } => {
                 self.reports.rewound(failure);
                 self.version = None;
@@ -215,7 +215,7 @@ impl<'a> Reflector<'a> {
             }
             Failure::PlainWatch => self.list_in_pages(failure),
             // A server that ignores what it does not know never ends a streaming list.
-            Failure::Silence(_) if is_streaming && self.course.is_answered => {
+            Failure::Silence(_) if is_streaming && self.progress.is_answered => {
                 self.list_in_pages(failure);
             }
             Failure::Connection(_) | Failure::Silence(_) | Failure::Cut => {
@@ -225,8 +225,8 @@ impl<'a> Reflector<'a> {
                         self.style = ListStyle::Pages;
                     }
                 }
-                // Watches break now and then; only if the next one fails is there something to tell.
-                if self.course.is_watching {
+                // Watches break now and then; a warning is logged only if the next one fails too.
+                if self.progress.is_watching {
                     self.reports.note(failure);
                 } else {
                     self.reports.failure(failure);
@@ -261,7 +261,7 @@ impl<'a> Reflector<'a> {
             self.version = None;
         }
         self.reports.failure(failure);
-        // What was there once comes back: a server that starts does not know all kinds yet.
+        // A kind that was listed before is asked for again soon: a server that starts does not know all kinds.
         let is_optional = self.resource.kind == ObjectKind::ServiceCidr && !self.was_listed;
         if is_optional && (is_absent || is_denied) {
             self.context.link.timing().absent_wait

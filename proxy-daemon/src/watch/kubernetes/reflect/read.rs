@@ -1,6 +1,6 @@
 //! How is a list or a watch read?
 //!
-//! Invariants: an answer that pauses for too long is left; a list has an end, whatever the server says.
+//! Invariants: an answer that pauses for too long is dropped; a list has a bounded number of pages.
 
 use std::ops::Deref;
 use std::time::Duration;
@@ -89,7 +89,7 @@ impl Reflector<'_> {
         let link = self.context.link;
         let patience = link.timing().piece;
         let mut body = link.get(url).await?.into_body();
-        self.course.is_answered = true;
+        self.progress.is_answered = true;
         let mut text = Vec::new();
         while let Some(data) = next_data(&mut body, Instant::now() + patience).await? {
             if text.len() + data.len() > MAX_PAGE {
@@ -117,10 +117,10 @@ impl Reflector<'_> {
         };
         let response = link.get(&url).await?;
         let mut deadline = Instant::now() + asked.max(Duration::from_secs(1)) + timing.slack;
-        self.course.is_answered = true;
+        self.progress.is_answered = true;
         self.is_multiplexed = response.version() >= Version::HTTP_2;
         if version.is_some() {
-            self.course.is_watching = true;
+            self.progress.is_watching = true;
             self.reports.success();
         }
         let mut body = response.into_body();
@@ -139,19 +139,19 @@ impl Reflector<'_> {
                 }
                 // The server sends a bookmark before it ends a watch: one that was silent may have been
                 // asked from a version that does not exist any more.
-                self.is_doubtful |= !self.course.has_progress;
+                self.is_doubtful |= !self.progress.has_data;
                 return Ok(());
             };
             let read = {
                 let mut decoder = self.decoder();
                 lines.take(&data, |line| self.event(&mut decoder, line, &mut batch))
             };
-            // What came before a bad line counts.
+            // Lines before a bad one are kept.
             self.flush(&mut batch);
             read?;
-            self.course.has_progress = true;
+            self.progress.has_data = true;
             if is_list && batch.seen.is_none() && !self.is_multiplexed {
-                // The list was asked for before it was known that nobody can be pinged here.
+                // The list was requested before we knew that the connection is HTTP/1, which has no pings.
                 deadline = Instant::now() + random_within(timing.plain_watch);
             }
             if lines.n_overlong > 0 {

@@ -1,4 +1,4 @@
-//! How does what was read get into the store?
+//! How do the objects that were read get into the store?
 //!
 //! Invariants: the version moves only past what the store has taken in, and never backwards but by a
 //! list; nothing is removed unless it was deleted or a complete list lacks it.
@@ -15,13 +15,13 @@ use crate::watch::Store;
 use crate::watch::kubernetes::failure::Failure;
 use crate::watch::kubernetes::version::is_older;
 
-/// What was read and is not in the store yet.
+/// Objects that were read and are not in the store yet.
 #[derive(Default)]
 pub(super) struct Batch {
     changes: Vec<Update>,
     /// The names of a list as far as it was read; `None` outside lists.
     pub(super) seen: Option<BTreeSet<ObjectKey>>,
-    /// What the list calls objects without a usable name.
+    /// The names under which diagnostics of unnamed objects are kept.
     unnamed: BTreeSet<String>,
     /// Whether the list in `seen` is complete.
     pub(super) is_complete: bool,
@@ -81,10 +81,10 @@ impl<'a> Reflector<'a> {
                     if matches!(&key, ObjectKey::Node(name) if name.as_ref() == self.context.node) {
                         batch.is_node_deleted = true;
                     }
-                    self.about(&key, Vec::new());
+                    self.set_diagnostics(&key, Vec::new());
                     batch.changes.push(Update::removal(key));
                 }
-                Err(fault) => self.about_unnamed(fault.object, Vec::new(), batch),
+                Err(fault) => self.set_unnamed_diagnostics(fault.object, Vec::new(), batch),
             },
             "BOOKMARK" => {}
             "ERROR" => return Err(Failure::of_event(object)),
@@ -127,7 +127,7 @@ impl<'a> Reflector<'a> {
         let read = decoder.decode(self.resource.kind, object);
         let Some(update) = read.update else {
             for diagnostic in read.diagnostics {
-                self.about_unnamed(diagnostic.object.clone(), vec![diagnostic], batch);
+                self.set_unnamed_diagnostics(diagnostic.object.clone(), vec![diagnostic], batch);
             }
             return;
         };
@@ -138,21 +138,26 @@ impl<'a> Reflector<'a> {
         {
             return;
         }
-        self.about(&key, read.diagnostics);
+        self.set_diagnostics(&key, read.diagnostics);
         if let Some(seen) = &mut batch.seen {
             seen.insert(key);
         }
         batch.changes.push(update);
     }
 
-    fn about(&self, key: &ObjectKey, diagnostics: Vec<Diagnostic>) {
+    fn set_diagnostics(&self, key: &ObjectKey, diagnostics: Vec<Diagnostic>) {
         self.context
             .shared
             .diagnostics()
             .set_object(key, diagnostics);
     }
 
-    fn about_unnamed(&self, object: String, diagnostics: Vec<Diagnostic>, batch: &mut Batch) {
+    fn set_unnamed_diagnostics(
+        &self,
+        object: String,
+        diagnostics: Vec<Diagnostic>,
+        batch: &mut Batch,
+    ) {
         if !diagnostics.is_empty() && batch.seen.is_some() {
             batch.unnamed.insert(object.clone());
         }
@@ -167,7 +172,7 @@ impl<'a> Reflector<'a> {
             field: String::new(),
             message: format!("cannot be read and is ignored: {why}"),
         };
-        self.about_unnamed(object, vec![diagnostic], batch);
+        self.set_unnamed_diagnostics(object, vec![diagnostic], batch);
     }
 
     /// Puts a batch in the store; a list that is complete also removes what it lacks.
@@ -222,7 +227,7 @@ impl<'a> Reflector<'a> {
             self.newest = Some(version.clone());
             self.version = Some(version);
             self.is_doubtful = false;
-            self.course.is_watching = true;
+            self.progress.is_watching = true;
             self.n_garbled = 0;
             self.n_broken_streams = 0;
             self.reports.success();

@@ -1,7 +1,7 @@
-//! What is in a directory, whatever happens to its name meanwhile?
+//! Which files are in a directory, even if the directory is renamed during a scan?
 //!
-//! Invariants: everything is looked up in the directory that was opened, so that one look never sees
-//! two directories; nothing is waited for, also not by opening a pipe.
+//! Invariants: everything is looked up in the directory that was opened, so that one scan never mixes
+//! two directories; no call blocks, not even opening a pipe.
 
 use std::fs::File;
 use std::io;
@@ -15,9 +15,9 @@ use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{Mode, fstat, fstatat, stat};
 
 /// A directory that is held open.
-pub(super) struct Held(OwnedFd);
+pub(super) struct OpenDirectory(OwnedFd);
 
-/// What changes when a file's content does.
+/// The attributes that change when a file's content does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     device: u64,
@@ -26,7 +26,7 @@ pub(super) struct Identity {
     modified: (i64, i64),
 }
 
-impl Held {
+impl OpenDirectory {
     /// Opens a directory; links on the way to it are followed.
     ///
     /// # Errors

@@ -173,7 +173,8 @@ fn debug_route<Q: DeserializeOwned + Send + 'static>(
             let state = match tokio::time::timeout(ANSWER, receiver).await {
                 Ok(Ok(state)) => state,
                 Ok(Err(_)) => {
-                    let refusal = "busy: the sync thread has too many requests to answer, or ended\n";
+                    let refusal =
+                        "busy: the sync thread has too many requests to answer, or ended\n";
                     return plain(StatusCode::SERVICE_UNAVAILABLE, refusal.to_owned());
                 }
                 Err(_) => {

@@ -67,7 +67,15 @@ impl Changes {
         self.due.insert(name.to_owned());
     }
 
+    /// The token is about to be read: what is known of it by now needs no other scan.
+    pub(super) fn take_token(&mut self) {
+        self.take_events();
+        self.due.remove(TOKEN);
+    }
+
     /// Takes the files that are due; `all` lists every file.
+    ///
+    /// The token stays due if it was replaced after [`Self::take_token`].
     pub(super) fn take_due(
         &mut self,
         all: impl FnOnce() -> io::Result<BTreeSet<String>>,
@@ -78,6 +86,7 @@ impl Changes {
             self.is_all_due = false;
         }
         let mut due = std::mem::take(&mut self.due);
+        self.due.extend(due.take(TOKEN));
         // They are due again when they are closed.
         due.retain(|name| !self.being_written.contains(name));
         Ok(due)

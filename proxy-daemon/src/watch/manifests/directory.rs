@@ -95,6 +95,7 @@ impl Directory {
         changes.take_events();
         changes.watch(&self.path)?;
         let open = OpenDirectory::open(&self.path)?;
+        changes.take_token();
         // The token is read first: the state that it names is in the files that are due after it.
         let token = read_token(&open);
         let due = changes.take_due(|| {
@@ -102,7 +103,7 @@ impl Directory {
             Ok(names.chain(self.files.keys().cloned()).collect())
         })?;
         let mut files = BTreeMap::new();
-        for name in due.into_iter().filter(|name| name != TOKEN) {
+        for name in due {
             if let Some(file) = self.read_if_changed(&open, &name) {
                 files.insert(name, file);
             }

@@ -1,5 +1,6 @@
 //! Does the store follow the directory, and does nothing half-written reach it?
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::future::Future;
 use std::io::Write;
@@ -163,6 +164,28 @@ fn the_token_names_a_state_that_is_in_the_store() {
             });
         }
     });
+}
+
+#[test]
+fn a_token_that_is_replaced_after_it_was_read_is_read_again() {
+    let directory = Temporary::new();
+    let mut changes = Changes::of(&directory.0).expect("a watch");
+    // Whoever waits for nothing is told at once.
+    let (stop, other_end) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    drop(other_end);
+    let none = || Ok(BTreeSet::new());
+    changes.take_due(none).expect("the files");
+    assert!(changes.wait(false, &stop).is_err(), "nothing is due");
+    directory.put(".token", "one");
+    changes.take_token();
+    directory.put("service.yaml", "");
+    directory.put(".token", "two");
+    let due = changes.take_due(none).expect("the files");
+    assert_eq!(due.into_iter().collect::<Vec<_>>(), ["service.yaml"]);
+    assert!(changes.wait(false, &stop).is_ok(), "the token is due");
+    changes.take_token();
+    changes.take_due(none).expect("the files");
+    assert!(changes.wait(false, &stop).is_err(), "nothing is due");
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub(super) struct Changes {
     inotify: Inotify,
     watch: Option<WatchDescriptor>,
     being_written: BTreeSet<String>,
+    /// Files that were written to since the last scan began.
+    written: BTreeSet<String>,
     due: BTreeSet<String>,
     is_all_due: bool,
 }
@@ -50,6 +52,7 @@ impl Changes {
             inotify: Inotify::init()?,
             watch: None,
             being_written: BTreeSet::new(),
+            written: BTreeSet::new(),
             due: BTreeSet::new(),
             is_all_due: true,
         };
@@ -62,6 +65,11 @@ impl Changes {
         &self.being_written
     }
 
+    /// Files that were written to since the last scan began, also if they are closed by now.
+    pub(super) fn written(&self) -> &BTreeSet<String> {
+        &self.written
+    }
+
     /// Makes a file due.
     pub(super) fn set_due(&mut self, name: &str) {
         self.due.insert(name.to_owned());
@@ -71,6 +79,7 @@ impl Changes {
     pub(super) fn take_token(&mut self) {
         self.take_events();
         self.due.remove(TOKEN);
+        self.written.remove(TOKEN);
     }
 
     /// Takes the files that are due; `all` lists every file.
@@ -81,6 +90,7 @@ impl Changes {
         all: impl FnOnce() -> io::Result<BTreeSet<String>>,
     ) -> io::Result<BTreeSet<String>> {
         self.take_events();
+        self.written.retain(|name| name == TOKEN);
         if self.is_all_due {
             self.due.extend(all()?);
             self.is_all_due = false;
@@ -192,6 +202,7 @@ impl Changes {
                 } else if name == TOKEN || is_manifest(name) {
                     if mask.contains(EventMask::MODIFY) {
                         self.being_written.insert(name.to_owned());
+                        self.written.insert(name.to_owned());
                         continue;
                     }
                     if !mask.contains(EventMask::CREATE) {

@@ -110,8 +110,8 @@ impl Directory {
         }
         let is_calm = !changes.take_events() && open.is_at(&self.path);
         // A file that was written during the scan may have been read in part.
-        files.retain(|name, _| !changes.being_written().contains(name));
-        let mut is_whole = changes.being_written().is_empty();
+        files.retain(|name, _| !changes.written().contains(name));
+        let mut is_whole = changes.being_written().is_empty() && changes.written().is_empty();
         // Kernel: a file that is renamed during the scan may be found under neither name.
         files.retain(|name, file| {
             let counts = is_calm || matches!(file, Change::Read(_));

@@ -616,3 +616,47 @@ fn a_link_that_leads_nowhere_for_a_moment_keeps_its_objects() {
         shared.with(|store| assert!(cluster_ip(store, "a").is_none()));
     });
 }
+
+/// Many Services, so that reading them takes a while.
+fn many(prefix: &str, n_services: usize) -> String {
+    (0..n_services)
+        .map(|n| service(&format!("{prefix}{n}"), 9))
+        .collect()
+}
+
+#[test]
+fn a_file_that_is_rewritten_in_place_during_a_scan_was_read_in_part() {
+    let directory = Temporary::new();
+    let fill = |prefix: &str| {
+        directory.put("0.yaml", &many(prefix, 4000));
+        directory.put("z.yaml", &many(&format!("z{prefix}"), 4000));
+    };
+    fill("a");
+    directory.put("a.yaml", &service("web", 1));
+    let shared = Arc::new(Shared::default());
+    let mut reader = Directory::new(directory.0.clone(), "n".into());
+    let mut changes = Changes::of(&directory.0).expect("a watch");
+    let began = tokio::time::Instant::now();
+    let scan = reader.scan(&mut changes).expect("read");
+    let took = began.elapsed();
+    reader.apply(scan, &shared);
+    fill("b");
+    directory.put("a.yaml", &service("web", 1));
+    let path = directory.0.join("a.yaml");
+    let writer = std::thread::spawn(move || {
+        std::thread::sleep(took / 5);
+        let mut truncated = fs::File::create(&path).expect("truncated");
+        std::thread::sleep(took / 2);
+        truncated
+            .write_all(service("web", 2).as_bytes())
+            .expect("written");
+    });
+    let scan = reader.scan(&mut changes).expect("read");
+    writer.join().expect("the writer");
+    reader.apply(scan, &shared);
+    assert!(shared.with(|store| cluster_ip(store, "web").is_some()));
+    let scan = reader.scan(&mut changes).expect("read");
+    reader.apply(scan, &shared);
+    let now = shared.with(|store| cluster_ip(store, "web"));
+    assert_eq!(now.as_deref(), Some("10.96.0.2"));
+}

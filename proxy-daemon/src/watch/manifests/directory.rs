@@ -3,7 +3,7 @@
 //! Invariants: only files that are due and whose identity, size or time changed are read again; a
 //! document that cannot be read keeps its last good state; of two objects of one name the first counts,
 //! in the order of file names and documents; the store takes in one scan as a whole; a file is gone only if a
-//! scan lacks it during which no other changed; nothing in the directory can make us wait, take more
+//! scan lacks it during which no other changed, or [`MAX_MISSING`] scans in a row do; nothing in the directory can make us wait, take more
 //! memory than [`MAX_FILE`], or put a line of its own into the log.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +33,9 @@ const MAX_TOKEN: u64 = 256;
 /// Unit: bytes.
 const MAX_FILE: u64 = 1 << 30;
 
+/// So many scans in a row that lack a file are enough, even if another changes during each of them.
+const MAX_MISSING: u32 = 3;
+
 /// A directory of manifests and what was read from it.
 pub(super) struct Directory {
     path: PathBuf,
@@ -41,6 +44,8 @@ pub(super) struct Directory {
     files: BTreeMap<String, File>,
     /// The keys of our objects in the store; `None` before the first scan.
     applied: Option<BTreeSet<ObjectKey>>,
+    /// How many scans in a row lacked a file while others changed.
+    missing: BTreeMap<String, u32>,
 }
 
 /// A file as it was last read.
@@ -79,6 +84,7 @@ impl Directory {
             decoder: Decoder::new(Author::File),
             files: BTreeMap::new(),
             applied: None,
+            missing: BTreeMap::new(),
         }
     }
 
@@ -113,9 +119,12 @@ impl Directory {
         files.retain(|name, _| !changes.written().contains(name));
         let mut is_whole = changes.being_written().is_empty() && changes.written().is_empty();
         // Kernel: a file that is renamed during the scan may be found under neither name.
+        let missing = std::mem::take(&mut self.missing);
         files.retain(|name, file| {
-            let counts = is_calm || matches!(file, Change::Read(_));
+            let n_scans = missing.get(name).map_or(1, |n_before| n_before + 1);
+            let counts = is_calm || n_scans >= MAX_MISSING || matches!(file, Change::Read(_));
             if !counts {
+                self.missing.insert(name.clone(), n_scans);
                 changes.set_due(name);
                 is_whole = false;
             }

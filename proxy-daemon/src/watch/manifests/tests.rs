@@ -660,3 +660,29 @@ fn a_file_that_is_rewritten_in_place_during_a_scan_was_read_in_part() {
     let now = shared.with(|store| cluster_ip(store, "web"));
     assert_eq!(now.as_deref(), Some("10.96.0.2"));
 }
+
+#[test]
+fn a_file_that_is_removed_while_another_keeps_changing_goes() {
+    let directory = Temporary::new();
+    let text = many("a", 300);
+    directory.put("a.yaml", &text);
+    directory.put("b.yaml", &service("b", 1));
+    follow(&directory.0, async |shared| {
+        until(&shared, "b", |store| cluster_ip(store, "b").is_some()).await;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = Over(&is_over);
+        let (told, path) = (Arc::clone(&is_over), directory.0.clone());
+        let writer = std::thread::spawn(move || {
+            while !told.load(Ordering::Relaxed) {
+                fs::write(path.join(".a"), &text).expect("written");
+                fs::rename(path.join(".a"), path.join("a.yaml")).expect("renamed");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        fs::remove_file(directory.0.join("b.yaml")).expect("removed");
+        until(&shared, "b gone", |store| cluster_ip(store, "b").is_none()).await;
+        drop(over);
+        writer.join().expect("the writer");
+    });
+}

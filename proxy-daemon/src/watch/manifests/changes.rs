@@ -2,8 +2,8 @@
 //!
 //! Invariants: a file is due when it was closed after writing, made, renamed or removed, and not while it
 //! is being written: from its first change until it is closed, renamed or removed. Every file is due at
-//! first, after the directory was replaced or events were lost, and every [`POLL`], because a change
-//! behind a symbolic link makes no event.
+//! first, after the directory was replaced or events were lost, and [`POLL`] after the last event or
+//! with the first event after [`POLL`], because a change behind a symbolic link makes no event.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -11,13 +11,15 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::time::Instant;
 
 use super::directory::{TOKEN, is_manifest};
 
-/// How long nothing needs to happen before every file is due.
+/// After so long every file is due, and after so long without an event no file is being written.
 ///
 /// Unit: milliseconds.
 const POLL: u16 = 10_000;
@@ -39,6 +41,8 @@ pub(super) struct Changes {
     written: BTreeSet<String>,
     due: BTreeSet<String>,
     is_all_due: bool,
+    /// When every file was last taken.
+    all_taken_at: Instant,
 }
 
 /// The caller closed its end of `stop`.
@@ -55,6 +59,7 @@ impl Changes {
             written: BTreeSet::new(),
             due: BTreeSet::new(),
             is_all_due: true,
+            all_taken_at: Instant::now(),
         };
         changes.watch(path)?;
         Ok(changes)
@@ -94,6 +99,7 @@ impl Changes {
         if self.is_all_due {
             self.due.extend(all()?);
             self.is_all_due = false;
+            self.all_taken_at = Instant::now();
         }
         let mut due = std::mem::take(&mut self.due);
         self.due.extend(due.take(TOKEN));
@@ -216,6 +222,8 @@ impl Changes {
                 break;
             }
         }
+        // In a busy directory no wait comes to its end.
+        self.is_all_due |= self.all_taken_at.elapsed() >= Duration::from_millis(POLL.into());
         if is_replaced {
             self.unwatch();
         }

@@ -686,3 +686,25 @@ fn a_file_that_is_removed_while_another_keeps_changing_goes() {
         writer.join().expect("the writer");
     });
 }
+
+#[test]
+fn what_is_behind_a_link_is_read_again_in_a_busy_directory() {
+    let (directory, elsewhere) = (Temporary::new(), Temporary::new());
+    elsewhere.put("target", &service("a", 1));
+    let link = directory.0.join("a.yaml");
+    std::os::unix::fs::symlink(elsewhere.0.join("target"), link).expect("a link");
+    follow(&directory.0, async |shared| {
+        until(&shared, "a", |store| cluster_ip(store, "a").is_some()).await;
+        elsewhere.put("target", &service("a", 2));
+        let is_new = |store: &Store| cluster_ip(store, "a").as_deref() == Some("10.96.0.2");
+        tokio::select! {
+            () = until(&shared, "a changed", is_new) => {}
+            () = async {
+                for n in 0.. {
+                    directory.put("other.yaml", &service("other", n));
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            } => {}
+        }
+    });
+}

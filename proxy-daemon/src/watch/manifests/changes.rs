@@ -169,7 +169,8 @@ impl Changes {
         Ok(())
     }
 
-    fn unwatch(&mut self) {
+    /// The directory is another one: it has to be watched anew, and every file is due.
+    pub(super) fn unwatch(&mut self) {
         self.being_written.clear();
         self.is_all_due = true;
         if let Some(watch) = self.watch.take()

@@ -44,6 +44,8 @@ pub(super) struct Directory {
     files: BTreeMap<String, File>,
     /// The keys of our objects in the store; `None` before the first scan.
     applied: Option<BTreeSet<ObjectKey>>,
+    /// The directory that the path led to at the last scan.
+    opened: Option<(u64, u64)>,
     /// How many scans in a row lacked a file while others changed.
     missing: BTreeMap<String, u32>,
 }
@@ -84,6 +86,7 @@ impl Directory {
             decoder: Decoder::new(Author::File),
             files: BTreeMap::new(),
             applied: None,
+            opened: None,
             missing: BTreeMap::new(),
         }
     }
@@ -101,6 +104,13 @@ impl Directory {
         changes.take_events();
         changes.watch(&self.path)?;
         let open = OpenDirectory::open(&self.path)?;
+        // The path may be a link that is pointed elsewhere, which makes no event.
+        let opened = Some(open.identity()?);
+        if self.opened.is_some() && self.opened != opened {
+            changes.unwatch();
+            changes.watch(&self.path)?;
+        }
+        self.opened = opened;
         changes.take_token();
         // The token is read first: the state that it names is in the files that are due after it.
         let token = read_token(&open);
@@ -114,7 +124,11 @@ impl Directory {
                 files.insert(name, file);
             }
         }
-        let is_calm = !changes.take_events() && open.is_at(&self.path);
+        let is_there = open.is_at(&self.path);
+        if !is_there {
+            changes.unwatch();
+        }
+        let is_calm = !changes.take_events() && is_there;
         // A file that was written during the scan may have been read in part.
         files.retain(|name, _| !changes.written().contains(name));
         let mut is_whole = changes.being_written().is_empty() && changes.written().is_empty();

@@ -38,10 +38,19 @@ impl OpenDirectory {
 
     /// Whether the directory is the one that the path leads to now.
     pub(super) fn is_at(&self, path: &Path) -> bool {
-        match (fstat(&self.0), stat(path)) {
-            (Ok(held), Ok(now)) => (held.st_dev, held.st_ino) == (now.st_dev, now.st_ino),
+        match (self.identity(), stat(path)) {
+            (Ok(held), Ok(now)) => held == (now.st_dev, now.st_ino),
             (Ok(_) | Err(_), Ok(_) | Err(_)) => false,
         }
+    }
+
+    /// Its device and inode.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub(super) fn identity(&self) -> io::Result<(u64, u64)> {
+        let found = fstat(&self.0)?;
+        Ok((found.st_dev, found.st_ino))
     }
 
     /// The names in it, but those that are no UTF-8.

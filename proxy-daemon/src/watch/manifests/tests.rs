@@ -708,3 +708,30 @@ fn what_is_behind_a_link_is_read_again_in_a_busy_directory() {
         }
     });
 }
+
+#[test]
+fn a_path_that_leads_to_another_directory_is_read_as_a_whole() {
+    let parent = Temporary::new();
+    let [one, two, link, beside] = ["one", "two", "link", "beside"].map(|name| parent.0.join(name));
+    for (path, name) in [(&one, "b"), (&two, "c")] {
+        fs::create_dir(path).expect("a directory");
+        fs::write(path.join("a.yaml"), service("a", 1)).expect("written");
+        fs::write(path.join(format!("{name}.yaml")), service(name, 5)).expect("written");
+    }
+    std::os::unix::fs::symlink(&one, &link).expect("a link");
+    let shared = Arc::new(Shared::default());
+    let mut reader = Directory::new(link.clone(), "n".into());
+    let mut changes = Changes::of(&link).expect("a watch");
+    let mut names = || {
+        let scan = reader.scan(&mut changes).expect("read");
+        reader.apply(scan, &shared);
+        shared.with(|store| ["a", "b", "c"].map(|name| cluster_ip(store, name).is_some()))
+    };
+    assert_eq!(names(), [true, true, false]);
+    std::os::unix::fs::symlink(&two, &beside).expect("a link");
+    fs::rename(&beside, &link).expect("renamed");
+    fs::remove_file(one.join("a.yaml")).expect("removed");
+    assert_eq!(names(), [true, false, true]);
+    fs::write(two.join("b.yaml"), service("b", 5)).expect("written");
+    assert_eq!(names(), [true, true, true]);
+}

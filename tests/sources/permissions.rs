@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 
 use proxy_daemon::watch::ObjectKind;
-use proxy_daemon::watch::kubernetes::{ApiServer, ConnectError, Kubernetes};
+use proxy_daemon::watch::kubernetes::{ApiServer, ConnectError, Kubernetes, Timing};
 use proxy_tests::daemon::Directory;
 use proxy_tests::fake_api::{FakeApi, Fault, RequestKind};
 use proxy_tests::world::service_cidr;
@@ -105,6 +105,18 @@ fn rej_7_absent_service_cidrs_hold_up_nothing_and_are_found_later() {
         followed
             .until("one less", |s| s.service_cidr_names().count() == 1)
             .await;
+    });
+}
+
+#[test]
+fn rej_7_service_cidrs_that_are_refused_for_a_moment_are_there_soon() {
+    run(async {
+        let api = small();
+        api.faults(ObjectKind::ServiceCidr, None, Fault::Status(403, None), 2);
+        let followed = Followed::start_with(&api, Timing::default()).await;
+        let listed = followed.until("the ServiceCIDR", |s| s.service_cidr_names().count() == 1);
+        let listed = tokio::time::timeout(Duration::from_secs(8), listed).await;
+        assert!(listed.is_ok());
     });
 }
 

@@ -52,6 +52,8 @@ pub(super) struct Reflector<'a> {
     progress: Progress,
     /// Whether a list was ever complete.
     was_listed: bool,
+    /// How rarely an optional kind is asked for that is not there or stays refused.
+    absent_wait: Duration,
     lists: RateLimiter,
     watches: RateLimiter,
     /// How often in a row an answer could not be read.
@@ -99,6 +101,7 @@ impl<'a> Reflector<'a> {
             style: ListStyle::Streaming,
             progress: Progress::default(),
             was_listed: false,
+            absent_wait: Duration::ZERO,
             lists: RateLimiter::new(&timing.lists, now),
             watches: RateLimiter::new(&timing.watches, now),
             n_garbled: 0,
@@ -264,7 +267,11 @@ impl<'a> Reflector<'a> {
         // A kind that was listed before is asked for again soon: a server that starts does not know all kinds.
         let is_optional = self.resource.kind == ObjectKind::ServiceCidr && !self.was_listed;
         if is_optional && (is_absent || is_denied) {
-            self.context.link.timing().absent_wait
+            // A server that starts may refuse what it permits soon.
+            if is_absent || self.lists.is_exhausted() {
+                self.absent_wait = self.context.link.timing().absent_wait;
+            }
+            random_within((self.absent_wait * 3 / 4, self.absent_wait))
         } else {
             Duration::ZERO
         }

@@ -3,7 +3,8 @@
 //! Invariants: the version moves only past what the store has taken in; a list replaces what was there
 //! by difference, so that unchanged objects are not touched (LIFE-4); nothing is removed unless a
 //! complete list lacks it; whatever happens, the store keeps its last good state and we ask again, but
-//! neither lists nor watches more often than [`Pace`](super::Pace) allows: there is no other backoff.
+//! neither lists nor watches more often than [`Pace`](super::Pace) allows; failures in a row make the waits
+//! longer, but never longer than its longest.
 
 mod read;
 mod take;
@@ -23,7 +24,8 @@ use super::resource::Resource;
 use crate::model::from_k8s::{Decoder, ObjectKind};
 use crate::watch::Shared;
 
-/// The longest wait after a lost connection: all nodes of a cluster lose theirs at one moment.
+/// The longest wait after a lost connection or an error of the server, which all nodes of a cluster meet at
+/// one moment; it doubles with each further failure in a row.
 const RECONNECT: Duration = Duration::from_millis(100);
 
 /// The parts that all kinds share.
@@ -56,6 +58,8 @@ pub(super) struct Reflector<'a> {
     absent_wait: Duration,
     lists: RateLimiter,
     watches: RateLimiter,
+    /// How many requests in a row failed before they brought the store up to date.
+    n_failed: u32,
     /// How often in a row an answer could not be read.
     n_garbled: u32,
     /// How often in a row a streaming list did not come to its end.
@@ -104,6 +108,7 @@ impl<'a> Reflector<'a> {
             absent_wait: Duration::ZERO,
             lists: RateLimiter::new(&timing.lists, now),
             watches: RateLimiter::new(&timing.watches, now),
+            n_failed: 0,
             n_garbled: 0,
             n_broken_streams: 0,
         }
@@ -119,9 +124,18 @@ impl<'a> Reflector<'a> {
             }
             self.progress = Progress::default();
             wait = match self.ask().await {
-                Ok(()) => Duration::ZERO,
+                Ok(()) => {
+                    self.n_failed = 0;
+                    Duration::ZERO
+                }
                 Err(failure) => {
                     self.is_doubtful = true;
+                    let n_before = if self.progress.is_watching {
+                        0
+                    } else {
+                        self.n_failed
+                    };
+                    self.n_failed = n_before.saturating_add(1);
                     let wait = self.handle(&failure);
                     self.reread(&failure).await;
                     wait
@@ -204,6 +218,7 @@ impl<'a> Reflector<'a> {
                     // Nobody can ask us to stay away for longer than LIFE-3 allows.
                     Some(asked) if asked > longest => random_within((longest * 3 / 4, longest)),
                     Some(asked) => asked,
+                    None if is_busy(*status) => self.backoff(),
                     None => Duration::ZERO,
                 });
             }
@@ -234,10 +249,17 @@ impl<'a> Reflector<'a> {
                 } else {
                     self.reports.failure(failure);
                 }
-                return random_within((Duration::ZERO, RECONNECT));
+                return self.backoff();
             }
         }
         Duration::ZERO
+    }
+
+    /// A wait after failures in a row, spread over the nodes.
+    fn backoff(&self) -> Duration {
+        let doubled = RECONNECT * 2_u32.pow(self.n_failed.saturating_sub(1).min(10));
+        let longest = doubled.min(self.context.link.timing().watches.longest);
+        random_within((Duration::ZERO, longest))
     }
 
     fn list_in_pages(&mut self, failure: &Failure) {
@@ -247,7 +269,7 @@ impl<'a> Reflector<'a> {
 
     /// The same for an error of the server.
     fn refused(&mut self, failure: &Failure, status: StatusCode, message: &str) -> Duration {
-        let is_busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
+        let is_busy = is_busy(status);
         let is_denied = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status);
         let is_absent = status == StatusCode::NOT_FOUND;
         let is_streaming = self.version.is_none() && self.style == ListStyle::Streaming;
@@ -276,4 +298,8 @@ impl<'a> Reflector<'a> {
             Duration::ZERO
         }
     }
+}
+
+fn is_busy(status: StatusCode) -> bool {
+    status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
 }

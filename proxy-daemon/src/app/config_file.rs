@@ -5,6 +5,8 @@
 //! that no change is missed and a pipe will do, which then is not watched; a file that is away or being written
 //! is no change. Spec: CFG-3.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,29 +23,32 @@ const SETTLE: Duration = Duration::from_millis(300);
 pub(super) struct Watched {
     file: PathBuf,
     pub(super) text: String,
+    /// Whether its changes can be noticed. To read a pipe again would wait for somebody who writes.
+    pub(super) is_regular: bool,
 }
 
 impl Watched {
     /// Reads a file that is to be watched.
     pub(super) fn read(file: &Path) -> Result<Self, AppError> {
-        let text = std::fs::read_to_string(file).map_err(|source| FileError::Read {
-            path: file.display().to_string(),
-            source,
-        });
-        Ok(Self {
-            text: text.map_err(AppError::ConfigFile)?,
-            file: file.to_owned(),
+        let read = || -> std::io::Result<Self> {
+            let mut open = File::open(file)?;
+            let mut text = String::new();
+            open.read_to_string(&mut text)?;
+            Ok(Self {
+                file: file.to_owned(),
+                text,
+                is_regular: open.metadata()?.is_file(),
+            })
+        };
+        read().map_err(|source| {
+            let path = file.display().to_string();
+            AppError::ConfigFile(FileError::Read { path, source })
         })
     }
 
     /// What it is called in messages.
     pub(super) fn name(&self) -> String {
         self.file.display().to_string()
-    }
-
-    /// Whether its changes can be noticed. To read a pipe again would wait for somebody who writes.
-    pub(super) fn is_regular(&self) -> bool {
-        self.file.is_file()
     }
 
     /// Waits until the content is another.
@@ -66,7 +71,7 @@ impl Watched {
 /// Waits until the file's content is another than it was.
 pub(super) async fn changed(watched: Option<Watched>) -> AppError {
     match watched {
-        Some(watched) if watched.is_regular() => watched.changed(POLL).await,
+        Some(watched) if watched.is_regular => watched.changed(POLL).await,
         Some(_) | None => std::future::pending().await,
     }
     AppError::ConfigChanged

@@ -108,7 +108,7 @@ fn read_config(cli: &Cli, file: Option<&Watched>) -> Result<Resolved, AppError> 
         None => cli.as_configuration().map_err(AppError::Usage)?,
         Some(file) => {
             let name = file.name();
-            if !file.is_regular() {
+            if !file.is_regular {
                 warnings.push(format!("{name} is not a regular file: it is not watched"));
             }
             let (file, about_file) = raw::parse(&name, &file.text).map_err(AppError::ConfigFile)?;

@@ -110,15 +110,15 @@ impl Changes {
 
     /// Waits until a file is due, or for a short time if the directory could not be read.
     pub(super) fn wait(&mut self, has_failed: bool, stop: &UnixStream) -> Result<(), Stopped> {
-        // A failure may pass without an event.
-        let (n_fds, timeout) = if has_failed {
+        // A failure may pass without an event, and without a watch there are none.
+        let (n_fds, timeout) = if has_failed || self.watch.is_none() {
             (1, POLL / 20)
         } else {
             (2, POLL)
         };
         loop {
             self.take_events();
-            let is_due = self.is_all_due || self.watch.is_none() || !self.due.is_empty();
+            let is_due = self.is_all_due || !self.due.is_empty();
             if is_due && !has_failed {
                 return Ok(());
             }
@@ -142,6 +142,14 @@ impl Changes {
                 self.is_all_due = true;
                 return Ok(());
             }
+        }
+    }
+
+    /// Watches the directory at the path; if that fails, as when the kernel has no more watches, it is polled.
+    pub(super) fn watch_or_poll(&mut self, path: &Path) {
+        if let Err(error) = self.watch(path) {
+            self.unwatch();
+            tracing::debug!(%error, "cannot watch the manifest directory, will poll it");
         }
     }
 
@@ -199,7 +207,12 @@ impl Changes {
                 if Some(&event.wd) != self.watch.as_ref() {
                     continue;
                 }
-                is_replaced |= mask.intersects(EventMask::MOVE_SELF | EventMask::DELETE_SELF);
+                is_replaced |= mask.intersects(
+                    EventMask::MOVE_SELF
+                        | EventMask::DELETE_SELF
+                        | EventMask::UNMOUNT
+                        | EventMask::IGNORED,
+                );
                 let Some(name) = event.name.and_then(OsStr::to_str) else {
                     continue;
                 };

@@ -102,13 +102,13 @@ impl Directory {
     /// When the directory itself cannot be read.
     pub(super) fn scan(&mut self, changes: &mut Changes) -> io::Result<Scan> {
         changes.take_events();
-        changes.watch(&self.path)?;
+        changes.watch_or_poll(&self.path);
         let open = OpenDirectory::open(&self.path)?;
         // The path may be a link that is pointed elsewhere, which makes no event.
         let opened = Some(open.identity()?);
         if self.opened.is_some() && self.opened != opened {
             changes.unwatch();
-            changes.watch(&self.path)?;
+            changes.watch_or_poll(&self.path);
         }
         self.opened = opened;
         changes.take_token();

@@ -12,7 +12,7 @@ use std::path::Path;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{Mode, fstat, fstatat, stat};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat, stat};
 
 /// A directory that is held open.
 pub(super) struct OpenDirectory(OwnedFd);
@@ -69,12 +69,19 @@ impl OpenDirectory {
         Ok(names)
     }
 
-    /// Opens a file, links followed, and says which one it is; `None` if there is none of this name.
+    /// Opens a file, links followed, and says which one it is; `None` if there is no regular one
+    /// of this name.
     ///
     /// # Errors
     /// When it cannot be opened, also a link that leads nowhere: it does so for a moment when the file
     /// behind it is replaced.
     pub(super) fn open_file(&self, name: &str) -> io::Result<Option<(File, Identity)>> {
+        // Kernel: to open a device may have effects, and a socket cannot be opened.
+        if let Ok(found) = fstatat(&self.0, name, AtFlags::empty())
+            && SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG
+        {
+            return Ok(None);
+        }
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file = match openat(&self.0, name, flags, Mode::empty()) {
             Ok(file) => File::from(file),

@@ -735,3 +735,14 @@ fn a_path_that_leads_to_another_directory_is_read_as_a_whole() {
     fs::write(two.join("b.yaml"), service("b", 5)).expect("written");
     assert_eq!(names(), [true, true, true]);
 }
+
+#[test]
+fn a_socket_is_no_manifest_and_no_fault() {
+    let directory = Temporary::new();
+    let socket = std::os::unix::net::UnixListener::bind(directory.0.join("a.yaml"));
+    follow(&directory.0, async |shared| {
+        until(&shared, "complete", Store::is_complete).await;
+        assert!(faults(&shared).is_empty(), "{:?}", faults(&shared));
+    });
+    drop(socket);
+}

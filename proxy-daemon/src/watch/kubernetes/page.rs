@@ -1,10 +1,14 @@
 //! How is a page of a list read?
 //!
-//! Invariants: objects are decoded one by one, so that no list is held twice; an object that is no JSON of
+//! Invariants: objects are decoded one by one, so that no list is held twice, not
+//! even the places of its objects; an object that is no JSON of
 //! ours costs no other; any other text is an error and never an empty list, because an empty
 //! list would remove everything.
 
-use serde::Deserialize;
+use std::fmt;
+
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer as _};
 use serde_json::value::RawValue;
 
 use crate::model::from_k8s::field::Field;
@@ -24,9 +28,31 @@ pub(crate) struct Page {
 struct RawPage<'a> {
     #[serde(borrow, default)]
     metadata: Field<Metadata<'a>>,
-    // It must be there; Go writes an empty list as null.
-    #[serde(borrow, deserialize_with = "Deserialize::deserialize")]
-    items: Option<Vec<&'a RawValue>>,
+    #[serde(borrow)]
+    items: &'a RawValue,
+}
+
+/// Calls a function per element of a list.
+struct ForEach<F>(F);
+
+impl<'de, F: FnMut(&'de RawValue)> Visitor<'de> for ForEach<F> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list of objects")
+    }
+
+    /// Go writes an empty list as null.
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
+        while let Some(item) = items.next_element()? {
+            (self.0)(item);
+        }
+        Ok(())
+    }
 }
 
 /// Calls `each` per object; an unreadable one is `Err(reason)`.
@@ -38,12 +64,15 @@ pub(crate) fn read(
     mut each: impl FnMut(Result<&Object<'_>, String>),
 ) -> Result<Page, String> {
     let page: RawPage<'_> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    for object in page.items.unwrap_or_default() {
-        match serde_json::from_str(object.get()) {
+    let for_each = ForEach(
+        |object: &RawValue| match serde_json::from_str(object.get()) {
             Ok(object) => each(Ok(&object)),
             Err(error) => each(Err(error.to_string())),
-        }
-    }
+        },
+    );
+    serde_json::Deserializer::from_str(page.items.get())
+        .deserialize_any(for_each)
+        .map_err(|error| error.to_string())?;
     let none = Metadata::default();
     let metadata = page.metadata.value().unwrap_or(&none);
     let version = metadata.resource_version.text();

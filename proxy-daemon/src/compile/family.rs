@@ -195,6 +195,14 @@ impl<F: Family> FamilyCompiler<F> {
         is_contested
     }
 
+    /// Notes that the claims of a frontend change, before they do; returns whether this is the first change of it and
+    /// several ServicePorts claim it.
+    ///
+    /// The claimants are noted only once: a frontend may have thousands, and all of them may go together.
+    fn touch(&mut self, key: FrontendKey<F>, touched: &mut Touched<F>) -> bool {
+        touched.keys.insert(key) && self.note_contest(key)
+    }
+
     /// Compiles one Service as if it were alone and replaces its claims.
     fn recompile(
         &mut self,
@@ -238,7 +246,7 @@ impl<F: Family> FamilyCompiler<F> {
                         self.withdraw(&old, touched);
                     }
                     for (key, claim) in new.claims() {
-                        touched.keys.insert(key);
+                        self.touch(key, touched);
                         self.claims.insert(key, claim);
                     }
                     touched.ids.insert(new.port.id.clone());
@@ -257,8 +265,7 @@ impl<F: Family> FamilyCompiler<F> {
             self.changed_findings.insert(old.service.clone());
         }
         for (key, claim) in old.claims() {
-            touched.keys.insert(key);
-            if self.note_contest(key) {
+            if self.touch(key, touched) {
                 self.changed_findings.insert(old.service.clone());
             }
             self.claims.remove(key, claim);

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::world::{EXTERNAL, P1, P2, VIP, ask, environment, input, ip, ready, service, spec};
 use crate::compile::{Compiler, compile};
 use crate::model::{Diagnostic, Service, ServiceInput, ServiceName, Services, Subject};
 use crate::net::L4Proto;
+use crate::sys::{Clock as _, SystemClock};
 
 fn thief(name: &str, created: i64) -> Service {
     Service {
@@ -137,4 +139,41 @@ fn svc_14_what_was_told_goes_with_its_cause_and_is_bounded() {
         told.apply(&mut compiler, gone(order[1]));
         assert_eq!(told.n(), 0);
     }
+}
+
+/// How long it takes that so many Services come at once and go at once.
+fn time_of_many(share_an_address: bool) -> Duration {
+    const N: u32 = 2000;
+    let name = |n: u32| ServiceName::new("default", format!("svc-{n}"));
+    let added = (0..N).map(|n| {
+        let own = std::net::Ipv4Addr::from(0xcb00_0000 + n);
+        let address = if share_an_address {
+            ip(EXTERNAL)
+        } else {
+            own.into()
+        };
+        let service = Service {
+            cluster_ip_v4: Some(std::net::Ipv4Addr::from(0x0a60_0001 + n)),
+            load_balancer_ips: Box::default(),
+            external_ips: [address].into(),
+            ..thief(&format!("svc-{n}"), i64::from(n))
+        };
+        (name(n), input(service, &[]))
+    });
+    let removed = (0..N).map(|n| (name(n), ServiceInput::default()));
+    let (added, removed) = (added.collect(), removed.collect());
+    let (mut compiler, mut told) = (Compiler::new(&environment()), Told::default());
+    let started = SystemClock.now();
+    told.apply(&mut compiler, added);
+    assert_eq!(told.n() > 1000, share_an_address);
+    told.apply(&mut compiler, removed);
+    assert_eq!(told.n(), 0);
+    SystemClock.now() - started
+}
+
+/// Each claimant is visited once, and not once for each other that comes or goes.
+#[test]
+fn sync_15_thousands_that_share_a_frontend_come_and_go_about_as_fast_as_others() {
+    let (apart, shared) = (time_of_many(false), time_of_many(true));
+    assert!(shared < 8 * apart, "{apart:?} apart, {shared:?} shared");
 }

@@ -12,7 +12,7 @@ use super::flavour::Flavour;
 use super::layout::Hook;
 use super::names::{CHAIN_PREFIX, set_prefix};
 use super::render::Elements;
-use super::sets::SetId;
+use super::sets::{self, SetId};
 use super::tool::Tools;
 use crate::datapath::DatapathError;
 use crate::net::Family;
@@ -194,7 +194,7 @@ impl InstalledSets {
             }
             (Some("add"), Some(id)) => {
                 let element = words.next().unwrap_or_default();
-                self.elements.insert((id, element.to_owned()));
+                self.elements.insert((id, sets::as_displayed(element)));
             }
             _ => {}
         }
@@ -274,6 +274,28 @@ pub(crate) fn read_printed_sets(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::V6;
+
+    #[test]
+    fn an_ipv6_address_is_the_same_however_it_is_printed() {
+        let mut sets = InstalledSets::default();
+        let mut read = |line: &str| {
+            sets.take::<V6>(&format!("add PROXYD6-{line}"));
+            sets.elements.pop_first().map(|(_, element)| element)
+        };
+        for (printed, wanted) in [
+            ("tcp-backends ::1.2.3.4,tcp:80", "::102:304,tcp:80"),
+            ("tcp-backends fd00::1,tcp:80", "fd00::1,tcp:80"),
+            ("cluster-ips ::1.2.3.4", "::102:304"),
+            ("service-cidrs ::1.2.0.0/112", "::102:0/112"),
+            (
+                "source-ranges ::1,udp:53,::1.2.3.0/120",
+                "::1,udp:53,::102:300/120",
+            ),
+        ] {
+            assert_eq!(read(printed).as_deref(), Some(wanted));
+        }
+    }
 
     #[test]
     fn only_targets_lead_to_ours() {

@@ -1,10 +1,11 @@
 //! Which sets does a family always have, and what are their elements?
 //!
-//! Sets hold what needs no target of its own: no flavour reads its rules to change an element. Invariants: the number of these sets is constant; elements are written as `ipset save`
-//! prints them; in the order of [`SetId::ALL`], an element may be added before those after it and
+//! Sets hold what needs no target of its own: no flavour reads its rules to change an element. Invariants: the number of these sets is constant; elements are compared as
+//! [`as_displayed`] writes them; in the order of [`SetId::ALL`], an element may be added before those after it and
 //! removed after them without harm.
 
 use std::fmt::Display;
+use std::net::Ipv6Addr;
 
 use super::names::set_prefix;
 use crate::forwarding::{Backend, FrontendAddress, FrontendKey};
@@ -115,6 +116,17 @@ pub(crate) fn with_protocol_number(element: &str) -> String {
             Some(format!("{address},{}:{port}", protocol.number()))
         })
         .unwrap_or_else(|| element.to_owned())
+}
+
+/// An element that `ipset` printed, with its addresses as we print them: `::1.2.3.4` is our `::102:304`.
+pub(crate) fn as_displayed(element: &str) -> String {
+    let part = |part: &str| {
+        let (address, prefix) = part.split_at(part.find('/').unwrap_or(part.len()));
+        let address = address.parse::<Ipv6Addr>();
+        address.map_or_else(|_| part.to_owned(), |address| format!("{address}{prefix}"))
+    };
+    let parts: Vec<String> = element.split(',').map(part).collect();
+    parts.join(",")
 }
 
 /// The name that `ipset` takes.

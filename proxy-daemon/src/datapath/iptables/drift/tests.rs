@@ -158,7 +158,7 @@ fn sync_9_damage_beside_our_own_writes_is_noticed() {
                 if !is_damaged_first {
                     iptables(tools, damage);
                 }
-                // Of legacy the entries are looked at now and then while the size is as computed.
+                // Of legacy the entries are looked at only after so many checks while we write.
                 let is_noticed = (0..=UNSEEN).any(|_| has_drifted(&mut drift, tools));
                 assert!(is_noticed, "{damage}, {is_damaged_first}, {tools:?}");
                 iptables(tools, "-t nat -F PROXYD-OTHER");
@@ -280,6 +280,27 @@ fn what_we_write_and_note_is_no_disturbance() {
         drift.sets.wrote("PROXYD4-a", 1, 2);
         drift.sets.wrote("PROXYD4-b", 1, 0);
         assert!(!has_drifted(&mut drift, tools));
+    });
+}
+
+#[test]
+fn our_own_writes_bring_no_copy_of_legacy_tables_forward() {
+    each(|tools| {
+        if tools.flavour == Flavour::Nft {
+            return;
+        }
+        let mut drift = written();
+        assert!(!has_drifted(&mut drift, tools));
+        for round in 0..2 * UNSEEN {
+            let rules = &["-j RETURN"; 2][..=round % 2];
+            let text = format!("-A PROXYD-OTHER {}\n", rules[0]).repeat(rules.len());
+            tools
+                .restore(&format!("*nat\n:PROXYD-OTHER - [0:0]\n{text}COMMIT\n"))
+                .expect("it is valid");
+            drift.table(Table::Nat).put(&chain("OTHER", rules));
+            assert!(!has_drifted(&mut drift, tools));
+            assert_eq!(drift.n_checks, (round + 1) % (UNSEEN + 1));
+        }
     });
 }
 

@@ -1,7 +1,7 @@
 //! What do the passes, which run beside the syncs, hear of them?
 //!
 //! Invariants: news are merged until they are taken in, so that they never hold more than the UDP ServicePorts
-//! of the state and the removed frontends that are remembered anyway.
+//! of the state, [`MAX_GONE`] that are gone, and the removed frontends that are remembered anyway.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,6 +9,9 @@ use std::sync::Arc;
 use super::removed::{RemovedFrontends, can_go_stale, is_udp};
 use crate::forwarding::{Changes, ForwardingState, Globals, ServicePort, ServicePortId};
 use crate::net::Family;
+
+/// ServicePorts that are gone of which news are kept one by one; more become news of the whole state.
+pub(super) const MAX_GONE: usize = 10_000;
 
 /// What changed of UDP ServicePorts, and whether flows must be looked at because of that.
 #[derive(Clone, Debug, Default)]
@@ -25,11 +28,12 @@ pub struct News<F: Family> {
 }
 
 impl<F: Family> News<F> {
-    /// Notes what changed in the state, and its new globals.
+    /// Notes what changed in the state, which has the changes already.
     ///
     /// A change of endpoints or frontends of UDP asks for a pass, and so does one of the addresses that accept
     /// NodePorts, and of ServiceCIDRs (CT-4).
-    pub fn note(&mut self, changes: &Changes<F>, globals: &Globals<F>) {
+    pub fn note(&mut self, changes: &Changes<F>, state: &ForwardingState<F>) {
+        let globals = &state.globals;
         self.removed.note(changes, globals);
         if let Some(old) = &changes.globals {
             self.is_owed |= old.node_port_addresses != globals.node_port_addresses
@@ -42,6 +46,9 @@ impl<F: Family> News<F> {
                 self.is_owed |= can_go_stale(old, new);
                 self.ports.insert(id.clone(), change.new.clone());
             }
+        }
+        if self.ports.len() > state.service_ports.len() + MAX_GONE {
+            self.note_resync(state);
         }
     }
 
@@ -61,6 +68,12 @@ impl<F: Family> News<F> {
         self.ports.clear();
         self.globals = None;
         self.is_owed = true;
+    }
+
+    /// How many ServicePorts are kept one by one.
+    #[cfg(test)]
+    pub(super) fn n_kept(&self) -> usize {
+        self.ports.len()
     }
 
     /// Whether the state is what it was.

@@ -177,7 +177,7 @@ impl<F: Family> FamilySync<F> {
     ) -> Result<(), DatapathError> {
         let started = clock.now();
         if let (Some(passes), Some(changes)) = (&self.passes, changes) {
-            passes.note(changes, &state.globals);
+            passes.note(changes, state);
         }
         self.reconsider(started, changes.is_some());
         let tables = &mut self.tables;

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use super::report::{EVERY, FlowLog};
 use crate::conntrack::{News, StaleFlows};
-use crate::forwarding::{Changes, ForwardingState, Globals};
+use crate::forwarding::{Changes, ForwardingState};
 use crate::health::Health;
 use crate::net::Family;
 use crate::sys::Clock;
@@ -79,10 +79,10 @@ impl<F: Family> Passes<F> {
     }
 
     /// Tells what the next sync writes.
-    pub(super) fn note(&self, changes: &Changes<F>, globals: &Globals<F>) {
+    pub(super) fn note(&self, changes: &Changes<F>, state: &ForwardingState<F>) {
         let mut told = self.shared.told();
         told.is_written &= changes.is_empty();
-        told.news.note(changes, globals);
+        told.news.note(changes, state);
     }
 
     /// Tells that a sync succeeded; a resync may have changed anything.

@@ -79,9 +79,9 @@ impl Clock for Hand {
     }
 }
 
-fn note(flows: &mut StaleFlows<V4>, changes: &Changes<V4>, globals: &Globals<V4>) {
+fn note(flows: &mut StaleFlows<V4>, changes: &Changes<V4>, state: &ForwardingState<V4>) {
     let mut news = News::default();
-    news.note(changes, globals);
+    news.note(changes, state);
     flows.take_in(news);
 }
 
@@ -104,7 +104,7 @@ fn clean(
 /// Whether a pass is due after this change alone.
 fn is_due(old: Option<&Arc<ServicePort<V4>>>, new: Option<&Arc<ServicePort<V4>>>) -> bool {
     let mut flows = StaleFlows::new(Box::new(FakeTable::default()));
-    note(&mut flows, &changes(old, new), &state(&[]).globals);
+    note(&mut flows, &changes(old, new), &state(&[]));
     let now = SystemClock.now();
     flows.deadline(now) == Some(now)
 }
@@ -142,14 +142,14 @@ fn ct_4_a_resync_and_a_change_of_globals_list_the_table_though_no_service_change
     resync(&mut flows);
     assert_eq!(flows.deadline(now), Some(now));
     let mut flows = StaleFlows::new(Box::new(FakeTable::default()));
-    let globals = state(&[]).globals;
-    let mut before = globals.clone();
+    let after = state(&[]);
+    let mut before = after.globals.clone();
     before.node_port_addresses.clear();
     let changes = Changes {
         globals: Some(before),
         ..Changes::default()
     };
-    note(&mut flows, &changes, &globals);
+    note(&mut flows, &changes, &after);
     assert_eq!(flows.deadline(now), Some(now));
 }
 
@@ -178,7 +178,7 @@ fn ct_1_a_flow_to_a_backend_that_comes_while_a_pass_runs_is_kept() {
     flows.known = Some(state.clone());
     let newest = || {
         let mut news = News::default();
-        news.note(&changes(Some(&before), Some(&after)), &state.globals);
+        news.note(&changes(Some(&before), Some(&after)), &state);
         news
     };
     let pass = flows.clean(&newest, &SystemClock).unwrap().unwrap();
@@ -196,11 +196,11 @@ fn ct_4_news_of_several_syncs_add_up() {
         service_port(L4Proto::Udp, &[P1]),
         service_port(L4Proto::Udp, &[P2]),
     );
-    let globals = state(&[]).globals;
+    let after = state(&[Arc::clone(&other)]);
     let mut news = News::default();
     news.note_resync(&state(&[Arc::clone(&one)]));
-    news.note(&changes(Some(&one), None), &globals);
-    news.note(&changes(None, Some(&other)), &globals);
+    news.note(&changes(Some(&one), None), &state(&[]));
+    news.note(&changes(None, Some(&other)), &after);
     let mut flows = StaleFlows::<V4>::new(Box::new(FakeTable::default()));
     flows.take_in(news);
     let known = flows.known.as_ref().unwrap();
@@ -210,13 +210,32 @@ fn ct_4_news_of_several_syncs_add_up() {
 }
 
 #[test]
+fn ct_4_news_of_syncs_that_all_fail_are_bounded() {
+    let gone = service_port(L4Proto::Udp, &[P1]);
+    let mut news = News::default();
+    for n in 0..=news::MAX_GONE {
+        let mut gone = ServicePort::clone(&gone);
+        gone.id = ServicePortId::new(&"ns/dns", &n.to_string(), L4Proto::Udp);
+        let gone = Arc::new(gone);
+        let old = Some(Arc::clone(&gone));
+        let changes = Changes {
+            service_ports: [(gone.id.clone(), Change { old, new: None })].into(),
+            ..Changes::default()
+        };
+        assert_eq!(news.n_kept(), n);
+        news.note(&changes, &state(&[]));
+    }
+    assert_eq!(news.n_kept(), 0);
+}
+
+#[test]
 fn ct_13_what_was_confirmed_late_is_found_by_a_second_pass() {
     let clock = Hand::new();
     let table = FakeTable::default();
     let mut flows = StaleFlows::new(Box::new(table.clone()));
     let gone = service_port(L4Proto::Udp, &[P1]);
     let state = state(&[]);
-    note(&mut flows, &changes(Some(&gone), None), &state.globals);
+    note(&mut flows, &changes(Some(&gone), None), &state);
     clean(&mut flows, &state, &clock).unwrap().unwrap();
     let late = flow((VIP, 53), (P1, 5353));
     table.0.lock().unwrap().flows = vec![late.clone()];
@@ -246,7 +265,7 @@ fn ct_4_a_pass_that_failed_is_owed() {
     let mut flows = StaleFlows::new(Box::new(table.clone()));
     let gone = service_port(L4Proto::Udp, &[P1]);
     let state = state(&[]);
-    note(&mut flows, &changes(Some(&gone), None), &state.globals);
+    note(&mut flows, &changes(Some(&gone), None), &state);
     for _ in 0..3 {
         let pass = clean(&mut flows, &state, &clock).unwrap().unwrap();
         assert_eq!((pass.n_deleted, pass.n_failed), (0, 1));

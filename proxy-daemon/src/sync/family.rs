@@ -125,10 +125,14 @@ impl<F: Family> FamilySync<F> {
     /// Makes the next step resync.
     pub(super) fn fall_behind(&mut self, now: Instant) {
         if let SyncState::InSync { .. } = self.sync_state {
-            self.sync_state = SyncState::Behind {
-                backoff: Backoff::due(now),
-                reason: Reason::Retry,
-            };
+            self.set_behind(Backoff::due(now), Reason::Retry);
+        }
+    }
+
+    fn set_behind(&mut self, backoff: Backoff, reason: Reason) {
+        self.sync_state = SyncState::Behind { backoff, reason };
+        if let Some(passes) = &self.passes {
+            passes.behind();
         }
     }
 
@@ -157,10 +161,7 @@ impl<F: Family> FamilySync<F> {
                 Reason::Retry
             }
         };
-        self.sync_state = SyncState::Behind {
-            backoff: Backoff::due(now),
-            reason,
-        };
+        self.set_behind(Backoff::due(now), reason);
     }
 
     /// Syncs or resyncs if due, given the changes since the last step.
@@ -265,16 +266,10 @@ impl<F: Family> FamilySync<F> {
     fn reconsider(&mut self, started: Instant, has_changed: bool) {
         match self.sync_state {
             SyncState::InSync { full } if started >= full + FULL => {
-                self.sync_state = SyncState::Behind {
-                    backoff: Backoff::due(started),
-                    reason: Reason::Hourly,
-                };
+                self.set_behind(Backoff::due(started), Reason::Hourly);
             }
             SyncState::Behind { backoff, reason } if has_changed => {
-                self.sync_state = SyncState::Behind {
-                    backoff: backoff.hurry(started),
-                    reason,
-                };
+                self.set_behind(backoff.hurry(started), reason);
             }
             SyncState::InSync { .. } | SyncState::Behind { .. } => {}
         }
@@ -290,10 +285,7 @@ impl<F: Family> FamilySync<F> {
             SyncState::Behind { backoff, .. } => (backoff, Reason::Retry),
             SyncState::InSync { .. } => (Backoff::due(now), Reason::Retry),
         };
-        self.sync_state = SyncState::Behind {
-            backoff: before.failed(now, self.sync_period),
-            reason,
-        };
+        self.set_behind(before.failed(now, self.sync_period), reason);
     }
 
     /// Logs past syncs and deletes stale flows, as far as either is due here.

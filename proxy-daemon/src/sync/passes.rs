@@ -85,6 +85,11 @@ impl<F: Family> Passes<F> {
         told.news.note(changes, state);
     }
 
+    /// Tells that the rules may be damaged or of a former state.
+    pub(super) fn behind(&self) {
+        self.shared.told().is_written = false;
+    }
+
     /// Tells that a sync succeeded; a resync may have changed anything.
     pub(super) fn written(&self, state: &ForwardingState<F>, is_resync: bool) {
         let mut told = self.shared.told();

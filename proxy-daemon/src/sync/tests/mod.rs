@@ -609,6 +609,31 @@ fn ct_13_no_sync_waits_for_a_pass_and_the_thread_ends_with_the_loop() {
 }
 
 #[test]
+fn ct_13_no_pass_begins_while_a_resync_fails() {
+    let mut bench = Bench::new();
+    let (listed, listings) = std::sync::mpsc::channel();
+    let (_, ends) = std::sync::mpsc::channel();
+    let stale = StaleFlows::new(Box::new(Slow { listed, ends }));
+    let tables = Box::new(bench.v4.clone());
+    let mut family = FamilySync::new(tables, Some(stale), PERIODS.sync, bench.clock.now());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    family.start_passes(&clock, &bench.health);
+    bench.sync = bench.sync.with_v4(family);
+    bench.cluster.put("dns", L4Proto::Udp, 1);
+    bench.sync.step().unwrap();
+    listings.recv_timeout(Duration::from_secs(60)).unwrap();
+    bench.v4.answer(&[Answer::Fail]);
+    bench.v4.log.lock().unwrap().foreign = true;
+    bench.clock.advance(LOOK);
+    bench.sync.step().unwrap();
+    assert!(!bench.sync.is_in_sync());
+    // On a slow machine the second pass may be here already.
+    while listings.try_recv().is_ok() {}
+    let second = listings.recv_timeout(ms(1_500));
+    assert!(second.is_err(), "its rules are damaged");
+}
+
+#[test]
 fn sync_14_no_difference_writes_nothing() {
     let mut bench = Bench::new();
     bench.change("a", 1);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::removed::{RemovedFrontends, can_go_stale, is_udp};
-use crate::forwarding::{Changes, ForwardingState, Globals, ServicePort, ServicePortId};
+use crate::forwarding::{Change, Changes, ForwardingState, Globals, ServicePort, ServicePortId};
 use crate::net::Family;
 
 /// ServicePorts that are gone of which news are kept one by one; more become news of the whole state.
@@ -81,9 +81,21 @@ impl<F: Family> News<F> {
         self.all.is_none() && self.ports.is_empty() && self.globals.is_none()
     }
 
-    /// Brings what is known of the state up to date.
+    /// Brings what is known of the state up to date; a whole state shows which frontends were removed.
     pub(super) fn update(&mut self, known: &mut Option<ForwardingState<F>>) {
         if let Some(all) = self.all.take() {
+            if let Some(old) = known.take() {
+                let ports = old.service_ports.into_iter().map(|(id, port)| {
+                    let (old, new) = (Some(port), all.service_ports.get(&id).cloned());
+                    (id, Change { old, new })
+                });
+                let changes = Changes {
+                    globals: Some(old.globals),
+                    service_ports: ports.collect(),
+                    ..Changes::default()
+                };
+                self.removed.note(&changes, &all.globals);
+            }
             *known = Some(all);
         }
         let Some(known) = known else {

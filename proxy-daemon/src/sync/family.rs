@@ -185,6 +185,9 @@ impl<F: Family> FamilySync<F> {
         let mut scope = Scope::Full;
         let (reason, outcome) = match (self.sync_state, changes) {
             (SyncState::Behind { backoff, reason }, _) if backoff.at() <= started => {
+                if let Some(passes) = &self.passes {
+                    passes.note_resync(state);
+                }
                 (reason, guarded(|| tables.resync(state)))
             }
             (SyncState::Behind { .. }, _) => return Ok(()),
@@ -222,7 +225,7 @@ impl<F: Family> FamilySync<F> {
                 if matches!(reason, Reason::Foreign | Reason::Retry) {
                     self.drift = after_resync(self.drift, report, clock.now(), self.sync_period);
                 }
-                self.follow_up(state, reason, started, clock, health);
+                self.follow_up(state, started, clock, health);
             }
             Err(error @ DatapathError::Unusable { .. }) if reason == Reason::Start => {
                 return Err(error);
@@ -248,7 +251,6 @@ impl<F: Family> FamilySync<F> {
     fn follow_up(
         &mut self,
         state: &ForwardingState<F>,
-        reason: Reason,
         started: Instant,
         clock: &dyn Clock,
         health: &Health,
@@ -257,7 +259,7 @@ impl<F: Family> FamilySync<F> {
         previous::remove(F::FAMILY, previous, self.sync_period);
         health.succeeded(F::FAMILY, started, clock);
         if let Some(passes) = &self.passes {
-            passes.written(state, reason != Reason::Change);
+            passes.written();
         }
         self.catch_up(state, clock, health);
     }

@@ -90,14 +90,14 @@ impl<F: Family> Passes<F> {
         self.shared.told().is_written = false;
     }
 
-    /// Tells that a sync succeeded; a resync may have changed anything.
-    pub(super) fn written(&self, state: &ForwardingState<F>, is_resync: bool) {
-        let mut told = self.shared.told();
-        told.is_written = true;
-        if is_resync {
-            told.news.note_resync(state);
-        }
-        drop(told);
+    /// Tells what a resync writes, which may change anything.
+    pub(super) fn note_resync(&self, state: &ForwardingState<F>) {
+        self.shared.told().news.note_resync(state);
+    }
+
+    /// Tells that a sync succeeded.
+    pub(super) fn written(&self) {
+        self.shared.told().is_written = true;
         self.shared.bell.notify_one();
     }
 

@@ -210,6 +210,19 @@ fn ct_4_news_of_several_syncs_add_up() {
 }
 
 #[test]
+fn ct_1_a_whole_state_shows_what_was_removed_since_the_one_before() {
+    let gone = service_port(L4Proto::Udp, &[P1]);
+    let mut flows = StaleFlows::<V4>::new(Box::new(FakeTable::default()));
+    let target = (FrontendAddress::Vip(VIP), port(53));
+    for (ports, has_removed) in [(vec![gone], false), (vec![], true)] {
+        let mut news = News::default();
+        news.note_resync(&state(&ports));
+        flows.take_in(news);
+        assert_eq!(flows.removed.has(&target), has_removed);
+    }
+}
+
+#[test]
 fn ct_4_news_of_syncs_that_all_fail_are_bounded() {
     let gone = service_port(L4Proto::Udp, &[P1]);
     let mut news = News::default();

@@ -13,7 +13,7 @@
 //! own. Not noticed: one rule or entry replaced by another.
 //!
 //! Invariants: recording a write costs microseconds and asks nobody; a check never makes the kernel create
-//! a table and writes nothing; what cannot be decided counts as drift.
+//! a table and writes nothing; what cannot be decided for five checks in a row counts as drift.
 
 mod expected;
 mod legacy;
@@ -42,6 +42,8 @@ const COPIED: usize = 1_000;
 const UNSEEN_AT_MOST: usize = 20;
 /// How often a listing is repeated because another program wrote meanwhile.
 const LISTINGS: usize = 5;
+/// After so many checks in a row that could not list our chains they count as changed.
+const DISTURBED: usize = 5;
 
 /// What the kernel must have of ours, and when it was last seen to have it.
 #[derive(Debug, Default)]
@@ -56,6 +58,8 @@ pub(crate) struct DriftCheck {
     has_written: bool,
     /// How many checks there were since our rules were last seen to be right.
     n_checks: usize,
+    /// How many checks in a row could not list our chains.
+    n_disturbed: usize,
     netfilter: Option<Netfilter>,
 }
 
@@ -119,9 +123,14 @@ impl DriftCheck {
         };
         let mut difference = match self.rules_differ(&mut netfilter, tools) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                Some("cannot list our chains: others write too often".to_owned())
+                self.n_disturbed += 1;
+                let disturbed = "cannot list our chains: others write too often";
+                (self.n_disturbed >= DISTURBED).then(|| disturbed.to_owned())
             }
-            other => other.map_err(|e| refused(CHECKING, "rules", e))?,
+            other => {
+                self.n_disturbed = 0;
+                other.map_err(|e| refused(CHECKING, "rules", e))?
+            }
         };
         if difference.is_none() {
             let sets = self.sets.difference(&mut netfilter);

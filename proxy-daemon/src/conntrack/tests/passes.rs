@@ -6,14 +6,14 @@ use super::*;
 
 /// The flows, how often they were listed, and whether they can be deleted.
 #[derive(Default)]
-struct Inside {
+struct Contents {
     flows: Vec<Flow<V4>>,
     n_listings: usize,
     is_broken: bool,
 }
 
 #[derive(Default, Clone)]
-struct FakeTable(Arc<Mutex<Inside>>);
+struct FakeTable(Arc<Mutex<Contents>>);
 
 impl FakeTable {
     fn with(flows: &[Flow<V4>]) -> Self {

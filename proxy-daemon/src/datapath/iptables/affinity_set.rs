@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn all_memories_together_hold_what_the_specification_asks_for() {
+    fn all_affinity_sets_together_hold_what_the_specification_asks_for() {
         for n in 1..10 {
             assert_eq!(AFFINITY_LIMIT.cost(n), n * cost(n));
         }

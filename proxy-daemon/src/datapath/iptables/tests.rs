@@ -225,7 +225,7 @@ fn aff_6_aff_8_aff_9_clients_are_forgotten_kept_and_kept_for_another_time() {
 
 /// An affinity set that the kernel still holds is destroyed as soon as that is possible.
 #[test]
-fn sync_11_memories_of_gone_backends_go() {
+fn sync_11_affinity_sets_of_gone_backends_go() {
     for (flavour, _) in FLAVOURS {
         in_netns(move || {
             let mut datapath = Iptables::<V4>::open(flavour).unwrap();

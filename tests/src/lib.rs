@@ -31,6 +31,7 @@ pub mod daemon;
 pub mod damage;
 pub mod datapath;
 pub mod dice;
+pub mod ebpf;
 pub mod echo;
 pub mod fake_api;
 pub mod flow;

@@ -13,6 +13,7 @@ mod bin;
 mod build;
 mod ci;
 mod deny;
+mod ebpf;
 mod setup;
 mod sh;
 mod test;
@@ -55,6 +56,9 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Build, check or verify the eBPF programs
+    #[command(subcommand)]
+    Ebpf(ebpf::Verb),
     /// Check rules that the compiler does not: imports, SPEC IDs, module docs, unsafe, the tree
     Tidy(tidy::Options),
     /// Check licences, sources and advisories of what we depend on (builds cargo-deny at the first time)
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
         Verb::Test(options) => test::run(&options),
         Verb::Demo { args } => bin::run("demo", &args),
         Verb::Bench { args } => bin::run("bench", &args),
+        Verb::Ebpf(verb) => ebpf::run(&verb),
         Verb::Tidy(options) => tidy::run(&options),
         Verb::Deny => deny::run(),
         Verb::Ci => ci::run(),

@@ -58,6 +58,21 @@ pub(crate) fn ensure() -> Result<()> {
     install(&missing)
 }
 
+/// Installs those of Debian's packages that are missing; for what only one verb needs.
+pub(crate) fn ensure_packages(wanted: &[&'static str]) -> Result<()> {
+    if !is_debian(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()) {
+        bail!(
+            "this needs packages of Debian or Ubuntu: {}\nBuild in a container of debian:12, for example",
+            wanted.join(" ")
+        );
+    }
+    let missing = missing_among(wanted)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    install(&missing)
+}
+
 fn install(missing: &[&str]) -> Result<()> {
     eprintln!("installing what is missing: {}", missing.join(" "));
     let sudo = if sh::is_root() {
@@ -100,16 +115,19 @@ fn is_debian(os_release: &str) -> bool {
 }
 
 fn missing_on_debian() -> Result<Vec<&'static str>> {
+    missing_among(&packages().collect::<Vec<_>>())
+}
+
+fn missing_among(wanted: &[&'static str]) -> Result<Vec<&'static str>> {
     let output = sh::program("dpkg-query")
         .args(["--show", "--showformat=${Package} ${db:Status-Status}\\n"])
-        .args(packages())
+        .args(wanted)
         .output()
         .context("cannot start dpkg-query")?;
     // It exits with 1 when it does not know one of the names, and still lists the others.
     let installed = installed(&String::from_utf8_lossy(&output.stdout));
-    Ok(packages()
-        .filter(|name| !installed.contains(*name))
-        .collect())
+    let missing = wanted.iter().filter(|name| !installed.contains(**name));
+    Ok(missing.copied().collect())
 }
 
 /// Debian's names of all packages.

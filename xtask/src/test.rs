@@ -30,6 +30,19 @@ pub(crate) struct Options {
     /// About three minutes: on every datapath, but over one protocol in each family, without slow tests and with fewer random cases
     #[arg(long, conflicts_with = "unit")]
     quick: bool,
+    /// The eBPF object to test, if it is not the committed one
+    #[arg(skip)]
+    object: Option<PathBuf>,
+}
+
+impl Options {
+    /// All tests, on this eBPF object.
+    pub(crate) fn with_object(object: PathBuf) -> Self {
+        Self {
+            object: Some(object),
+            ..Self::default()
+        }
+    }
 }
 
 /// Variables that make the packet tests short; `tests/src/matrix.rs`, `tests/differential` and `tests/faults` read it.
@@ -43,7 +56,7 @@ const QUICK: [(&str, &str); 3] = [
 const N_THREADS: &str = "8";
 
 /// The packages of every build: with another selection cargo would choose other features, and compile all dependencies anew.
-const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "proxy-ebpf"];
+const WORKSPACE: [&str; 1] = ["--workspace"];
 
 /// Builds and runs all tests; whether all passed.
 pub(crate) fn run(options: &Options) -> Result<bool> {
@@ -116,6 +129,9 @@ impl Binary {
         command.env("PROXY_DAEMON", sh::root().join("target/debug/proxy-daemon"));
         if self.behaviour {
             command.env("RUST_TEST_THREADS", N_THREADS);
+        }
+        if let Some(object) = &options.object {
+            command.env("PROXY_EBPF_OBJECT", object);
         }
         if options.quick {
             // A variable that is already set is kept.

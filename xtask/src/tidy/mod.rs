@@ -149,6 +149,9 @@ const CHECKS: &[Check] = &[
     ("unsafe", files::misplaced_unsafe),
     ("the tree", layout::check),
     ("links in documents", files::dead_links),
+    ("the eBPF object", |_| {
+        crate::ebpf::problems().unwrap_or_else(|e| vec![format!("{e:#}")])
+    }),
 ];
 
 /// Runs every check; whether none found a problem.

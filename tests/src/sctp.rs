@@ -84,7 +84,7 @@ impl Packet {
 }
 
 /// The checksum of SCTP (RFC 9260 appendix A), bit by bit: packets of tests are small.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = !0_u32;
     for byte in bytes {
         crc ^= u32::from(*byte);

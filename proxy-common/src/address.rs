@@ -46,13 +46,13 @@ impl<const WORDS: usize> Address<WORDS> {
     }
 
     /// The bit that stands for the address in the bitmap of [`BITMAP_WORDS`] words: the filter that spares
-    /// packets of no concern the large tables.
+    /// packets of no concern the large tables. First the word, then the bit in it.
     #[inline]
-    pub fn bit(&self) -> (u32, u64) {
+    pub fn bit(&self) -> (u32, u32) {
         let mixed = self.0.iter().fold(0, |bits, word| bits ^ word);
         // The upper bits of a product with 2^32 divided by the golden ratio are well mixed.
         let hash = mixed.wrapping_mul(0x9e37_79b1) >> 16;
-        (hash >> 6, 1 << (hash & 63))
+        (hash >> 6, hash & 63)
     }
 
     /// Whether the address lies in the network with this address and mask.

@@ -92,7 +92,8 @@ pub struct Flow<const WORDS: usize> {
     pub backend_epoch: u16,
     /// When a packet last matched. Unit: ticks of 256 jiffies.
     pub last_seen: u32,
-    /// The index of the interface by which the flow came.
+    /// The index of the interface by which the flow came; in E2, a digest of the frontend and of the client's
+    /// own port, by which the entry is known as this flow's.
     pub interface: u32,
 }
 

@@ -61,6 +61,8 @@ reasons! {
     CannotWrite = "cannot_write",
     /// Dropped: a refusal could not be made or sent.
     CannotRefuse = "cannot_refuse",
+    /// Dropped: more refusals were due than are sent in a tick.
+    TooManyRefusals = "too_many_refusals",
     /// A lost entry of a flow was written again.
     Healed = "healed",
 }

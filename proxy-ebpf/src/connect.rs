@@ -10,7 +10,7 @@ use proxy_common::{
 
 use crate::refuse::refuse;
 use crate::translate::translate;
-use crate::{Family, Packet, Scratch, Tables, Verdict};
+use crate::{Family, Headers, Packet, Scratch, Tables, Verdict};
 
 /// How many ports are tried for a client whose own is taken.
 const PROBES: u32 = 32;
@@ -91,6 +91,9 @@ fn choose<P: Packet, T: Tables<WORDS>, const WORDS: usize>(
     let id = tables.slot(slot).ok_or(Reason::Inconsistent)?;
     let (now, interface) = (tables.now(), packet.interface());
     let backend = tables.backend(id).ok_or(Reason::Inconsistent)?;
+    if backend.service != frontend.service {
+        return Err(Reason::Inconsistent);
+    }
     let is_masqueraded = route.masquerades() || backend.address.is(&source);
     scratch.flow = Flow {
         address: backend.address,
@@ -122,35 +125,47 @@ fn begin<T: Tables<WORDS>, const WORDS: usize>(
     let own = scratch.headers.source_port;
     let mut port = own;
     for _ in 0..PROBES {
-        match claim(tables, scratch, port, E2::Free) {
+        match claim(tables, scratch, port) {
             Claim::Taken => port = random_port(tables).ok_or(Reason::NoFreePort)?,
-            Claim::Written | Claim::Held => {
+            claim @ (Claim::Written | Claim::Held) => {
                 if port != own {
                     scratch.flow.other_port = port;
                 }
                 scratch.key = scratch.headers.key(Direction::In);
-                return begin_forward(tables, scratch);
+                return begin_forward(tables, scratch, claim);
             }
         }
     }
     Err(Reason::NoFreePort)
 }
 
-/// Writes E1. If another packet of the flow was faster, its entry counts.
+/// Writes E1. If another packet of the flow was faster, on another CPU, its entry counts.
 #[inline(always)]
 fn begin_forward<T: Tables<WORDS>, const WORDS: usize>(
     tables: &mut T,
     scratch: &mut Scratch<WORDS>,
+    claim: Claim,
 ) -> Result<(), Reason> {
-    if tables.add_flow(&scratch.key, &scratch.flow).is_err() {
-        scratch.flow = *tables.flow(&scratch.key).ok_or(Reason::TableFull)?;
+    if tables.add_flow(&scratch.key, &scratch.flow).is_ok() {
+        return Ok(());
+    }
+    let first = tables.flow(&scratch.key).ok_or(Reason::TableFull)?;
+    let is_same = first.address.is(&scratch.flow.address)
+        && first.port == scratch.flow.port
+        && first.other_port == scratch.flow.other_port;
+    scratch.flow = *first;
+    if !is_same && matches!(claim, Claim::Written) {
+        // It has another backend: nobody needs what was written for this one.
+        tables.remove_flow(&scratch.sibling_key);
+        turn(&mut scratch.sibling_key);
+        tables.remove_flow(&scratch.sibling_key);
     }
     Ok(())
 }
 
 /// Looks for E4 and E2 of the flow in `scratch.flow`, and writes what is lost.
 ///
-/// `None`: another flow has its place; the rest of it is removed.
+/// `None`: another flow has its place; E1 is removed.
 #[inline(never)]
 pub(crate) fn restore<T: Tables<WORDS>, const WORDS: usize>(
     tables: &mut T,
@@ -160,7 +175,7 @@ pub(crate) fn restore<T: Tables<WORDS>, const WORDS: usize>(
         Port::NONE => scratch.headers.source_port,
         port => port,
     };
-    match claim(tables, scratch, port, E2::OfThisFlow) {
+    match claim(tables, scratch, port) {
         Claim::Held => {}
         Claim::Written => tables.count(Reason::Healed),
         Claim::Taken => {
@@ -171,16 +186,8 @@ pub(crate) fn restore<T: Tables<WORDS>, const WORDS: usize>(
     Some(())
 }
 
-/// What it means that E2 is there and E4 is not.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum E2 {
-    /// It is another flow's that lost its E4: the port is taken.
-    Free,
-    /// The flow is known by its E1, so it is its own.
-    OfThisFlow,
-}
-
 /// Whose a port is.
+#[derive(Clone, Copy)]
 enum Claim {
     /// This flow's, from now on or again.
     Written,
@@ -192,13 +199,13 @@ enum Claim {
 
 /// Makes sure that replies to this port of the client are this flow's.
 ///
-/// The client and the frontend are in `scratch.headers`, the backend in `scratch.flow`.
+/// The client and the frontend are in `scratch.headers`, the backend in `scratch.flow`. Another packet of the
+/// flow may do the same on another CPU: only what this call wrote is ever taken back.
 #[inline(always)]
 fn claim<T: Tables<WORDS>, const WORDS: usize>(
     tables: &mut T,
     scratch: &mut Scratch<WORDS>,
     port: Port,
-    e2: E2,
 ) -> Claim {
     // By reference: copies would be on the stack.
     let Scratch {
@@ -217,49 +224,65 @@ fn claim<T: Tables<WORDS>, const WORDS: usize>(
         direction: Direction::Out as u8,
         reserved: 0,
     };
-    let mut claim = Claim::Held;
-    if let Some(e4) = tables.flow(sibling_key) {
-        let is_ours = e4.address.is(&headers.destination)
-            && e4.port == headers.destination_port
-            && e4.other_port == headers.source_port;
-        if !is_ours {
-            return Claim::Taken;
-        }
-        e4.last_seen = flow.last_seen;
-    } else {
-        *sibling = Flow {
-            address: headers.destination,
-            port: headers.destination_port,
-            other_port: headers.source_port,
-            flags: FlowFlags::SOURCE.with(FlowFlags::REPLY),
-            ..*flow
-        };
-        if tables.add_flow(sibling_key, sibling).is_err() {
-            return Claim::Taken;
-        }
-        claim = Claim::Written;
-    }
-    turn(sibling_key);
-    // E2 keeps its time: when it is due itself, it looks for E3.
-    let is_foreign = if tables.flow(sibling_key).is_some() {
-        matches!(claim, Claim::Written) && e2 == E2::Free
-    } else {
-        *sibling = Flow {
-            address: Address::UNSPECIFIED,
-            port: Port::NONE,
-            other_port: Port::NONE,
-            flags: FlowFlags::PENDING.with(flow.flags),
-            ..*flow
-        };
-        claim = Claim::Written;
-        tables.add_flow(sibling_key, sibling).is_err()
+    *sibling = Flow {
+        address: headers.destination,
+        port: headers.destination_port,
+        other_port: headers.source_port,
+        flags: FlowFlags::SOURCE.with(FlowFlags::REPLY),
+        ..*flow
     };
-    if is_foreign {
-        turn(sibling_key);
-        tables.remove_flow(sibling_key);
+    let is_new =
+        tables.flow(sibling_key).is_none() && tables.add_flow(sibling_key, sibling).is_ok();
+    let is_ours = tables.flow(sibling_key).is_some_and(|e4| {
+        e4.last_seen = flow.last_seen;
+        e4.address.is(&headers.destination)
+            && e4.port == headers.destination_port
+            && e4.other_port == headers.source_port
+    });
+    if !is_ours {
         return Claim::Taken;
     }
-    claim
+    turn(sibling_key);
+    let owner = owner(headers);
+    *sibling = Flow {
+        address: Address::UNSPECIFIED,
+        port: Port::NONE,
+        other_port: Port::NONE,
+        flags: FlowFlags::PENDING.with(flow.flags),
+        interface: owner,
+        ..*flow
+    };
+    let is_new_too =
+        tables.flow(sibling_key).is_none() && tables.add_flow(sibling_key, sibling).is_ok();
+    // E2 keeps its time: when it is due itself, it looks for E3.
+    let is_ours = tables
+        .flow(sibling_key)
+        .is_some_and(|e2| e2.interface == owner);
+    if !is_ours {
+        if is_new {
+            turn(sibling_key);
+            tables.remove_flow(sibling_key);
+        }
+        return Claim::Taken;
+    }
+    if is_new || is_new_too {
+        Claim::Written
+    } else {
+        Claim::Held
+    }
+}
+
+/// A digest of the frontend and of the client's own port. Which flows could share one, a client chooses only
+/// among its own.
+#[inline(always)]
+fn owner<const WORDS: usize>(headers: &Headers<WORDS>) -> u32 {
+    let words = headers.destination.0.iter();
+    let mixed = words.fold(0, |mixed: u32, word| {
+        (mixed ^ word).wrapping_mul(0x9e37_79b1).rotate_left(15)
+    });
+    let ports =
+        u32::from(headers.destination_port.raw()) << 16 | u32::from(headers.source_port.raw());
+    (mixed ^ ports).wrapping_mul(0x85eb_ca6b)
 }
 
 /// The key of packets the other way.

@@ -2,7 +2,7 @@
 //!
 //! E4: from a backend to a client. E2: from a client to a backend, masqueraded or not.
 
-use proxy_common::{Address, Direction, Flow, FlowFlags, FrontendKey, Port, Reason};
+use proxy_common::{Address, Direction, Flow, FlowFlags, FrontendKey, Port, Protocol, Reason};
 
 use crate::masquerade::{restore_reply, settle};
 use crate::parse::{Content, parse};
@@ -26,8 +26,8 @@ where
 {
     let is_marked = take_mark(packet, tables);
     match parse::<F, P, WORDS>(packet, l3, &mut scratch.headers) {
-        Content::Ports => {}
-        Content::Portless | Content::IcmpError => return Verdict::Pass,
+        Content::Ports | Content::Portless => {}
+        Content::IcmpError => return Verdict::Pass,
         Content::Other(reason) => {
             tables.count(reason);
             return Verdict::Pass;
@@ -51,12 +51,12 @@ where
         }
         return follow::<F, P, T, WORDS>(packet, tables, scratch, is_due);
     }
-    if is_marked && scratch.headers.opens {
-        return masquerade_only::<F, P, T, WORDS>(packet, tables, scratch, now);
-    }
     if !packet.is_from_this_node() && is_frontend(tables, scratch) {
         tables.count(Reason::Untranslated);
         return Verdict::Drop;
+    }
+    if is_marked && scratch.headers.opens && scratch.headers.source_port != Port::NONE {
+        return masquerade_only::<F, P, T, WORDS>(packet, tables, scratch, now);
     }
     Verdict::Pass
 }
@@ -142,20 +142,26 @@ where
         tables.count(Reason::TableFull);
         return Verdict::Drop;
     }
+    // Others mark a flow's first packet only; the next ones are to be found by their address.
+    tables.concern(&scratch.headers.source);
     settle::<F, P, T, WORDS>(packet, tables, scratch)
 }
 
-/// Whether the packet is addressed to a port of a Service.
+/// Whether the packet is addressed to a port of a Service, or to a live ClusterIP.
 #[inline(always)]
 fn is_frontend<T: Tables<WORDS>, const WORDS: usize>(
     tables: &mut T,
     scratch: &Scratch<WORDS>,
 ) -> bool {
-    let key = FrontendKey {
+    let mut key = FrontendKey {
         address: scratch.headers.destination,
         port: scratch.headers.destination_port,
         protocol: scratch.headers.protocol,
         reserved: 0,
     };
+    if tables.frontend(&key).is_some() {
+        return true;
+    }
+    (key.port, key.protocol) = (Port::NONE, Protocol::NONE);
     tables.frontend(&key).is_some()
 }

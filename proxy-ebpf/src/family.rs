@@ -19,11 +19,16 @@ pub trait Family<const WORDS: usize> {
 
     /// Reads the network header at `headers.l3`.
     ///
+    /// Kernel: a length of zero stands for one that 16 bits cannot hold (BIG TCP).
+    ///
     /// # Errors
     ///
     /// The packet cannot be translated, for this reason.
     fn parse_network<P: Packet>(packet: &mut P, headers: &mut Headers<WORDS>)
     -> Result<(), Reason>;
+
+    /// Whether one host alone has the address, so that it may be answered.
+    fn is_unicast(address: &Address<WORDS>) -> bool;
 
     /// Whether an ICMP message of this type is an error.
     fn is_icmp_error(kind: u8) -> bool;
@@ -75,10 +80,13 @@ impl Family<1> for V4 {
         headers.destination = header.destination;
         headers.protocol = header.protocol;
         let length = u32::from(header.version_length & 15) * 4;
-        let total = u32::from(u16::from_be(header.raw_length));
+        let mut total = u32::from(u16::from_be(header.raw_length));
         // More fragments, or not the first one.
         if header.raw_fragment & 0x3fff_u16.to_be() != 0 {
             return Err(Reason::Fragment);
+        }
+        if total == 0 {
+            total = packet.length().saturating_sub(headers.l3);
         }
         if length < Self::HEADER || total < length {
             return Err(Reason::Malformed);
@@ -86,6 +94,13 @@ impl Family<1> for V4 {
         headers.l4 = headers.l3 + length;
         headers.l4_length = total - length;
         Ok(())
+    }
+
+    #[inline(always)]
+    fn is_unicast(address: &Address<1>) -> bool {
+        let [word] = address.0;
+        let [first, ..] = word.to_ne_bytes();
+        first != 0 && first < 224
     }
 
     #[inline(always)]
@@ -175,19 +190,22 @@ impl Family<4> for V6 {
     #[inline(always)]
     fn parse_network<P: Packet>(packet: &mut P, headers: &mut Headers<4>) -> Result<(), Reason> {
         const HOP_BY_HOP: u8 = 0;
-        const ROUTING: u8 = 43;
         const FRAGMENT: u8 = 44;
-        const AUTHENTICATION: u8 = 51;
+        const ROUTING: u8 = 43;
         const DESTINATION: u8 = 60;
         let header = packet.at::<Ipv6>(headers.l3).ok_or(Reason::Malformed)?;
         headers.source = header.source;
         headers.destination = header.destination;
-        let payload = u32::from(u16::from_be(header.raw_payload_length));
+        let mut payload = u32::from(u16::from_be(header.raw_payload_length));
         let (mut next, mut skipped) = (header.next_header, 0);
+        if payload == 0 {
+            payload = packet.length().saturating_sub(headers.l3 + Self::HEADER);
+        }
         for _ in 0..EXTENSIONS {
-            let unit = match next {
-                HOP_BY_HOP | ROUTING | DESTINATION => 8,
-                AUTHENTICATION => 4,
+            match next {
+                HOP_BY_HOP | DESTINATION => {}
+                // The checksum covers the last address of the route, which is not the one in the header.
+                ROUTING => return Err(Reason::Malformed),
                 FRAGMENT => return Err(Reason::Fragment),
                 _ => {
                     headers.protocol = Protocol(next);
@@ -195,17 +213,24 @@ impl Family<4> for V6 {
                     headers.l4_length = payload.checked_sub(skipped).ok_or(Reason::Malformed)?;
                     return Ok(());
                 }
-            };
+            }
             let at = headers.l3 + Self::HEADER + skipped;
             let extension = packet.at::<Extension>(at).ok_or(Reason::Malformed)?;
-            // The length counts units, without the first 8 bytes.
-            skipped += 8 + u32::from(extension.length) * unit;
+            // The length counts units of 8 bytes, without the first.
+            skipped += 8 + u32::from(extension.length) * 8;
             next = extension.next_header;
             if skipped > MAX_EXTENSIONS {
                 return Err(Reason::Malformed);
             }
         }
         Err(Reason::Malformed)
+    }
+
+    #[inline(always)]
+    fn is_unicast(address: &Address<4>) -> bool {
+        let [word, ..] = address.0;
+        let [first, ..] = word.to_ne_bytes();
+        first != 0xff && !address.is_unspecified()
     }
 
     #[inline(always)]

@@ -15,6 +15,9 @@ pub trait Packet {
     /// Adds a change to a checksum of the transport layer; `None` if it cannot be written.
     fn fix_checksum(&mut self, checksum: Checksum, change: Sum) -> Option<()>;
 
+    /// How long it is, with all that is not in one piece. Unit: bytes.
+    fn length(&self) -> u32;
+
     /// Cuts or extends the packet to this length; what is new is undefined. Unit: bytes.
     fn resize(&mut self, length: u32) -> Option<()>;
 

@@ -28,6 +28,10 @@ where
     P: Packet,
     T: Tables<WORDS>,
 {
+    if !tables.may_refuse() {
+        tables.count(Reason::TooManyRefusals);
+        return Verdict::Drop;
+    }
     let interface = tables.interface(packet.interface());
     let source = interface.map_or(Address::UNSPECIFIED, F::source_of);
     if source.is_unspecified() {
@@ -51,6 +55,9 @@ fn rewrite<F: Family<WORDS>, P: Packet, const WORDS: usize>(
     let (l3, client) = (headers.l3, headers.source);
     let transport = headers.l4_length.min(TRANSPORT) & !3;
     let words = (headers.l4 - l3 + transport) / 4;
+    if !F::is_unicast(&client) || words as usize > QUOTE_WORDS {
+        return None;
+    }
     let mut sum = Sum::ZERO;
     for (at, quoted) in (0..).zip(&mut scratch.quote) {
         if at >= words {
@@ -63,6 +70,11 @@ fn rewrite<F: Family<WORDS>, P: Packet, const WORDS: usize>(
     packet.resize(quote_at + words * 4)?;
     if l3 == ETHERNET {
         let [to, from] = packet.at::<[[u8; 6]; 2]>(0)?;
+        // Sent to many: an answer from each of them would be a flood.
+        let [first, ..] = *to;
+        if first & 1 == 1 {
+            return None;
+        }
         core::mem::swap(to, from);
     }
     for (at, quoted) in (0..).zip(&scratch.quote) {

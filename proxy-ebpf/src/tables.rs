@@ -51,6 +51,12 @@ pub trait Tables<const WORDS: usize> {
     /// Whether a flow or a frontend may have this address. False positives are allowed.
     fn may_concern(&mut self, address: &Address<WORDS>) -> bool;
 
+    /// From now on packets with this address are of concern.
+    fn concern(&mut self, address: &Address<WORDS>);
+
+    /// Whether one more refusal may be sent in this tick.
+    fn may_refuse(&mut self) -> bool;
+
     /// What is configured.
     fn settings(&mut self) -> Option<&Settings<WORDS>>;
 

@@ -29,6 +29,11 @@ impl Host {
         }
     }
 
+    /// Lets another CPU have the same IPv4 packet just before the nth entry from now on is added.
+    pub(crate) fn interrupt(&mut self, nth: usize, run: Interrupt<1>) {
+        self.v4.interrupt = Some((nth, run));
+    }
+
     /// The tables of IPv4.
     pub(crate) fn v4(&mut self) -> &mut Memory<1> {
         &mut self.v4
@@ -83,6 +88,9 @@ impl Node for Host {
     }
 }
 
+/// What another CPU does.
+type Interrupt<const WORDS: usize> = fn(&mut Memory<WORDS>);
+
 /// The tables of one family in memory.
 pub(crate) struct Memory<const WORDS: usize> {
     family: Family<WORDS>,
@@ -92,6 +100,8 @@ pub(crate) struct Memory<const WORDS: usize> {
     counted: BTreeMap<Reason, u64>,
     random: u32,
     now: u32,
+    /// What another CPU does just before the nth entry from now on is added.
+    interrupt: Option<(usize, Interrupt<WORDS>)>,
 }
 
 impl<const WORDS: usize> Memory<WORDS> {
@@ -104,7 +114,17 @@ impl<const WORDS: usize> Memory<WORDS> {
             counted: BTreeMap::new(),
             random: seed | 1,
             now: 1,
+            interrupt: None,
         }
+    }
+
+    /// A packet that arrives at an interface.
+    pub(crate) fn arrives(&mut self, interface: u32, bytes: &[u8])
+    where
+        Self: Tables<1>,
+    {
+        let mut packet = Buffer::new(bytes, interface, 0);
+        ingress::<V4, _, _, 1>(&mut packet, self, &mut { Scratch::EMPTY }, ETHERNET as u32);
     }
 
     /// How many entries of flows there are.
@@ -124,6 +144,11 @@ impl<const WORDS: usize> Tables<WORDS> for Memory<WORDS> {
     }
 
     fn add_flow(&mut self, key: &FlowKey<WORDS>, flow: &Flow<WORDS>) -> Result<(), Unwritten> {
+        match self.interrupt.take() {
+            Some((0, run)) => run(self),
+            Some((n, run)) => self.interrupt = Some((n - 1, run)),
+            None => {}
+        }
         if self.flows.contains_key(key) {
             return Err(Unwritten);
         }
@@ -180,6 +205,14 @@ impl<const WORDS: usize> Tables<WORDS> for Memory<WORDS> {
 
     fn may_concern(&mut self, address: &Address<WORDS>) -> bool {
         self.of_concern.contains(address)
+    }
+
+    fn concern(&mut self, address: &Address<WORDS>) {
+        self.of_concern.push(*address);
+    }
+
+    fn may_refuse(&mut self) -> bool {
+        true
     }
 
     fn settings(&mut self) -> Option<&Settings<WORDS>> {
@@ -254,6 +287,10 @@ impl Packet for Buffer {
         checksum.apply(&mut sum, change);
         *bytes = sum.to_ne_bytes();
         Some(())
+    }
+
+    fn length(&self) -> u32 {
+        self.length as u32
     }
 
     fn resize(&mut self, length: u32) -> Option<()> {

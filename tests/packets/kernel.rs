@@ -144,7 +144,7 @@ impl Kernel {
         for address in family.of_concern() {
             let (word, bit) = address.bit();
             let bits = bitmap.get(&word, 0).expect("a word");
-            bitmap.set(word, bits | bit, 0).expect("a word");
+            bitmap.set(word, bits | 1 << bit, 0).expect("a word");
         }
     }
 

@@ -271,6 +271,62 @@ fn rej_1_without_endpoints_a_client_is_refused_at_once() {
 }
 
 #[test]
+fn rej_1_a_refusal_quotes_options_and_extension_headers() {
+    tell(|cast| {
+        let mut node = (cast.node)(&cast.world(&[], Route::REJECT));
+        let sent = Cast::frame(
+            (cast.names.client, 4000),
+            (cast.names.vip, 80),
+            cast.opening,
+        );
+        let refused = |node: &mut dyn Node, extra: &[u8]| {
+            let outcome = node.pass(Hook::In, CLIENT, 0, &sent.bytes_with(extra));
+            assert_eq!(outcome.verdict, Verdict::Bounce);
+            Refusal::read(&outcome.bytes).about
+        };
+        let about = (sent.source, sent.destination, cast.opening.number());
+        if sent.source.is_ipv4() {
+            assert_eq!(refused(&mut *node, &[1; 40]).2, about.2);
+            return;
+        }
+        for units in [0, 1, 7] {
+            let mut extra = vec![cast.opening.number(), units, 1, 4 + 8 * units];
+            extra.resize(8 + 8 * usize::from(units), 0);
+            assert_eq!(refused(&mut *node, &extra).2, about.2);
+        }
+        // More than a refusal holds is not answered.
+        let mut extra = vec![cast.opening.number(), 15, 1, 124];
+        extra.resize(128, 0);
+        let outcome = node.pass(Hook::In, CLIENT, 0, &sent.bytes_with(&extra));
+        assert_eq!(outcome.verdict, Verdict::Drop);
+        assert_eq!(node.counted(Reason::CannotRefuse), 1);
+    });
+}
+
+#[test]
+fn rej_1_what_is_sent_to_many_or_from_many_is_not_answered() {
+    tell(|cast| {
+        let mut node = (cast.node)(&cast.world(&[], Route::REJECT));
+        let vip = (cast.names.vip, 80);
+        let mut broadcast = Cast::frame((cast.names.client, 4000), vip, cast.opening).bytes();
+        broadcast[..6].fill(0xff);
+        let from = if cast.names.any == "::" {
+            "ff02::1"
+        } else {
+            "255.255.255.255"
+        };
+        let from_many = Cast::frame((from, 4000), vip, cast.opening).bytes();
+        for bytes in [broadcast, from_many] {
+            assert_eq!(
+                node.pass(Hook::In, CLIENT, 0, &bytes).verdict,
+                Verdict::Drop
+            );
+        }
+        assert_eq!(node.counted(Reason::CannotRefuse), 2);
+    });
+}
+
+#[test]
 fn rej_3_a_flow_in_mid_stream_is_not_refused() {
     tell(|cast| {
         if cast.opening == UDP {
@@ -279,8 +335,10 @@ fn rej_3_a_flow_in_mid_stream_is_not_refused() {
         let mut node = (cast.node)(&cast.world(&[], Route::REJECT));
         let sent = Cast::frame((cast.names.client, 4000), (cast.names.vip, 80), cast.next());
         assert_eq!(node.forwards(Hook::In, CLIENT, &sent), sent);
-        // Nor does it leave the node as it is.
+        // Nor does it leave the node as it is, nor to another port of the ClusterIP.
         node.drops(Hook::Out, UPLINK, &sent, Reason::Untranslated);
+        let other = Cast::frame((cast.names.client, 4000), (cast.names.vip, 81), cast.next());
+        node.drops(Hook::Out, UPLINK, &other, Reason::Untranslated);
     });
 }
 
@@ -351,6 +409,9 @@ fn src_10_a_packet_marked_by_others_is_masqueraded_and_loses_that_mark_alone() {
         let own = (cast.names.node, masqueraded.source.port());
         let back = node.forwards(Hook::In, UPLINK, &Cast::frame(server, own, cast.answer));
         assert_eq!(back, Cast::frame(server, client, cast.answer));
+        // Others mark the first packet of a flow only.
+        let next = node.forwards(Hook::Out, UPLINK, &Cast::frame(client, server, cast.next()));
+        assert_eq!(next.source, masqueraded.source);
         // Without the mark it is nobody's.
         let other = Cast::frame((cast.names.client, 4001), server, cast.opening);
         assert_eq!(node.forwards(Hook::Out, UPLINK, &other), other);
@@ -512,4 +573,35 @@ fn vip_5_each_backend_is_as_likely_as_any_other() {
         // Four degrees of freedom: more than 33.4 has a probability of one in a million.
         assert!(chi_square < 33.4, "{hits:?}");
     });
+}
+
+/// The packet of the test below, as another CPU has it.
+fn datagram() -> Frame {
+    Cast::frame((V4.client, 4000), (V4.vip, 80), UDP)
+}
+
+#[test]
+fn vip_3_two_cpus_with_packets_of_a_new_flow_make_one_flow() {
+    let world = Cast {
+        node: Box::new(|world| Box::new(Host::new(world, 1))),
+        names: &V4,
+        opening: UDP,
+        answer: UDP,
+    }
+    .world(&[(V4.backend, 8080), (V4.outside, 8080)], Route::CLUSTER);
+    for seed in 0..64 {
+        // Before E4, before E2, and before E1.
+        for nth in 0..3 {
+            let mut node = Host::new(&world, seed);
+            node.interrupt(nth, |memory| memory.arrives(CLIENT, &datagram().bytes()));
+            let arrived = node.forwards(Hook::In, CLIENT, &datagram());
+            let again = node.forwards(Hook::In, CLIENT, &datagram());
+            assert_eq!(again, arrived, "one backend");
+            let mut answer = arrived.clone();
+            std::mem::swap(&mut answer.source, &mut answer.destination);
+            let back = node.forwards(Hook::Out, CLIENT, &answer);
+            assert_eq!(back.source, datagram().destination);
+            assert_eq!(node.v4().n_flows(), 3, "E1, E2 and E4 alone");
+        }
+    }
 }

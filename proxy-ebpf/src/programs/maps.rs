@@ -28,12 +28,21 @@ const SLOTS: u32 = 1 << 20;
 const BACKENDS: u32 = 1 << 20;
 const SOURCE_RANGES: u32 = 1 << 16;
 const LOCAL_ADDRESSES: u32 = 1 << 12;
-const INTERFACES: u32 = 1 << 12;
+const INTERFACES: u32 = 1 << 16;
+/// How many refusals a CPU sends in a tick.
+const REFUSALS: u32 = 500;
 
 #[map(name = "bitmap")]
 static BITMAP: Array<u64> = Array::with_max_entries(BITMAP_WORDS, MMAPABLE);
+/// The same bits for the sources of packets that others marked, a byte for each: several CPUs may write
+/// bytes at the same time, but not bits of one word.
+#[map(name = "marked")]
+static MARKED: Array<[u8; 64]> = Array::with_max_entries(BITMAP_WORDS, 0);
 #[map(name = "interfaces")]
 static INTERFACE_TABLE: Array<Interface> = Array::with_max_entries(INTERFACES, 0);
+/// The tick, and how many refusals were asked for in it.
+#[map(name = "refusals")]
+static REFUSED: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "counters")]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(64, 0);
 
@@ -155,7 +164,20 @@ macro_rules! tables {
                 #[inline(always)]
                 fn may_concern(&mut self, address: &Address<$words>) -> bool {
                     let (word, bit) = address.bit();
-                    BITMAP.get(word).is_none_or(|bits| bits & bit != 0)
+                    let is_of_daemon = BITMAP.get(word).is_none_or(|bits| (bits >> bit) & 1 == 1);
+                    is_of_daemon || super::is_marked(word, bit)
+                }
+
+                #[inline(always)]
+                fn concern(&mut self, address: &Address<$words>) {
+                    let (word, bit) = address.bit();
+                    super::set_marked(word, bit);
+                }
+
+                #[inline(always)]
+                fn may_refuse(&mut self) -> bool {
+                    let now = self.now();
+                    super::may_refuse(now)
                 }
 
                 #[inline(always)]
@@ -212,6 +234,43 @@ pub(crate) fn has_ipv6_checksums() -> bool {
     v6::Kernel
         .settings()
         .is_some_and(|settings| settings.has_ipv6_checksums != 0)
+}
+
+/// Whether the source of a marked packet has this bit.
+#[inline(always)]
+fn is_marked(word: u32, bit: u32) -> bool {
+    let bytes = MARKED.get(word);
+    let byte = bytes.and_then(|bytes| bytes.get(bit as usize & 63));
+    byte.is_some_and(|byte| *byte != 0)
+}
+
+/// Remembers the source of a marked packet.
+#[inline(always)]
+fn set_marked(word: u32, bit: u32) {
+    let Some(bytes) = MARKED.get_ptr_mut(word) else {
+        return;
+    };
+    // SAFETY: the map holds it; others write single bytes, and all write the same.
+    let bytes = unsafe { &mut *bytes };
+    if let Some(byte) = bytes.get_mut(bit as usize & 63) {
+        *byte = 1;
+    }
+}
+
+/// Whether one more refusal may be sent by this CPU in this tick.
+#[inline(always)]
+fn may_refuse(now: u32) -> bool {
+    let Some(refused) = REFUSED.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: the map holds it, for this CPU alone.
+    let [tick, asked] = unsafe { &mut *refused };
+    if *tick != now {
+        *tick = now;
+        *asked = 0;
+    }
+    *asked = asked.wrapping_add(1);
+    *asked <= REFUSALS
 }
 
 /// Counts a packet.

@@ -14,6 +14,8 @@ const NEXT: i32 = -1;
 const BPF_F_IPV6: u64 = 1 << 7;
 /// How much of a packet must be in one piece. Unit: bytes.
 const HEADERS: u32 = 128;
+/// The same for packets that are cut up later: the headers without options. Unit: bytes.
+const LEAST: u32 = 74;
 
 /// A packet that arrives.
 #[inline(always)]
@@ -66,8 +68,17 @@ impl Skb {
     #[inline(always)]
     fn pull_headers(&mut self) {
         let (start, end) = self.bounds();
-        let wanted = HEADERS.min(self.length());
-        if start + (wanted as usize) > end {
+        // SAFETY: the kernel gave us the context.
+        let is_gso = unsafe { (*self.0).gso_size } != 0;
+        // Kernel: a list of whole packets must not be pulled in part; before 6.16 that crashes later. Its
+        // headers are in one piece.
+        let least = if is_gso { LEAST } else { HEADERS };
+        if start + (least.min(self.length()) as usize) > end {
+            let wanted = if is_gso {
+                self.length()
+            } else {
+                HEADERS.min(self.length())
+            };
             // SAFETY: the helper checks the length. If it fails, the headers cannot be read, and the packet
             // passes.
             unsafe { bpf_skb_pull_data(self.0, wanted) };
@@ -82,13 +93,6 @@ impl Skb {
         // SAFETY: as above.
         let end = unsafe { (*self.0).data_end };
         (start as usize, end as usize)
-    }
-
-    /// Unit: bytes.
-    #[inline(always)]
-    fn length(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).len }
     }
 
     /// Byte order: the host's. Zero for what has a VLAN tag: its own interface sees it again.
@@ -154,6 +158,12 @@ impl Packet for Skb {
         // SAFETY: the helper checks the offset.
         let code = unsafe { bpf_l4_csum_replace(self.0, checksum.offset, 0, change, flags) };
         (code == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the kernel gave us the context.
+        unsafe { (*self.0).len }
     }
 
     #[inline(always)]

@@ -78,9 +78,14 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn resize(&mut self, length: u32) -> Option<()> {
+    fn length(&self) -> u32 {
         let (start, end) = self.bounds();
-        let now = i32::try_from(end.checked_sub(start)?).ok()?;
+        u32::try_from(end.saturating_sub(start)).unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, length: u32) -> Option<()> {
+        let now = i32::try_from(self.length()).ok()?;
         let change = i32::try_from(length).ok()?.checked_sub(now)?;
         // SAFETY: the helper checks the change.
         let code = unsafe { bpf_xdp_adjust_tail(self.0, change) };

@@ -1,6 +1,7 @@
 //! The packet code in the kernel: the committed object, loaded and run packet by packet.
 //!
-//! Nothing is attached. Invariant: every packet claims to be on the loopback interface, the only one that
+//! Nothing is attached. The programs are loaded once, as the verifier takes its time; each test has them alone,
+//! with tables that hold nothing but its own. Invariant: every packet claims to be on the loopback interface, the only one that
 //! the kernel gives to test runs at XDP; what the table says of that interface is what the test wants of its own.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +11,7 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use proxy_common::{
-    Address, Flow, FlowKey, FrontendKey, Interface, Reason, Settings, SourceRangeKey,
+    Address, BITMAP_WORDS, Flow, FlowKey, FrontendKey, Interface, Reason, Settings, SourceRangeKey,
 };
 use proxy_ebpf::Verdict;
 use proxy_tests::ebpf::object;
@@ -30,13 +31,13 @@ pub(crate) enum Arrival {
 /// A node whose programs are in the kernel.
 pub(crate) struct Kernel {
     arrival: Arrival,
-    programs: Ebpf,
+    loaded: MutexGuard<'static, Option<Ebpf>>,
     interfaces: Vec<(u32, Interface)>,
-    /// One test at a time: the machine's memory for locked pages is limited.
-    _alone: MutexGuard<'static, ()>,
+    /// What former tests counted, by reason.
+    counted_before: Vec<u64>,
 }
 
-static ALONE: Mutex<()> = Mutex::new(());
+static LOADED: Mutex<Option<Ebpf>> = Mutex::new(None);
 
 /// The tables of a test are small.
 const ENTRIES: u32 = 4096;
@@ -75,33 +76,68 @@ const CONTEXT: usize = 192;
 
 impl Kernel {
     pub(crate) fn new(world: &World, arrival: Arrival) -> Self {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut loader = EbpfLoader::new();
-        for table in TABLES {
-            loader.map_max_entries(table, ENTRIES);
-        }
-        let object = std::fs::read(object()).expect("the object");
-        let mut programs = loader.load(&object).expect("the maps");
-        for name in ["proxy_in", "proxy_out"] {
-            let program = programs.program_mut(name).expect("the program");
-            let program: &mut SchedClassifier = program.try_into().expect("a TC program");
-            program.load().expect("the verifier accepts it");
-        }
-        let program: &mut Xdp = programs
-            .program_mut("proxy_xdp")
-            .expect("the program")
-            .try_into()
-            .expect("an XDP program");
-        program.load().expect("the verifier accepts it");
+        // A test that failed leaves tables that are emptied as well.
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.get_or_insert_with(load);
         let mut kernel = Self {
             arrival,
-            programs,
+            loaded,
             interfaces: world.interfaces.clone(),
-            _alone: alone,
+            counted_before: Vec::new(),
         };
+        kernel.array("bitmap", &vec![0_u64; BITMAP_WORDS as usize]);
+        kernel.array("marked", &vec![[0_u8; 64]; BITMAP_WORDS as usize]);
+        kernel.empty::<1>("4");
+        kernel.empty::<4>("6");
         kernel.fill("4", &world.v4);
         kernel.fill("6", &world.v6);
+        let counted = Reason::ALL.iter().map(|reason| kernel.sum(*reason));
+        kernel.counted_before = counted.collect();
         kernel
+    }
+
+    /// Removes what a former test left in the tables that are looked up by key.
+    fn empty<const WORDS: usize>(&mut self, suffix: &str)
+    where
+        Address<WORDS>: Pod,
+        Flow<WORDS>: Pod,
+        FlowKey<WORDS>: Pod,
+        FrontendKey<WORDS>: Pod,
+        SourceRangeKey<WORDS>: Pod,
+    {
+        let name = |table: &str| format!("{table}{suffix}");
+        let mut flows = self.flows::<WORDS>(&name("flows"));
+        for key in sorted(flows.keys()) {
+            flows.remove(&key).expect("it is there");
+        }
+        let mut frontends: HashMap<_, FrontendKey<WORDS>, proxy_common::Frontend> =
+            self.map(&name("frontends")).try_into().expect("a hash map");
+        for key in sorted(frontends.keys()) {
+            frontends.remove(&key).expect("it is there");
+        }
+        let mut local: HashMap<_, Address<WORDS>, proxy_common::LocalAddress> =
+            self.map(&name("local")).try_into().expect("a hash map");
+        for key in sorted(local.keys()) {
+            local.remove(&key).expect("it is there");
+        }
+        let mut ranges: LpmTrie<_, SourceRangeKey<WORDS>, u32> =
+            self.map(&name("ranges")).try_into().expect("a trie");
+        let keys: Vec<_> = ranges.keys().collect();
+        for key in keys {
+            ranges.remove(&key.expect("a key")).expect("it is there");
+        }
+    }
+
+    fn programs(&mut self) -> &mut Ebpf {
+        self.loaded.as_mut().expect("they are loaded")
+    }
+
+    /// How often a reason was counted since the programs were loaded.
+    fn sum(&mut self, reason: Reason) -> u64 {
+        let counters: PerCpuArray<&mut MapData, u64> =
+            self.map("counters").try_into().expect("an array");
+        let values = counters.get(&(reason as u32), 0).expect("a counter");
+        values.iter().sum()
     }
 
     fn fill<const WORDS: usize>(&mut self, suffix: &str, family: &Family<WORDS>)
@@ -149,7 +185,7 @@ impl Kernel {
     }
 
     fn map(&mut self, name: &str) -> &mut Map {
-        self.programs.map_mut(name).expect(name)
+        self.programs().map_mut(name).expect(name)
     }
 
     fn array<T: Pod>(&mut self, name: &str, values: &[T]) {
@@ -190,7 +226,7 @@ impl Kernel {
             (Hook::In, false) => "proxy_in",
             (Hook::Out, _) => "proxy_out",
         };
-        let program = self.programs.program(name).expect("the program");
+        let program = self.programs().program(name).expect("the program");
         let result = if is_xdp {
             let program: &Xdp = program.try_into().expect("an XDP program");
             program.test_run(options)
@@ -259,11 +295,27 @@ impl Node for Kernel {
     }
 
     fn counted(&mut self, reason: Reason) -> u64 {
-        let counters: PerCpuArray<&mut MapData, u64> =
-            self.map("counters").try_into().expect("an array");
-        let values = counters.get(&(reason as u32), 0).expect("a counter");
-        values.iter().sum()
+        self.sum(reason) - self.counted_before[reason as usize]
     }
+}
+
+/// Loads the programs, with small tables.
+fn load() -> Ebpf {
+    let mut loader = EbpfLoader::new();
+    for table in TABLES {
+        loader.map_max_entries(table, ENTRIES);
+    }
+    let object = std::fs::read(object()).expect("the object");
+    let mut programs = loader.load(&object).expect("the maps");
+    for name in ["proxy_in", "proxy_out"] {
+        let program = programs.program_mut(name).expect("the program");
+        let program: &mut SchedClassifier = program.try_into().expect("a TC program");
+        program.load().expect("the verifier accepts it");
+    }
+    let program = programs.program_mut("proxy_xdp").expect("the program");
+    let program: &mut Xdp = program.try_into().expect("an XDP program");
+    program.load().expect("the verifier accepts it");
+    programs
 }
 
 /// The keys of a table, in their order.

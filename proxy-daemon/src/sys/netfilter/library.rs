@@ -95,9 +95,9 @@ const MAX_VALUE: usize = 64;
 
 /// Which expression of `nf_tables` it is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Kind(&'static CStr);
+pub(crate) struct ExpressionKind(&'static CStr);
 
-impl Kind {
+impl ExpressionKind {
     pub(crate) const BITWISE: Self = Self(c"bitwise");
     pub(crate) const CMP: Self = Self(c"cmp");
     pub(crate) const CT: Self = Self(c"ct");
@@ -126,13 +126,13 @@ impl Kind {
 /// An expression of a rule: its attributes (`NFTNL_EXPR_*`), each a number, a name or a value.
 #[derive(Clone, Debug)]
 pub(crate) struct RawExpression {
-    kind: Kind,
+    kind: ExpressionKind,
     attributes: Vec<(u32, Vec<u8>)>,
 }
 
 impl RawExpression {
     /// One without attributes.
-    pub(crate) const fn new(kind: Kind) -> Self {
+    pub(crate) const fn new(kind: ExpressionKind) -> Self {
         Self {
             kind,
             attributes: Vec::new(),

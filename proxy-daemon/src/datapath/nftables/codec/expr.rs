@@ -13,7 +13,7 @@ use nftnl_sys::{self as sys, libc};
 use crate::datapath::nftables::ruleset::{Checksum, Expr, Field, Target, Verdict};
 use crate::datapath::nftables::sets::SetId;
 use crate::net::IpFamily;
-use crate::sys::netfilter::library::{Kind, RawExpression};
+use crate::sys::netfilter::library::{ExpressionKind, RawExpression};
 
 /// `NFT_FIB_RESULT_ADDRTYPE`
 const FIB_RESULT_TYPE: u32 = 3;
@@ -47,20 +47,20 @@ fn register(index: u8) -> u32 {
 }
 
 fn payload(base: c_int, offset: u32, len: u32) -> RawExpression {
-    RawExpression::new(Kind::PAYLOAD)
+    RawExpression::new(ExpressionKind::PAYLOAD)
         .number(sys::NFTNL_EXPR_PAYLOAD_BASE, number(base))
         .number(sys::NFTNL_EXPR_PAYLOAD_OFFSET, offset)
         .number(sys::NFTNL_EXPR_PAYLOAD_LEN, len)
 }
 
 fn meta(key: c_int, attribute: u32, register: u32) -> RawExpression {
-    RawExpression::new(Kind::META)
+    RawExpression::new(ExpressionKind::META)
         .number(sys::NFTNL_EXPR_META_KEY, number(key))
         .number(attribute, register)
 }
 
 fn immediate(to: u32) -> RawExpression {
-    RawExpression::new(Kind::IMMEDIATE).number(sys::NFTNL_EXPR_IMM_DREG, to)
+    RawExpression::new(ExpressionKind::IMMEDIATE).number(sys::NFTNL_EXPR_IMM_DREG, to)
 }
 
 fn compare(equal: bool, bytes: &[u8]) -> RawExpression {
@@ -69,7 +69,7 @@ fn compare(equal: bool, bytes: &[u8]) -> RawExpression {
     } else {
         libc::NFT_CMP_NEQ
     };
-    RawExpression::new(Kind::CMP)
+    RawExpression::new(ExpressionKind::CMP)
         .number(sys::NFTNL_EXPR_CMP_SREG, register(0))
         .number(sys::NFTNL_EXPR_CMP_OP, number(operation))
         .bytes(sys::NFTNL_EXPR_CMP_DATA, bytes)
@@ -78,7 +78,7 @@ fn compare(equal: bool, bytes: &[u8]) -> RawExpression {
 /// `register = (register & mask) ^ xor`, bytes as they lie in the register.
 fn bitwise(mask: &[u8], xor: &[u8]) -> RawExpression {
     let len = u32::try_from(mask.len()).unwrap_or(4);
-    RawExpression::new(Kind::BITWISE)
+    RawExpression::new(ExpressionKind::BITWISE)
         .number(sys::NFTNL_EXPR_BITWISE_SREG, register(0))
         .number(sys::NFTNL_EXPR_BITWISE_DREG, register(0))
         .number(sys::NFTNL_EXPR_BITWISE_LEN, len)
@@ -87,7 +87,7 @@ fn bitwise(mask: &[u8], xor: &[u8]) -> RawExpression {
 }
 
 fn lookup(set: SetId, flags: c_int) -> RawExpression {
-    RawExpression::new(Kind::LOOKUP)
+    RawExpression::new(ExpressionKind::LOOKUP)
         .name(sys::NFTNL_EXPR_LOOKUP_SET, set.name())
         .number(sys::NFTNL_EXPR_LOOKUP_SREG, register(0))
         .number(sys::NFTNL_EXPR_LOOKUP_FLAGS, number(flags))
@@ -129,7 +129,7 @@ impl Steps {
             |base, offset| payload(base, offset, len).number(sys::NFTNL_EXPR_PAYLOAD_DREG, to);
         let meta = |key| meta(key, sys::NFTNL_EXPR_META_DREG, to);
         let ct = |key| {
-            RawExpression::new(Kind::CT)
+            RawExpression::new(ExpressionKind::CT)
                 .number(sys::NFTNL_EXPR_CT_KEY, number(key))
                 .number(sys::NFTNL_EXPR_CT_DREG, to)
         };
@@ -145,11 +145,11 @@ impl Steps {
             Field::Interface => meta(libc::NFT_META_IIFNAME),
             Field::CtState => ct(libc::NFT_CT_STATE),
             Field::CtStatus => ct(libc::NFT_CT_STATUS),
-            Field::SourceType => RawExpression::new(Kind::FIB)
+            Field::SourceType => RawExpression::new(ExpressionKind::FIB)
                 .number(sys::NFTNL_EXPR_FIB_DREG, to)
                 .number(sys::NFTNL_EXPR_FIB_RESULT, FIB_RESULT_TYPE)
                 .number(sys::NFTNL_EXPR_FIB_FLAGS, FIB_SOURCE),
-            Field::Random(below) => RawExpression::new(Kind::NUMGEN)
+            Field::Random(below) => RawExpression::new(ExpressionKind::NUMGEN)
                 .number(sys::NFTNL_EXPR_NG_DREG, to)
                 .number(sys::NFTNL_EXPR_NG_MODULUS, below)
                 .number(sys::NFTNL_EXPR_NG_TYPE, number(libc::NFT_NG_RANDOM))
@@ -177,7 +177,7 @@ impl Steps {
         // At a multiple of four, as `nft` aligns it.
         let data = self.load_key(key).next_multiple_of(4);
         self.load(Field::Priority, data);
-        RawExpression::new(Kind::DYNSET)
+        RawExpression::new(ExpressionKind::DYNSET)
             .name(sys::NFTNL_EXPR_DYNSET_SET_NAME, map.name())
             .number(sys::NFTNL_EXPR_DYNSET_OP, operation)
             .number(sys::NFTNL_EXPR_DYNSET_SREG_KEY, register(0))
@@ -222,7 +222,7 @@ impl Steps {
             libc::NFPROTO_IPV6
         };
         let port = Field::Destination.len(self.family).div_ceil(4);
-        RawExpression::new(Kind::NAT)
+        RawExpression::new(ExpressionKind::NAT)
             .number(sys::NFTNL_EXPR_NAT_TYPE, number(libc::NFT_NAT_DNAT))
             .number(sys::NFTNL_EXPR_NAT_FAMILY, number(family))
             .number(sys::NFTNL_EXPR_NAT_REG_ADDR_MIN, register(0))
@@ -287,13 +287,12 @@ impl Steps {
                 self.map(*map, key);
                 self.dnat()
             }
-            Expr::Masquerade => {
-                RawExpression::new(Kind::MASQ).number(sys::NFTNL_EXPR_MASQ_FLAGS, RANDOM_PORT)
-            }
+            Expr::Masquerade => RawExpression::new(ExpressionKind::MASQ)
+                .number(sys::NFTNL_EXPR_MASQ_FLAGS, RANDOM_PORT),
             Expr::Reject => {
                 let (v4, v6) = PORT_UNREACHABLE;
                 let code = if self.is_v4() { v4 } else { v6 };
-                RawExpression::new(Kind::REJECT)
+                RawExpression::new(ExpressionKind::REJECT)
                     .number(
                         sys::NFTNL_EXPR_REJECT_TYPE,
                         number(libc::NFT_REJECT_ICMP_UNREACH),

@@ -5,6 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_tests::sctp::crc32c;
+use proxy_tests::segment::checksum;
 
 /// The length of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
@@ -288,16 +289,4 @@ fn pseudo(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> V
     bytes.extend((length as u32).to_be_bytes());
     bytes.extend(u32::from(protocol).to_be_bytes());
     bytes
-}
-
-/// RFC 1071; zero if the checksum in the bytes is right.
-fn checksum(bytes: &[u8]) -> u16 {
-    let pairs = bytes.chunks(2);
-    let words =
-        pairs.map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low)));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }

@@ -18,7 +18,7 @@ static APPEND: [[u32; WORDS]; POWERS] = tables();
 /// The change of the checksum is the changed four bytes at the packet's start (as they lie in memory of a
 /// little-endian machine), advanced by the length of the whole packet.
 #[inline(never)]
-pub fn advance(register: u32, length: u32) -> u32 {
+pub(crate) fn advance(register: u32, length: u32) -> u32 {
     let mut register = register;
     for (power, table) in APPEND.iter().enumerate() {
         if (length >> power) & 1 == 1 {

@@ -37,7 +37,6 @@ mod tables;
 mod translate;
 
 pub use checksum::Sum;
-pub use crc32c::advance as advance_crc32c;
 pub use egress::egress;
 pub use family::{Family, V4, V6};
 pub use ingress::ingress;

@@ -7,9 +7,10 @@
 //! and the same port is drawn for the same backend, the two flows are mixed up until the first one's next
 //! packet finds out; each draw does that with the probability of one in the number of ports.
 
-use proxy_common::{Address, Direction, Flow, FlowFlags, FlowKey, Port, Reason};
+use proxy_common::{Direction, Flow, FlowFlags, FlowKey, Port, Reason};
 
 use crate::connect::random_port;
+use crate::tables::own_address;
 use crate::translate::translate;
 use crate::{Family, Packet, Scratch, Tables, Unwritten, Verdict};
 
@@ -49,12 +50,8 @@ where
     P: Packet,
     T: Tables<WORDS>,
 {
-    let interface = tables.interface(packet.interface());
-    let address = interface.map_or(Address::UNSPECIFIED, F::source_of);
-    if address.is_unspecified() {
-        return Err(Reason::NoSourceAddress);
-    }
-    scratch.flow.address = address;
+    let address = own_address::<F, P, T, WORDS>(packet, tables);
+    scratch.flow.address = address.ok_or(Reason::NoSourceAddress)?;
     scratch.flow.flags = FlowFlags::SOURCE.with(FlowFlags::MASQUERADE);
     let mut port = random_port(tables).ok_or(Reason::NoFreePort)?;
     for probe in 0..PROBES {

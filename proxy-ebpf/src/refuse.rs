@@ -7,6 +7,7 @@
 use proxy_common::{Address, Reason};
 
 use crate::checksum::Sum;
+use crate::tables::own_address;
 use crate::{Family, Packet, Scratch, Tables, Verdict};
 
 /// The longest quote. Unit: words of four bytes.
@@ -32,12 +33,10 @@ where
         tables.count(Reason::TooManyRefusals);
         return Verdict::Drop;
     }
-    let interface = tables.interface(packet.interface());
-    let source = interface.map_or(Address::UNSPECIFIED, F::source_of);
-    if source.is_unspecified() {
+    let Some(source) = own_address::<F, P, T, WORDS>(packet, tables) else {
         tables.count(Reason::NoSourceAddress);
         return Verdict::Drop;
-    }
+    };
     if rewrite::<F, P, WORDS>(packet, scratch, source).is_none() {
         tables.count(Reason::CannotRefuse);
         return Verdict::Drop;

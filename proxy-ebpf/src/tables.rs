@@ -5,6 +5,8 @@ use proxy_common::{
     Record, Settings,
 };
 
+use crate::{Family, Packet};
+
 /// The tables of one family.
 pub trait Tables<const WORDS: usize> {
     /// The entry for this key.
@@ -76,3 +78,18 @@ pub trait Tables<const WORDS: usize> {
 /// An entry was not written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unwritten;
+
+/// This node's address on the interface that a packet is at; `None` if there is none.
+#[inline(always)]
+pub(crate) fn own_address<F, P, T, const WORDS: usize>(
+    packet: &P,
+    tables: &mut T,
+) -> Option<Address<WORDS>>
+where
+    F: Family<WORDS>,
+    P: Packet,
+    T: Tables<WORDS>,
+{
+    let address = tables.interface(packet.interface()).map(F::source_of)?;
+    (!address.is_unspecified()).then_some(address)
+}
